@@ -52,12 +52,12 @@ def ifft_corner(y: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
 
 def to_corner(x: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
     """Move the origin from index ``n // 2`` to index 0 along `axes` (`ifftshift`). Axes of length 1 are left alone."""
-    return torch.fft.ifftshift(x, dim=_long(x, axes))
+    return torch.fft.ifftshift(x, dim=long) if (long := _long(x, axes)) else x
 
 
 def to_centre(x: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
     """Move the origin from index 0 to index ``n // 2`` along `axes` (`fftshift`). Axes of length 1 are left alone."""
-    return torch.fft.fftshift(x, dim=_long(x, axes))
+    return torch.fft.fftshift(x, dim=long) if (long := _long(x, axes)) else x
 
 
 def centre_crop(x: Tensor, shape: Sequence[int]) -> Tensor:

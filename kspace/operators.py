@@ -1,0 +1,410 @@
+"""Linear operators of parallel MRI, as frozen values over tensors, and the solve that makes an image agree with the data.
+
+Operators are values, never `nn.Module`s: they cannot leak coil maps into a `state_dict`, and no call changes them. All take any
+number of leading batch dimensions, run on any device, and are differentiable with respect to their argument.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kspace.fourier import IMAGE_AXES, fft, fft_corner, ifft, ifft_corner, to_centre, to_corner
+from kspace.solve import conjugate_gradients
+
+if TYPE_CHECKING:
+    import sigpy
+
+
+@dataclass(frozen=True, eq=False)
+class LinearOperator(ABC):
+    """A linear map between tensors, with its adjoint.
+
+    ``op @ x`` applies it, ``a @ b`` composes (b first), ``op.H`` is the adjoint as an operator of its own.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operator."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the adjoint: ``<forward(x), y> == <x, adjoint(y)>`` in the complex Euclidean inner product."""
+
+    def normal(self, x: Tensor) -> Tensor:
+        """``adjoint(forward(x))``."""
+        return self.adjoint(self.forward(x))
+
+    @abstractmethod
+    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
+        """The same operator as a SigPy linop over NumPy arrays, for inputs of `shape`."""
+
+    @property
+    def H(self) -> LinearOperator:
+        """The adjoint operator."""
+        return Adjoint(self)
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, LinearOperator):
+            return Composition(self, other)
+        return self.forward(other)
+
+    def to(self, device: torch.device | str) -> LinearOperator:
+        """The operator with its tensors on `device`."""
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor | LinearOperator):
+                moved[item.name] = value.to(device)
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Adjoint(LinearOperator):
+    """The adjoint of `op`, as an operator."""
+
+    op: LinearOperator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.op.forward(y)
+
+    @property
+    def H(self) -> LinearOperator:
+        return self.op
+
+    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
+        """`shape` is that of the input of the operator whose adjoint this is."""
+        return self.op.to_sigpy(shape).H
+
+
+@dataclass(frozen=True, eq=False)
+class Composition(LinearOperator):
+    """``outer(inner(x))``."""
+
+    outer: LinearOperator
+    inner: LinearOperator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer.forward(self.inner.forward(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.adjoint(y))
+
+    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
+        inner = self.inner.to_sigpy(shape)
+        return self.outer.to_sigpy(inner.oshape) * inner
+
+
+@dataclass(frozen=True, eq=False)
+class Fourier(LinearOperator):
+    """Centred orthonormal Fourier transform along `axes` (`kspace.fourier`)."""
+
+    axes: tuple[int, ...] = IMAGE_AXES
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fft(x, self.axes)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return ifft(y, self.axes)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return x
+
+    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
+        import sigpy
+
+        return sigpy.linop.FFT(tuple(shape), axes=self.axes, center=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling(LinearOperator):
+    """Keep what was sampled: multiply by `mask`, bool and broadcastable to ``(*batch coil ky kx)``."""
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        _check_mask(self.mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y * self.mask
+
+    def normal(self, x: Tensor) -> Tensor:
+        return x * self.mask
+
+    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
+        import sigpy
+
+        return sigpy.linop.Multiply(tuple(shape), _numpy(self.mask.to(torch.float32)))
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity(LinearOperator):
+    """Image ``(*batch y x)`` to coil images ``(*batch coil y x)``: multiply by complex `maps` ``(*batch coil y x)``."""
+
+    maps: Tensor
+
+    def __post_init__(self) -> None:
+        _check_maps(self.maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-3) * self.maps
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y * self.maps.conj()).sum(-3)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return x * self.maps.abs().square().sum(-3)
+
+    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
+        """`shape` is that of the image, ``(y x)``."""
+        import sigpy
+
+        maps = _numpy(_unbatched(self.maps, 3, "maps"))
+        expand = sigpy.linop.Reshape((1, *shape), tuple(shape))
+        return sigpy.linop.Multiply(expand.oshape, maps) * expand
+
+
+@dataclass(frozen=True, eq=False)
+class Sense(LinearOperator):
+    """The forward model of parallel MRI, ``y = mask * fft(maps * image)``.
+
+    Pruessmann et al. 1999, doi:10.1002/(SICI)1522-2594(199911)42:5<952::AID-MRM16>3.0.CO;2-S.
+
+    Attributes
+    ----------
+    maps
+        Complex coil sensitivities ``(*batch coil y x)``; the sum of their squared magnitudes over the coils is 1 in the object
+        and 0 where nothing is known, so the norm of the operator is at most 1.
+    mask
+        Bool, broadcastable to ``(*batch coil ky kx)``. Where whole lines are sampled its last axis has length 1, and the normal
+        operator then needs one-dimensional transforms only.
+    noise_std
+        Square root of E|n|^2 of one k-space sample measured once; 1 after whitening.
+    n_averages
+        Integer, broadcastable like `mask`: how often each sample was measured. None means once. `forward` and `adjoint` do not
+        look at it; solvers weight the samples with `weights`.
+    """
+
+    maps: Tensor
+    mask: Tensor
+    noise_std: float = 1.0
+    n_averages: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_maps(self.maps)
+        _check_mask(self.mask)
+        size = self.maps.shape[-2:]
+        for name, m in (("mask", self.mask), ("n_averages", self.n_averages)):
+            if m is not None and any(a not in (1, b) for a, b in zip(m.shape[-2:], size, strict=True)):
+                raise ValueError(f"{name} of shape {tuple(m.shape)} does not fit maps of shape {tuple(self.maps.shape)}")
+
+    @property
+    def n_coils(self) -> int:
+        """Number of coils."""
+        return self.maps.shape[-3]
+
+    @property
+    def weights(self) -> Tensor:
+        """Real, broadcastable to k-space: the inverse noise variance of each sample relative to one measured once, 0 where
+        nothing was sampled. These are the weights of the data term in every solver."""
+        weights = self.mask.to(self.maps.real.dtype)
+        return weights if self.n_averages is None else weights * self.n_averages
+
+    @cached_property
+    def support(self) -> Tensor:
+        """Bool ``(*batch y x)``: where any coil map is non-zero. Nothing can be said of the image outside."""
+        return (self.maps != 0).any(-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image ``(*batch y x)`` to k-space ``(*batch coil ky kx)``, zero where nothing is sampled."""
+        self._check(x, 2, "image")
+        coil_images = to_corner(x).unsqueeze(-3) * self._maps_corner
+        return to_centre(fft_corner(coil_images)) * self.mask
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """k-space ``(*batch coil ky kx)`` to the zero-filled combined image ``(*batch y x)``."""
+        self._check(y, 3, "k-space")
+        coil_images = ifft_corner(to_corner(y * self.mask))
+        return to_centre((coil_images * self._maps_corner.conj()).sum(-3))
+
+    def normal(self, x: Tensor) -> Tensor:
+        """``adjoint(forward(x))``, without the trip through centred k-space."""
+        self._check(x, 2, "image")
+        return to_centre(self._gram(self.mask.to(self.maps.real.dtype))(to_corner(x)))
+
+    def to(self, device: torch.device | str) -> Sense:
+        moved = super().to(device)
+        assert isinstance(moved, Sense)
+        return moved
+
+    def to_sigpy(self, shape: Sequence[int] | None = None) -> sigpy.linop.Linop:
+        """`sigpy.mri.linop.Sense` with the mask as weights, for one plane: ``(y x)`` to ``(coil ky kx)``.
+
+        Raises
+        ------
+        ValueError
+            If the operator is batched: SigPy's linops have no batch.
+        """
+        # SigPy compares shapes with `zip`, so a wrong rank would pass unseen: it is refused here.
+        import sigpy.mri
+
+        maps = _unbatched(self.maps, 3, "maps")
+        if shape is not None and tuple(shape) != tuple(maps.shape[-2:]):
+            raise ValueError(f"the operator takes images of shape {tuple(maps.shape[-2:])}; got {tuple(shape)}")
+        mask = _unbatched(self.mask, 3, "mask").expand(maps.shape)
+        return sigpy.mri.linop.Sense(_numpy(maps), weights=_numpy(mask.to(maps.real.dtype)))
+
+    @cached_property
+    def _maps_corner(self) -> Tensor:
+        return to_corner(self.maps)
+
+    def _gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
+        """``x -> A^H diag(weights) A x`` between images whose origin lies in the corner."""
+        # Lines along kx are sampled whole or not at all: the transforms along x then cancel.
+        axes = IMAGE_AXES if weights.shape[-1] > 1 else IMAGE_AXES[:1]
+        maps, conj, w = self._maps_corner, self._maps_corner.conj(), to_corner(weights, axes)
+
+        def apply(x: Tensor) -> Tensor:
+            return (conj * ifft_corner(w * fft_corner(x.unsqueeze(-3) * maps, axes), axes)).sum(-3)
+
+        return apply
+
+    def _check(self, x: Tensor, rank: int, name: str) -> None:
+        if x.ndim < rank or x.shape[-2:] != self.maps.shape[-2:] or (rank == 3 and x.shape[-3] != self.n_coils):
+            expected = tuple(self.maps.shape[-rank:]) if rank == 3 else tuple(self.maps.shape[-2:])
+            raise ValueError(f"{name} of shape {tuple(x.shape)} does not fit the operator: expected (*batch, {expected})")
+
+
+def data_consistency(
+    image: Tensor,
+    y: Tensor,
+    op: Sense,
+    lamda: float | Tensor | None = None,
+    *,
+    tolerance: float = 1e-6,
+    max_iterations: int = 500,
+) -> Tensor:
+    """The image nearest to `image` that agrees with the measured samples.
+
+    With `lamda` the regularised solve ``(A^H W A + lamda I) x = A^H W y + lamda image`` by conjugate gradients, W being
+    ``op.weights`` (Aggarwal 2019, doi:10.1109/TMI.2018.2865356). Without it, the exact replacement of the sampled part of
+    k-space, which exists for one coil only.
+
+    Parameters
+    ----------
+    image
+        Complex ``(*batch y x)``: the prior's proposal, z.
+    y
+        Complex ``(*batch coil ky kx)``: measured k-space.
+    op
+        The forward model. Its maps are constants: no gradient flows to them.
+    lamda
+        Noise variance over signal variance, positive; a number, or a tensor broadcastable to ``(*batch 1 1)``, through which
+        gradients flow. None: exact replacement.
+    tolerance
+        Relative residual ``||b - M x|| / ||b||`` at which a plane's conjugate gradients stop.
+    max_iterations
+        A plane that needs more is returned as it is, with a `RuntimeWarning`.
+
+    Returns
+    -------
+    Tensor
+        Complex ``(*batch y x)``. Differentiable in `image`, `y` and `lamda`, by implicit differentiation: the backward pass is
+        one more solve with the same matrix, whatever the number of iterations.
+
+    Raises
+    ------
+    ValueError
+        If `lamda` is not positive, or is None where several coils or a map of other than unit modulus leave no exact answer.
+    """
+    if lamda is None:
+        return _replace_samples(image, y, op)
+    if isinstance(lamda, float | int) and not (lamda > 0 and math.isfinite(lamda)):
+        raise ValueError(f"lamda must be positive and finite; got {lamda}")
+    weight = torch.as_tensor(lamda, dtype=image.real.dtype, device=image.device)
+    solved: Tensor = _RegularisedSolve.apply(image, y, weight, op, tolerance, max_iterations)
+    return solved
+
+
+def _replace_samples(image: Tensor, y: Tensor, op: Sense) -> Tensor:
+    if op.n_coils != 1:
+        raise ValueError(f"exact replacement exists for one coil; {op.n_coils} coils need lamda (noise over signal variance)")
+    if not torch.allclose(op.maps.abs(), torch.ones((), dtype=op.maps.real.dtype, device=op.maps.device), atol=1e-4):
+        raise ValueError("exact replacement needs a coil map of unit modulus everywhere; give lamda")
+    predicted = fft(image.unsqueeze(-3) * op.maps)
+    return (ifft(torch.where(op.mask, y, predicted)) * op.maps.conj()).squeeze(-3)
+
+
+class _RegularisedSolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, y: Tensor, lamda: Tensor, op: Sense, tolerance: float, max_iterations: int) -> Tensor:
+        weights = op.weights
+        matrix = _plus_identity(op._gram(weights), lamda)
+        z = to_corner(image)
+        b = to_corner(op.adjoint(y * weights)) + lamda * z
+        solution = to_centre(conjugate_gradients(matrix, b, z, tolerance, max_iterations))
+        ctx.op, ctx.options, ctx.shapes = op, (tolerance, max_iterations), (image.shape, y.shape, lamda.shape)
+        ctx.save_for_backward(solution, image, lamda)
+        return solution
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        solution, image, lamda = ctx.saved_tensors
+        op: Sense = ctx.op
+        weights = op.weights
+        matrix = _plus_identity(op._gram(weights), lamda)
+        g = to_corner(gradient)
+        # The matrix is Hermitian, so the adjoint solve is a solve: u = M^-1 g.
+        u = to_centre(conjugate_gradients(matrix, g, g / (1 + lamda), *ctx.options))
+        to_image = to_y = to_lamda = None
+        if ctx.needs_input_grad[0]:
+            to_image = _sum_to(lamda * u, ctx.shapes[0])
+        if ctx.needs_input_grad[1]:
+            to_y = _sum_to(op.forward(u) * weights, ctx.shapes[1])
+        if ctx.needs_input_grad[2]:
+            to_lamda = _sum_to((u.conj() * (image - solution)).real, ctx.shapes[2])
+        return to_image, to_y, to_lamda, None, None, None
+
+
+def _plus_identity(gram: Callable[[Tensor], Tensor], lamda: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: gram(x) + lamda * x
+
+
+def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
+    """Undo broadcasting: the gradient of a tensor that was expanded is the sum over the copies."""
+    return x.sum_to_size(shape)
+
+
+def _check_maps(maps: Tensor) -> None:
+    if not maps.is_complex() or maps.ndim < 3:
+        raise ValueError(f"maps must be complex (*batch coil y x); got {maps.dtype} of shape {tuple(maps.shape)}")
+
+
+def _check_mask(mask: Tensor) -> None:
+    if mask.dtype != torch.bool or mask.ndim < 2:
+        raise ValueError(f"the mask must be bool with at least (ky kx); got {mask.dtype} of shape {tuple(mask.shape)}")
+
+
+def _unbatched(x: Tensor, rank: int, name: str) -> Tensor:
+    batch = x.shape[: max(x.ndim - rank, 0)]
+    if any(n != 1 for n in batch):
+        raise ValueError(f"SigPy's operators have no batch: {name} of shape {tuple(x.shape)} must be one plane")
+    return x.reshape(x.shape[len(batch) :])
+
+
+def _numpy(x: Tensor) -> Any:
+    return x.detach().cpu().numpy()
