@@ -1,0 +1,240 @@
+"""The command line: which commands there are, and how a failure reaches a person. No command's logic lives here.
+
+Each command is a plain function elsewhere; its signature is the command's options and its docstring their help. Only the
+module of the command that was asked for is imported, so that ``recon --help`` and most error messages come at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import os
+import signal
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from kspace.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: where its function is, which parameters are positional, which have a short option."""
+
+    function: str
+    summary: str
+    positional: tuple[str, ...] = ()
+    short: tuple[tuple[str, str], ...] = ()
+
+
+COMMANDS = {
+    "run": Command(
+        "recon.pipeline:run",
+        "reconstruct raw scans (ISMRMRD, fastMRI HDF5, Siemens twix) into MRD, DICOM, NIfTI and PNG images",
+        ("inputs",),
+        (("output", "-o"), ("method", "-m"), ("force", "-f")),
+    ),
+    "info": Command(
+        "recon.info:info", "say what is in a raw file: matrix, coils, acceleration, slices, noise, warnings", ("inputs",)
+    ),
+    "demo": Command(
+        "recon.demo:demo", "make a synthetic multi-coil scan and reconstruct it", (), (("output", "-o"), ("force", "-f"))
+    ),
+    "mask": Command("recon.mask:mask", "draw an undersampling mask to look at", ("spec",), (("output", "-o"), ("force", "-f"))),
+    "convert": Command(
+        "recon.convert:convert",
+        "turn ISMRMRD, Siemens twix or NumPy k-space into fastMRI-style HDF5 or ISMRMRD",
+        ("source", "output"),
+        (("force", "-f"),),
+    ),
+    "simulate": Command(
+        "recon.simulate:simulate",
+        "turn folders of images into multi-coil k-space volumes for training",
+        ("images", "output"),
+        (("force", "-f"),),
+    ),
+    "evaluate": Command("recon.evaluate:evaluate", "fastMRI's volume metrics of reconstructions", ("targets", "predictions")),
+}
+
+EXIT_INPUT_ERROR = 2
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+
+
+def main() -> int:
+    """Entry point of the console script: run the command in a child process and say what became of it.
+
+    A damaged file can make the HDF5 library crash the interpreter, and a large one can make the kernel kill it. The parent,
+    which has imported nothing and read nothing, turns both into the one-line error that a person can act on.
+    """
+    if not hasattr(os, "fork"):
+        return execute(sys.argv[1:])
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = EXIT_BUG
+        try:
+            code = execute(sys.argv[1:])
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output has left, as `recon info scan.h5 | head` does
+            code = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return _wait(child)
+
+
+def execute(argv: Sequence[str]) -> int:
+    """Run the command that `argv` names, in this process, and return the exit status.
+
+    0 when all went well, 2 after an error that a person can mend, 1 after one that only we can, 130 after Ctrl-C.
+    """
+    verbose = "-v" in argv or "--verbose" in argv
+    _set_up_logging(verbose)
+    try:
+        name, options = _parse([a for a in argv if a not in ("-v", "--verbose")])
+        return int(_load(COMMANDS[name])(**options) or 0)
+    except InputError as error:
+        _complain(str(error))
+        return EXIT_INPUT_ERROR
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing half-written was left behind")
+        return EXIT_INTERRUPTED
+    except MemoryError as error:
+        _complain(_out_of_memory(str(error)))
+        return EXIT_INPUT_ERROR
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if "not enough memory" in str(error) or "out of memory" in str(error).lower():
+            _complain(_out_of_memory(str(error)))
+            return EXIT_INPUT_ERROR
+        if verbose:
+            logging.getLogger(__name__).exception("unexpected failure")
+        text = " ".join(str(error).split())
+        _complain(f"unexpected {type(error).__name__}: {text[:300]}; this is a defect of recon: repeat with -v and report it")
+        return EXIT_BUG
+
+
+def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    import jsonargparse
+
+    import recon
+
+    chosen = next((a for a in argv if not a.startswith("-")), None)
+    if chosen is not None and chosen not in COMMANDS:
+        raise InputError(f"unknown command '{chosen}'", fix=f"the commands are: {', '.join(COMMANDS)}")
+    parser = jsonargparse.ArgumentParser(
+        prog="recon", description=recon.__doc__, version=recon.__version__, exit_on_error=False,
+        epilog="Every command takes -v for a log. Not for diagnostic use.",
+    )  # fmt: skip
+    commands = parser.add_subcommands(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        subparser = _subparser(command) if name == chosen else jsonargparse.ArgumentParser(exit_on_error=False)
+        commands.add_subcommand(name, subparser, help=command.summary)
+    if not argv:
+        parser.print_help()
+        raise InputError("no command was given", fix="recon --help lists them")
+    try:
+        parsed = parser.parse_args(list(argv))
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(text, fix=f"recon {chosen or ''} --help lists the options") from error
+    options = parsed[parsed.command].as_dict()
+    return parsed.command, {key: value for key, value in options.items() if key != "config"}
+
+
+def _subparser(command: Command) -> Any:
+    """The options of a command, from its function's signature (types, defaults) and docstring (help)."""
+    import docstring_parser
+    import jsonargparse
+
+    function = _load(command)
+    documentation = docstring_parser.parse(inspect.getdoc(function) or "")
+    described = {p.arg_name: " ".join((p.description or "").split()) for p in documentation.params}
+    hints, short = typing.get_type_hints(function), dict(command.short)
+    parser = jsonargparse.ArgumentParser(description=documentation.description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below; unknown keys are refused")
+    for name, parameter in inspect.signature(function).parameters.items():
+        text = described.get(name, "").replace("%", "%%")
+        if name in command.positional:
+            if typing.get_origin(hints[name]) is list:
+                parser.add_argument(name, nargs="+", type=typing.get_args(hints[name])[0], help=text)
+            elif parameter.default is inspect.Parameter.empty:
+                parser.add_argument(name, type=hints[name], help=text)
+            else:
+                parser.add_argument(name, nargs="?", type=hints[name], default=parameter.default, help=text)
+            continue
+        flags = [*([short[name]] if name in short else []), "--" + name.replace("_", "-")]
+        if hints[name] is bool:
+            parser.add_argument(*flags, action="store_true", default=False, help=text)
+            continue
+        keywords: dict[str, Any] = {"type": hints[name], "help": text}
+        if typing.get_origin(hints[name]) is tuple:
+            keywords |= {"nargs": len(typing.get_args(hints[name])), "type": typing.get_args(hints[name])[0]}
+        if parameter.default is inspect.Parameter.empty:
+            keywords["required"] = True
+        else:
+            keywords["default"] = parameter.default
+        parser.add_argument(*flags, **keywords)
+    return parser
+
+
+def _load(command: Command) -> Callable[..., int | None]:
+    module, function = command.function.split(":")
+    loaded: Callable[..., int | None] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def _wait(child: int) -> int:
+    """Wait for the child, pass signals on, and turn a death by signal into words."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        os.kill(child, number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the child as well, which answers it
+    signal.signal(signal.SIGTERM, forward)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
+    number = os.WTERMSIG(status)
+    if number == signal.SIGKILL:
+        _complain(_out_of_memory("the system killed the process"))
+        return EXIT_INPUT_ERROR
+    if number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
+        name = signal.Signals(number).name
+        _complain(
+            f"reading or reconstructing crashed ({name}): an input file is probably damaged; copy it from the scanner again"
+        )
+        return EXIT_INPUT_ERROR
+    return 128 + number
+
+
+def _out_of_memory(detail: str) -> str:
+    detail = " ".join(detail.split())[:160]
+    return (
+        f"out of memory ({detail or 'allocation failed'}); take a part with --slices or --repetitions, "
+        "fewer coils with --virtual-coils, or a machine with more memory"
+    )
+
+
+def _complain(message: str) -> None:
+    print(f"recon: error: {message}", file=sys.stderr, flush=True)
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    # Warnings of the libraries below us are for a log, not for a person at the scanner; ours are said and recorded by name.
+    logging.captureWarnings(True)
+    warnings.simplefilter("default" if verbose else "ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

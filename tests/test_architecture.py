@@ -1,0 +1,61 @@
+"""The packages import in one direction, and each domain library has one owner."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+OWNERS = {
+    "ismrmrd": ("kspace/mrd/",),
+    "twixtools": ("kspace/twix.py",),
+    "pydicom": ("recon/dicom.py", "kspace/images.py"),
+    "nibabel": ("recon/nifti.py", "kspace/images.py"),
+    "pytorch_lightning": ("recon/train.py",),
+    "jsonargparse": ("recon/cli.py", "recon/train.py"),
+}
+FILES = sorted(
+    p.relative_to(ROOT).as_posix() for folder in ("kspace", "models", "recon") for p in (ROOT / folder).rglob("*.py")
+)
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports(name: str) -> None:
+    modules = imports(ROOT / name)
+    package = name.split("/")[0]
+    roots = {m.split(".")[0] for m in modules}
+    if package == "kspace":
+        assert not roots & {"models", "recon"}
+    if package == "models":
+        assert "recon" not in roots
+        ours = {m for m in modules if m.startswith("kspace.")}
+        assert all(m.startswith(("kspace.operators", "kspace.fourier", "kspace.errors")) for m in ours), ours
+    for library, owners in OWNERS.items():
+        assert library not in roots or name.startswith(owners), f"{name} imports {library}, which {owners} own"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_pickle_and_no_raw_data_opened_for_writing(name: str) -> None:
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert not names & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert keywords.get("allow_pickle") == "False", f"{name}:{node.lineno}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "h5py.File":
+            assert len(node.args) >= 2 or any(k.arg == "mode" for k in node.keywords), f"{name}:{node.lineno}"
