@@ -1,0 +1,368 @@
+"""fastMRI-style HDF5: multi-coil and single-coil volumes in, volumes and submissions out.
+
+The files hold ``kspace`` as ``(slice, coil, readout, phase)``, single-coil ones without the coil axis, and images as
+``(slice, readout, phase)``. Here the readout is last: `Volume.load` and `Volume.target` transpose on the way in,
+`write_volume` and `write_reconstruction` on the way out, and nothing else knows of the files' order.
+
+Format: Zbontar et al., fastMRI: an open dataset and benchmarks for accelerated MRI. https://doi.org/10.48550/arXiv.1811.08839
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from kspace.container import Geometry, Header, ImageIndex, KSpace
+from kspace.errors import InputError
+from kspace.fastmri_header import ScanHeader, parse_header
+from kspace.fastmri_write import root_sum_of_squares, write_reconstruction, write_volume
+
+__all__ = ["Volume", "open_volume", "root_sum_of_squares", "write_reconstruction", "write_volume"]
+
+# What h5py raises on damaged files, depending on where the damage is.
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+MAX_SAMPLES = 1 << 29  # of one slice, 4 GiB; the largest of real scanners are a tenth of it
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A fastMRI-style file: what its header and its shapes say. Samples are read by `load`, one slice at a time.
+
+    It holds no open file, so it can be handed to other processes and be kept by the thousand.
+
+    Attributes
+    ----------
+    path
+        The file.
+    n_slices, n_coils
+        Slices and coils; single-coil files have one coil.
+    matrix
+        Points ``(ky, kx)`` of k-space: kx is the readout.
+    recon_shape
+        Points ``(y, x)`` of the image to deliver, the centre of the encoded image. Where a volume is narrower than the recon
+        matrix of its header, its own width counts.
+    single_coil
+        True for files without a coil axis, whose target is ``reconstruction_esc``.
+    acquired
+        First and past-the-last line ``ky`` that the header says were acquired.
+    scan
+        The parsed ``ismrmrd_header``, empty where the file has none.
+    target_name
+        ``reconstruction_rss``, ``reconstruction_esc``, or None where the file has no target.
+    has_mask
+        Whether the file says what was acquired (test files, prospectively undersampled scans).
+    attributes
+        The file's attributes: ``acquisition``, ``max``, ``norm``, ``patient_id``, ``acceleration``, ``num_low_frequency``.
+    boxes
+        Regions of interest, one row ``(slice, class, y0, x0, y1, x1)`` each, in points of the image of `recon_shape`.
+    """
+
+    path: Path
+    n_slices: int
+    n_coils: int
+    matrix: tuple[int, int]
+    recon_shape: tuple[int, int]
+    single_coil: bool
+    acquired: tuple[int, int]
+    scan: ScanHeader = field(repr=False)
+    target_name: str | None
+    has_mask: bool
+    attributes: dict[str, Any] = field(default_factory=dict)
+    boxes: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def patient(self) -> str:
+        """The patient's pseudonym; the file's name where the file does not say, so that no two files are joined by chance."""
+        return str(self.attributes.get("patient_id") or self.path.name)
+
+    @property
+    def max(self) -> float | None:
+        """Largest value of the target volume, as the file says."""
+        value = self.attributes.get("max")
+        return None if value is None else float(value)
+
+    @property
+    def mask(self) -> Tensor:
+        """What was acquired, bool ``(ky, 1)`` where whole lines were, else ``(ky, kx)``: the file's mask, less the margin."""
+        with _opened(self.path) as file:
+            return _read_mask(file, self)
+
+    @property
+    def noise_covariance(self) -> Tensor | None:
+        """E[n n^H] of the samples, complex64 ``(coil coil)``, in the file's units squared; None where it is not known."""
+        with _opened(self.path) as file:
+            if "noise_covariance" not in file:
+                return None
+            covariance = file["noise_covariance"][()]
+        if covariance.shape != (self.n_coils, self.n_coils):
+            raise InputError(f"the noise covariance is {covariance.shape}, expected {self.n_coils} coils", self.path)
+        return torch.from_numpy(np.ascontiguousarray(covariance, dtype=np.complex64))
+
+    def load(self, index: int) -> KSpace:
+        """Read one slice.
+
+        Parameters
+        ----------
+        index
+            Slice, from 0.
+
+        Returns
+        -------
+        KSpace
+            ``data`` complex64 ``(coil ky kx)``, zero where nothing was acquired; ``mask`` ``(1 ky 1)`` or ``(1 ky kx)``.
+
+        Raises
+        ------
+        InputError
+            If there is no such slice, or it cannot be read, or holds samples that are not finite.
+        """
+        self._check_slice(index)
+        with _opened(self.path) as file:
+            data = _read_slice(file["kspace"], index, self)
+            mask = _read_mask(file, self)
+            n_averages = _optional(file, "n_averages", index)
+            calibration = _read_slice(file["calibration"], index, self) if "calibration" in file else None
+            header = _slice_header(file, index, self)
+        if not mask.all():
+            data = torch.where(mask, data, data.new_zeros(()))
+        return KSpace(
+            data=data,
+            mask=mask[None],
+            header=header,
+            n_averages=None if n_averages is None else n_averages.mT.reshape(mask[None].shape),
+            calibration=calibration,
+        )
+
+    def target(self, index: int) -> Tensor | None:
+        """The distributed target of one slice, float32 ``(y x)``; None where the file has none."""
+        self._check_slice(index)
+        if self.target_name is None:
+            return None
+        with _opened(self.path) as file:
+            image = file[self.target_name][index]
+        return torch.from_numpy(np.ascontiguousarray(image.T, dtype=np.float32))
+
+    def boxes_of(self, index: int) -> Tensor:
+        """Regions of interest of one slice, float32 ``(n, 5)``: class, y0, x0, y1, x1 in points of the image delivered."""
+        rows = [row[1:] for row in self.boxes if row[0] == index]
+        return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+
+    def _check_slice(self, index: int) -> None:
+        if not 0 <= index < self.n_slices:
+            raise InputError(f"there is no slice {index}", self.path, f"it has slices 0 to {self.n_slices - 1}")
+
+
+def open_volume(path: str | os.PathLike[str]) -> Volume:
+    """Read header, attributes and shapes of a fastMRI-style file; no samples.
+
+    Raises
+    ------
+    InputError
+        For every file that cannot be used: not there, a folder, empty, not HDF5, truncated, HDF5 without ``kspace`` (an
+        ISMRMRD file: said so), shapes that contradict the header or each other.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        kspace = _dataset(file, "kspace", path)
+        n_slices, n_coils, n_kx, n_ky = _check_kspace(kspace, path)
+        scan = parse_header(_header_text(file, path), str(path)) if "ismrmrd_header" in file else ScanHeader()
+        single_coil = kspace.ndim == 3
+        names = ("reconstruction_esc", "reconstruction_rss") if single_coil else ("reconstruction_rss", "reconstruction_esc")
+        target_name = next((name for name in names if name in file), None)
+        recon_shape = _recon_shape(file, scan, target_name, (n_ky, n_kx), path)
+        volume = Volume(
+            path=path,
+            n_slices=n_slices,
+            n_coils=n_coils,
+            matrix=(n_ky, n_kx),
+            recon_shape=recon_shape,
+            single_coil=single_coil,
+            acquired=scan.acquired_range(n_ky),
+            scan=scan,
+            target_name=target_name,
+            has_mask="mask" in file,
+            attributes={key: _plain(value) for key, value in file.attrs.items()},
+            boxes=_read_boxes(file, path),
+        )
+        _check_header(volume)
+        _read_mask(file, volume)
+    return volume
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """The file, read-only, with everything that h5py can raise on a damaged one turned into one message."""
+    if not path.exists():
+        raise InputError("no such file", path)
+    if path.is_dir():
+        raise InputError("this is a folder, expected a file", path)
+    if path.stat().st_size == 0:
+        raise InputError("the file is empty", path)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(_explain(path, error), path) from error
+
+
+def _explain(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read"
+    try:
+        is_hdf5 = h5py.is_hdf5(path)
+    except _DAMAGE:
+        is_hdf5 = False
+    if not is_hdf5:
+        return "not an HDF5 file"
+    if "truncated" in str(error):
+        return "the HDF5 file is truncated"
+    return f"the HDF5 file is damaged ({type(error).__name__}: {error})"
+
+
+def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    found = file.get(name)
+    if isinstance(found, h5py.Dataset):
+        return found
+    if isinstance(file.get("dataset"), h5py.Group):
+        raise InputError("this is an ISMRMRD file, expected a fastMRI-style one", path, "convert it with `recon convert`")
+    names = ", ".join(sorted(file)[:8]) or "nothing"
+    raise InputError(f"there is no data set '{name}' (found: {names}): not a fastMRI-style file", path)
+
+
+def _check_kspace(kspace: h5py.Dataset, path: Path) -> tuple[int, int, int, int]:
+    if kspace.dtype.kind != "c":
+        raise InputError(f"kspace is {kspace.dtype}, expected complex", path)
+    if kspace.ndim not in (3, 4):
+        raise InputError(f"kspace has shape {kspace.shape}, expected (slice, coil, readout, phase)", path)
+    n_slices, *coils, n_kx, n_ky = kspace.shape
+    n_coils = coils[0] if coils else 1
+    if 0 in kspace.shape:
+        raise InputError(f"kspace is empty: its shape is {kspace.shape}", path)
+    if n_coils * n_kx * n_ky > MAX_SAMPLES:
+        raise InputError(f"a slice of shape {kspace.shape[1:]} is larger than {MAX_SAMPLES} samples", path)
+    return n_slices, n_coils, n_kx, n_ky
+
+
+def _check_header(volume: Volume) -> None:
+    matrix = volume.scan.encoded_matrix
+    n_ky, n_kx = volume.matrix
+    if matrix is not None and matrix[:2] != (n_kx, n_ky):
+        raise InputError(
+            f"kspace is {n_kx} x {n_ky} (readout x phase), the header's encoded matrix {matrix[0]} x {matrix[1]}", volume.path
+        )
+    start, stop = volume.acquired
+    if start >= stop:
+        limits = f"centre {volume.scan.ky_centre}, maximum {volume.scan.ky_max}"
+        raise InputError(f"the header's encoding limits ({limits}) leave no line of {n_ky}", volume.path)
+
+
+def _header_text(file: h5py.File, path: Path) -> bytes | str:
+    dataset = file["ismrmrd_header"]
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape not in ((), (1,)) or dataset.dtype.kind not in "SO":
+        raise InputError("the ismrmrd_header is not text", path)
+    value = dataset[()]
+    text = value[0] if isinstance(value, np.ndarray) else value
+    return text if isinstance(text, (bytes, str)) else bytes(text)
+
+
+def _recon_shape(
+    file: h5py.File, scan: ScanHeader, target_name: str | None, matrix: tuple[int, int], path: Path
+) -> tuple[int, int]:
+    """Points ``(y, x)`` to deliver: the header's recon matrix, cut to the volume's own; else the target's, else all."""
+    shape = matrix
+    if target_name is not None:
+        target = _dataset(file, target_name, path)
+        if target.ndim != 3 or target.shape[0] != file["kspace"].shape[0]:
+            raise InputError(f"{target_name} has shape {target.shape}, kspace {file['kspace'].shape}", path)
+        shape = target.shape[2], target.shape[1]
+        if shape[0] > matrix[0] or shape[1] > matrix[1]:
+            raise InputError(f"{target_name} is larger ({target.shape}) than kspace {file['kspace'].shape}", path)
+    if scan.recon_matrix is not None:
+        shape = scan.recon_matrix[1], scan.recon_matrix[0]
+    return min(shape[0], matrix[0]), min(shape[1], matrix[1])
+
+
+def _read_mask(file: h5py.File, volume: Volume) -> Tensor:
+    n_ky, n_kx = volume.matrix
+    start, stop = volume.acquired
+    lines = torch.zeros(n_ky, 1, dtype=torch.bool)
+    lines[start:stop] = True
+    if not volume.has_mask:
+        return lines
+    mask = np.asarray(_dataset(file, "mask", volume.path)[()])
+    if mask.shape not in ((n_ky,), (n_kx, n_ky)):
+        raise InputError(f"the mask has shape {mask.shape}, kspace has {n_ky} lines of {n_kx} samples", volume.path)
+    if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+        raise InputError("the mask holds values other than 0 and 1", volume.path)
+    if not mask.any():
+        raise InputError("the mask is empty: nothing was acquired", volume.path)
+    acquired = torch.from_numpy(mask.astype(bool).reshape(-1, n_ky)).mT.contiguous()
+    return acquired & lines
+
+
+def _read_slice(dataset: h5py.Dataset, index: int, volume: Volume) -> Tensor:
+    samples = torch.from_numpy(dataset.astype(np.complex64)[index] if dataset.dtype != np.complex64 else dataset[index])
+    data = samples.reshape(volume.n_coils, *reversed(volume.matrix)).mT.contiguous()
+    # One sum finds every NaN and infinity at a tenth of the price of looking at each sample; it may overflow, so look again.
+    if not torch.view_as_real(data).sum().isfinite() and not torch.view_as_real(data).isfinite().all():
+        raise InputError(f"slice {index} of {dataset.name.lstrip('/')} holds NaN or infinite samples", volume.path)
+    return data
+
+
+def _optional(file: h5py.File, name: str, index: int) -> Tensor | None:
+    return torch.from_numpy(file[name][index].astype(np.int32)) if name in file else None
+
+
+def _read_boxes(file: h5py.File, path: Path) -> tuple[tuple[float, ...], ...]:
+    if "boxes" not in file:
+        return ()
+    boxes = np.asarray(file["boxes"][()])
+    if boxes.ndim != 2 or boxes.shape[1] != 6 or boxes.dtype.kind not in "fiu":
+        raise InputError(f"boxes have shape {boxes.shape}, expected rows (slice, class, y0, x0, y1, x1)", path)
+    return tuple(tuple(float(value) for value in row) for row in boxes)
+
+
+def _slice_header(file: h5py.File, index: int, volume: Volume) -> Header:
+    n_ky, n_kx = volume.matrix
+    encoded_fov = volume.scan.encoded_fov_m or (0.0, 0.0, 0.0)
+    recon_y, recon_x = volume.recon_shape
+    # The image delivered is the centre of the encoded one, so its points have the encoded size whatever the header says.
+    recon_fov = (encoded_fov[0] * recon_x / n_kx, encoded_fov[1] * recon_y / n_ky, encoded_fov[2])
+    geometry = Geometry(fov_m=recon_fov, nominal=True)
+    if "geometry" in file:
+        entry: dict[str, Any] = json.loads(file["geometry"].asstr()[()])[index]
+        entry = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        geometry = replace(Geometry(**entry), fov_m=recon_fov)
+    steps = volume.attributes.get("steps")
+    noise_std = volume.attributes.get("noise_std")
+    return Header(
+        source=str(volume.path),
+        index=ImageIndex(slice=index),
+        encoded_matrix=(n_kx, n_ky, 1),
+        recon_matrix=(recon_x, recon_y, 1),
+        encoded_fov_m=encoded_fov,
+        recon_fov_m=recon_fov,
+        geometry=geometry,
+        noise_std=None if noise_std is None else float(noise_std),
+        acceleration=volume.scan.acceleration,
+        study=dict(volume.scan.study),
+        steps=tuple(str(steps).split(",")) if steps else (),
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value
