@@ -1,0 +1,137 @@
+"""Raw ISMRMRD files out: acquisition headers, samples, and the XML header, in one bulk write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import ismrmrd
+import ismrmrd.hdf5
+import numpy as np
+from numpy.typing import NDArray
+
+from kspace.errors import InputError
+
+HEAD_DTYPE = ismrmrd.hdf5.acquisition_header_dtype
+"""Structured dtype of one acquisition header, 340 bytes, fields as in ISMRMRD's specification (lengths in mm)."""
+
+
+def flag(name: str) -> np.uint64:
+    """Bit mask of an acquisition flag: ``flag("IS_REVERSE")`` is ISMRMRD's ``ACQ_IS_REVERSE``, number 22, bit 21."""
+    return np.uint64(1 << (getattr(ismrmrd, f"ACQ_{name}") - 1))
+
+
+def new_heads(
+    n: int,
+    n_coils: int,
+    n_samples: int,
+    *,
+    center_sample: int | None = None,
+    dwell_s: float = 5e-6,
+    position_m: Sequence[float] = (0.0, 0.0, 0.0),
+    read_dir: Sequence[float] = (1.0, 0.0, 0.0),
+    phase_dir: Sequence[float] = (0.0, 1.0, 0.0),
+    slice_dir: Sequence[float] = (0.0, 0.0, 1.0),
+    measurement_uid: int = 1,
+) -> NDArray[np.void]:
+    """Headers of `n` like readouts, counters and flags zero, to be completed by the caller.
+
+    Parameters
+    ----------
+    n, n_coils, n_samples
+        Number of readouts, of active (and available) channels, of samples.
+    center_sample
+        Index of the sample on the centre of k-space; ``n_samples // 2`` where None.
+    dwell_s
+        Time from sample to sample, seconds.
+    position_m, read_dir, phase_dir, slice_dir
+        Geometry in DICOM's patient coordinates (LPS); the position in metres (the file holds mm).
+    measurement_uid
+        Number of the measurement.
+
+    Returns
+    -------
+    ndarray
+        Structured array of `HEAD_DTYPE`, shape ``(n,)``; ``scan_counter`` counts from 1.
+    """
+    heads = np.zeros(n, HEAD_DTYPE)
+    heads["version"] = 1
+    heads["measurement_uid"] = measurement_uid
+    heads["scan_counter"] = np.arange(1, n + 1)
+    heads["number_of_samples"] = n_samples
+    heads["available_channels"] = heads["active_channels"] = n_coils
+    heads["center_sample"] = n_samples // 2 if center_sample is None else center_sample
+    heads["sample_time_us"] = dwell_s * 1e6
+    heads["position"] = np.asarray(position_m) * 1e3
+    heads["read_dir"], heads["phase_dir"], heads["slice_dir"] = read_dir, phase_dir, slice_dir
+    return heads
+
+
+def write_raw(
+    path: str | os.PathLike[str],
+    header_xml: str | bytes,
+    heads: NDArray[np.void],
+    samples: Sequence[NDArray[np.complex64]],
+    trajectories: Sequence[NDArray[np.float32]] | None = None,
+) -> None:
+    """Write an ISMRMRD file (version 1, group ``dataset``): whole, or not at all.
+
+    Parameters
+    ----------
+    path
+        File to write; an existing one is replaced.
+    header_xml
+        The scan's ISMRMRD header, an XML document.
+    heads
+        Structured array of `HEAD_DTYPE`, shape ``(n,)``, n at least 1.
+    samples
+        n arrays, complex64 ``(coil, n_samples)``, as many of each as the header of the readout says.
+    trajectories
+        n arrays, float32 ``(n_samples, trajectory_dimensions)``; empty where None.
+
+    Raises
+    ------
+    InputError
+        If the samples contradict their headers, or the file cannot be written.
+    """
+    rows = _rows(path, heads, samples, trajectories)
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    xml = header_xml.encode() if isinstance(header_xml, str) else header_xml
+    try:
+        with h5py.File(beside, "w") as file:
+            group = file.create_group("dataset")
+            group.create_dataset("xml", (1,), h5py.special_dtype(vlen=bytes))[0] = xml
+            group.create_dataset("data", data=rows, dtype=rows.dtype, maxshape=(None,))
+        os.replace(beside, target)
+    except OSError as error:
+        raise InputError(f"cannot write the raw file ({error})", path, "choose a writable directory with free space") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _rows(
+    path: str | os.PathLike[str],
+    heads: NDArray[np.void],
+    samples: Sequence[NDArray[np.complex64]],
+    trajectories: Sequence[NDArray[np.float32]] | None,
+) -> NDArray[np.void]:
+    if len(samples) != len(heads) or (trajectories is not None and len(trajectories) != len(heads)):
+        raise InputError(f"{len(heads)} acquisition headers but {len(samples)} readouts", path, "give one header per readout")
+    rows = np.empty(len(heads), ismrmrd.hdf5.acquisition_dtype)
+    rows["head"] = heads
+    nothing = np.zeros(0, np.float32)
+    for i, (head, readout) in enumerate(zip(heads, samples, strict=True)):
+        expected = (int(head["active_channels"]), int(head["number_of_samples"]))
+        if readout.shape != expected:
+            raise InputError(f"readout {i} has (coil, sample) {readout.shape}, its header says {expected}", path)
+        rows["data"][i] = np.ascontiguousarray(readout, np.complex64).view(np.float32).ravel()
+        points = nothing if trajectories is None else np.ascontiguousarray(trajectories[i], np.float32)
+        if points.size != expected[1] * int(head["trajectory_dimensions"]):
+            raise InputError(f"readout {i} has {points.size} trajectory values, its header says otherwise", path)
+        rows["traj"][i] = points.ravel()
+    return rows
