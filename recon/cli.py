@@ -6,6 +6,7 @@ module of the command that was asked for is imported, so that ``recon --help`` a
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import logging
@@ -98,7 +99,9 @@ def execute(argv: Sequence[str]) -> int:
     _set_up_logging(verbose)
     try:
         name, options = _parse([a for a in argv if a not in ("-v", "--verbose")])
-        return int(_load(COMMANDS[name])(**options) or 0)
+        return _call(COMMANDS[name], options)
+    except SystemExit as ending:  # --help and --version end so
+        return int(ending.code or 0)
     except InputError as error:
         _complain(str(error))
         return EXIT_INPUT_ERROR
@@ -156,33 +159,75 @@ def _subparser(command: Command) -> Any:
 
     function = _load(command)
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
-    described = {p.arg_name: " ".join((p.description or "").split()) for p in documentation.params}
-    hints, short = typing.get_type_hints(function), dict(command.short)
     parser = jsonargparse.ArgumentParser(description=documentation.description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below; unknown keys are refused")
-    for name, parameter in inspect.signature(function).parameters.items():
-        text = described.get(name, "").replace("%", "%%")
-        if name in command.positional:
-            if typing.get_origin(hints[name]) is list:
-                parser.add_argument(name, nargs="+", type=typing.get_args(hints[name])[0], help=text)
-            elif parameter.default is inspect.Parameter.empty:
-                parser.add_argument(name, type=hints[name], help=text)
-            else:
-                parser.add_argument(name, nargs="?", type=hints[name], default=parameter.default, help=text)
+    for parameter in _flat_parameters(function):
+        keywords: dict[str, Any] = {"help": parameter.help.replace("%", "%%"), "type": parameter.type}
+        if typing.get_origin(parameter.type) is tuple:
+            items = typing.get_args(parameter.type)
+            keywords |= {"nargs": len(items), "type": items[0]}
+        if parameter.name in command.positional:
+            if typing.get_origin(parameter.type) is list:
+                keywords |= {"nargs": "+", "type": typing.get_args(parameter.type)[0]}
+            elif parameter.default is not inspect.Parameter.empty:
+                keywords |= {"nargs": "?", "default": parameter.default}
+            parser.add_argument(parameter.name, **keywords)
             continue
-        flags = [*([short[name]] if name in short else []), "--" + name.replace("_", "-")]
-        if hints[name] is bool:
-            parser.add_argument(*flags, action="store_true", default=False, help=text)
-            continue
-        keywords: dict[str, Any] = {"type": hints[name], "help": text}
-        if typing.get_origin(hints[name]) is tuple:
-            keywords |= {"nargs": len(typing.get_args(hints[name])), "type": typing.get_args(hints[name])[0]}
-        if parameter.default is inspect.Parameter.empty:
-            keywords["required"] = True
+        flags = ["--" + parameter.name.replace("_", "-")]
+        flags += [flag for name, flag in command.short if name == parameter.name]
+        if parameter.type is bool:
+            parser.add_argument(*flags, action="store_true", default=False, help=keywords["help"])
+        elif parameter.default is inspect.Parameter.empty:
+            parser.add_argument(*flags, required=True, **keywords)
         else:
-            keywords["default"] = parameter.default
-        parser.add_argument(*flags, **keywords)
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            parser.add_argument(*flags, default=default, **keywords)
     return parser
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    name: str
+    type: Any
+    default: Any
+    help: str
+    group: str | None
+
+
+def _flat_parameters(function: Callable[..., Any]) -> list[_Parameter]:
+    """The parameters of `function`; one whose type is a dataclass (a group of options) is replaced by the fields of it."""
+    hints, texts = typing.get_type_hints(function), _described(function)
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if not dataclasses.is_dataclass(hints[name]):
+            found.append(_Parameter(name, hints[name], parameter.default, texts.get(name, ""), None))
+            continue
+        inner_hints, inner_texts = typing.get_type_hints(hints[name]), _described(hints[name])
+        for field in dataclasses.fields(hints[name]):
+            found.append(_Parameter(field.name, inner_hints[field.name], field.default, inner_texts.get(field.name, ""), name))
+    return found
+
+
+def _described(documented: Any) -> dict[str, str]:
+    import docstring_parser
+
+    parsed = docstring_parser.parse(inspect.getdoc(documented) or "")
+    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+
+
+def _call(command: Command, options: dict[str, Any]) -> int:
+    """Call the command's function, its groups of options put back together."""
+    function = _load(command)
+    hints = typing.get_type_hints(function)
+    arguments: dict[str, Any] = {}
+    for parameter in _flat_parameters(function):
+        value = options[parameter.name]
+        value = tuple(value) if typing.get_origin(parameter.type) is tuple else value
+        (arguments if parameter.group is None else arguments.setdefault(parameter.group, {}))[parameter.name] = value
+    for name in arguments:
+        if dataclasses.is_dataclass(hints[name]):
+            arguments[name] = hints[name](**arguments[name])
+    return int(function(**arguments) or 0)
 
 
 def _load(command: Command) -> Callable[..., int | None]:
@@ -208,9 +253,7 @@ def _wait(child: int) -> int:
         return EXIT_INPUT_ERROR
     if number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
         name = signal.Signals(number).name
-        _complain(
-            f"reading or reconstructing crashed ({name}): an input file is probably damaged; copy it from the scanner again"
-        )
+        _complain(f"the process crashed ({name}): an input file is probably damaged; copy it from the scanner again")
         return EXIT_INPUT_ERROR
     return 128 + number
 

@@ -1,0 +1,33 @@
+"""Selections of numbers as people write them: ``0,3-5``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from kspace.errors import InputError
+
+
+def parse_selection(text: str | None, available: Iterable[int], option: str) -> set[int]:
+    """The numbers that `text` names, e.g. ``"0,3-5"``; all of `available` where `text` is None.
+
+    Raises
+    ------
+    InputError
+        If the text cannot be read, or names a number that is not available.
+    """
+    known = set(available)
+    if text is None:
+        return known
+    chosen: set[int] = set()
+    for part in str(text).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise InputError(f"'{text}' is no selection", option, "write numbers and ranges, e.g. 0,3-5")
+        first, last = int(match[1]), int(match[2] or match[1])
+        missing = [n for n in (first, last) if n not in known]
+        if missing or last < first:
+            there = f"{min(known)}-{max(known)}" if known else "none"
+            raise InputError(f"'{part.strip()}' selects what is not there", option, f"the file has {there}")
+        chosen |= known & set(range(first, last + 1))
+    return chosen

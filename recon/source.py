@@ -1,0 +1,169 @@
+"""What `recon run` reads from: one face for ISMRMRD, fastMRI HDF5 and Siemens twix files."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from kspace import fastmri_h5, mrd
+from kspace.container import Image, ImageIndex, KSpace
+from kspace.errors import InputError
+from kspace.mrd import Noise
+
+
+class Source(Protocol):
+    """A file of k-space, opened read-only, its images read one at a time."""
+
+    path: Path
+    kind: str
+    expects_noise: bool
+
+    @property
+    def stem(self) -> str:
+        """Stem of the names of what is written."""
+
+    @property
+    def encodings(self) -> Sequence[int]:
+        """Indices of the encodings of the file."""
+
+    @property
+    def noise(self) -> Noise | None:
+        """The noise scan, where there is one."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What was noticed so far."""
+
+    def sha256(self) -> str:
+        """Checksum of the file."""
+
+    def images(self, encoding: int) -> list[ImageIndex]:
+        """The complete images, in order."""
+
+    def incomplete(self, encoding: int) -> list[tuple[ImageIndex, str]]:
+        """The images that cannot be reconstructed, each with the reason."""
+
+    def load(self, encoding: int, index: ImageIndex) -> KSpace:
+        """Read the samples of one image."""
+
+    def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
+        """The average over the repetitions of this image's slice; None where there is but one."""
+
+    def export_extra(self, images: Sequence[Image], output: Path, stem: str, force: bool) -> list[Path]:
+        """Write what belongs to this kind of file alone, and return the paths."""
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """Open a raw file of any kind that is known.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is of no known kind.
+    """
+    if path.suffix.lower() == ".dat":
+        from kspace import twix
+
+        # Siemens raw data is turned into ISMRMRD first, so that one reader decides what a scan means.
+        with tempfile.TemporaryDirectory(prefix="recon-twix-") as folder:
+            converted = Path(folder) / f"{path.stem}.h5"
+            twix.to_ismrmrd(path, converted)
+            yield MrdSource(converted, original=path, kind="Siemens twix")
+    elif fastmri_h5.is_fastmri(path):
+        yield FastmriSource(path)
+    else:
+        yield MrdSource(path)
+
+
+class MrdSource:
+    """An ISMRMRD file; `original` is the file that it was converted from, where it was."""
+
+    expects_noise = True
+
+    def __init__(self, path: Path, original: Path | None = None, kind: str = "ISMRMRD") -> None:
+        self._scan = mrd.open_scan(path)
+        self.path, self.kind = original or path, kind
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    @property
+    def encodings(self) -> Sequence[int]:
+        return range(len(self._scan.encodings))
+
+    @property
+    def noise(self) -> Noise | None:
+        return self._scan.noise
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self._scan.warnings
+
+    def sha256(self) -> str:
+        return _sha256(self.path)
+
+    def images(self, encoding: int) -> list[ImageIndex]:
+        return self._scan.images(encoding)
+
+    def incomplete(self, encoding: int) -> list[tuple[ImageIndex, str]]:
+        return self._scan.incomplete(encoding)
+
+    def load(self, encoding: int, index: ImageIndex) -> KSpace:
+        return self._scan.load(encoding, index)
+
+    def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
+        return self._scan.load_average(encoding, index)
+
+    def export_extra(self, images: Sequence[Image], output: Path, stem: str, force: bool) -> list[Path]:
+        return []
+
+
+class FastmriSource:
+    """A fastMRI volume; its reconstruction is also written in the layout of the challenge's submissions."""
+
+    kind = "fastMRI"
+    expects_noise = False
+    encodings: Sequence[int] = (0,)
+    noise = None
+    warnings: Sequence[str] = ()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._volume = fastmri_h5.open_volume(path)
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    def sha256(self) -> str:
+        return _sha256(self.path)
+
+    def images(self, encoding: int) -> list[ImageIndex]:
+        return [ImageIndex(slice=i) for i in range(self._volume.n_slices)]
+
+    def incomplete(self, encoding: int) -> list[tuple[ImageIndex, str]]:
+        return []
+
+    def load(self, encoding: int, index: ImageIndex) -> KSpace:
+        return self._volume.load(index.slice)
+
+    def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
+        return None
+
+    def export_extra(self, images: Sequence[Image], output: Path, stem: str, force: bool) -> list[Path]:
+        target = output / f"{stem}.h5"
+        if target.exists() and target.samefile(self.path):
+            raise InputError("the reconstruction would overwrite its own input", target, "choose another folder with -o")
+        fastmri_h5.write_reconstruction(target, [image.data for image in images])
+        return [target]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
