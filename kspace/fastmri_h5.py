@@ -9,10 +9,8 @@ Format: Zbontar et al., fastMRI: an open dataset and benchmarks for accelerated 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,16 @@ from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fastmri_header import ScanHeader, parse_header
 from kspace.fastmri_write import root_sum_of_squares, write_reconstruction, write_volume
+from kspace.hdf5 import find_dataset, open_h5, plain_attributes
 
-__all__ = ["Volume", "open_volume", "root_sum_of_squares", "write_reconstruction", "write_volume"]
+__all__ = [
+    "Volume",
+    "open_volume",
+    "root_sum_of_squares",
+    "write_reconstruction",
+    "write_volume",
+]
 
-# What h5py raises on damaged files, depending on where the damage is.
-_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 MAX_SAMPLES = 1 << 29  # of one slice, 4 GiB; the largest of real scanners are a tenth of it
 
 
@@ -94,13 +97,13 @@ class Volume:
     @property
     def mask(self) -> Tensor:
         """What was acquired, bool ``(ky, 1)`` where whole lines were, else ``(ky, kx)``: the file's mask, less the margin."""
-        with _opened(self.path) as file:
+        with open_h5(self.path) as file:
             return _read_mask(file, self)
 
     @property
     def noise_covariance(self) -> Tensor | None:
         """E[n n^H] of the samples, complex64 ``(coil coil)``, in the file's units squared; None where it is not known."""
-        with _opened(self.path) as file:
+        with open_h5(self.path) as file:
             if "noise_covariance" not in file:
                 return None
             covariance = file["noise_covariance"][()]
@@ -127,7 +130,7 @@ class Volume:
             If there is no such slice, or it cannot be read, or holds samples that are not finite.
         """
         self._check_slice(index)
-        with _opened(self.path) as file:
+        with open_h5(self.path) as file:
             data = _read_slice(file["kspace"], index, self)
             mask = _read_mask(file, self)
             n_averages = _optional(file, "n_averages", index)
@@ -148,7 +151,7 @@ class Volume:
         self._check_slice(index)
         if self.target_name is None:
             return None
-        with _opened(self.path) as file:
+        with open_h5(self.path) as file:
             image = file[self.target_name][index]
         return torch.from_numpy(np.ascontiguousarray(image.T, dtype=np.float32))
 
@@ -172,8 +175,8 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
         ISMRMRD file: said so), shapes that contradict the header or each other.
     """
     path = Path(path)
-    with _opened(path) as file:
-        kspace = _dataset(file, "kspace", path)
+    with open_h5(path) as file:
+        kspace = find_dataset(file, "kspace", path)
         n_slices, n_coils, n_kx, n_ky = _check_kspace(kspace, path)
         scan = parse_header(_header_text(file, path), str(path)) if "ismrmrd_header" in file else ScanHeader()
         single_coil = kspace.ndim == 3
@@ -191,54 +194,12 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
             scan=scan,
             target_name=target_name,
             has_mask="mask" in file,
-            attributes={key: _plain(value) for key, value in file.attrs.items()},
+            attributes=plain_attributes(file),
             boxes=_read_boxes(file, path),
         )
         _check_header(volume)
         _read_mask(file, volume)
     return volume
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """The file, read-only, with everything that h5py can raise on a damaged one turned into one message."""
-    if not path.exists():
-        raise InputError("no such file", path)
-    if path.is_dir():
-        raise InputError("this is a folder, expected a file", path)
-    if path.stat().st_size == 0:
-        raise InputError("the file is empty", path)
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except InputError:
-        raise
-    except _DAMAGE as error:
-        raise InputError(_explain(path, error), path) from error
-
-
-def _explain(path: Path, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "no permission to read"
-    try:
-        is_hdf5 = h5py.is_hdf5(path)
-    except _DAMAGE:
-        is_hdf5 = False
-    if not is_hdf5:
-        return "not an HDF5 file"
-    if "truncated" in str(error):
-        return "the HDF5 file is truncated"
-    return f"the HDF5 file is damaged ({type(error).__name__}: {error})"
-
-
-def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    found = file.get(name)
-    if isinstance(found, h5py.Dataset):
-        return found
-    if isinstance(file.get("dataset"), h5py.Group):
-        raise InputError("this is an ISMRMRD file, expected a fastMRI-style one", path, "convert it with `recon convert`")
-    names = ", ".join(sorted(file)[:8]) or "nothing"
-    raise InputError(f"there is no data set '{name}' (found: {names}): not a fastMRI-style file", path)
 
 
 def _check_kspace(kspace: h5py.Dataset, path: Path) -> tuple[int, int, int, int]:
@@ -283,7 +244,7 @@ def _recon_shape(
     """Points ``(y, x)`` to deliver: the header's recon matrix, cut to the volume's own; else the target's, else all."""
     shape = matrix
     if target_name is not None:
-        target = _dataset(file, target_name, path)
+        target = find_dataset(file, target_name, path)
         if target.ndim != 3 or target.shape[0] != file["kspace"].shape[0]:
             raise InputError(f"{target_name} has shape {target.shape}, kspace {file['kspace'].shape}", path)
         shape = target.shape[2], target.shape[1]
@@ -301,7 +262,7 @@ def _read_mask(file: h5py.File, volume: Volume) -> Tensor:
     lines[start:stop] = True
     if not volume.has_mask:
         return lines
-    mask = np.asarray(_dataset(file, "mask", volume.path)[()])
+    mask = np.asarray(find_dataset(file, "mask", volume.path)[()])
     if mask.shape not in ((n_ky,), (n_kx, n_ky)):
         raise InputError(f"the mask has shape {mask.shape}, kspace has {n_ky} lines of {n_kx} samples", volume.path)
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
@@ -360,9 +321,3 @@ def _slice_header(file: h5py.File, index: int, volume: Volume) -> Header:
         study=dict(volume.scan.study),
         steps=tuple(str(steps).split(",")) if steps else (),
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value

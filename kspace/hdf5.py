@@ -1,0 +1,110 @@
+"""Opening HDF5 files that other people wrote: read-only, and every failure one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from kspace.errors import InputError
+
+# What h5py raises on damaged files, depending on where the damage is.
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+
+
+@contextlib.contextmanager
+def open_h5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, read-only, with everything that h5py can raise on a damaged one turned into one `InputError`."""
+    if not path.exists():
+        raise InputError("no such file", path)
+    if path.is_dir():
+        raise InputError("this is a folder, expected a file", path)
+    if path.stat().st_size == 0:
+        raise InputError("the file is empty", path)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(_explain(path, error), path) from error
+
+
+def _explain(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read"
+    try:
+        is_hdf5 = h5py.is_hdf5(path)
+    except _DAMAGE:
+        is_hdf5 = False
+    if not is_hdf5:
+        return "not an HDF5 file"
+    if "truncated" in str(error):
+        return "the HDF5 file is truncated"
+    return f"the HDF5 file is damaged ({type(error).__name__}: {error})"
+
+
+def find_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    """The data set `name`; `InputError` that says what the file is instead."""
+    found = file.get(name)
+    if isinstance(found, h5py.Dataset):
+        return found
+    if isinstance(file.get("dataset"), h5py.Group):
+        raise InputError("this is an ISMRMRD file, expected a fastMRI-style one", path, "convert it with `recon convert`")
+    names = ", ".join(sorted(file)[:8]) or "nothing"
+    raise InputError(f"there is no data set '{name}' (found: {names}): not a fastMRI-style file", path)
+
+
+def read_images(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[str, NDArray[np.float32]]:
+    """Read a volume of images: the first of the data sets `names` that the file has.
+
+    Parameters
+    ----------
+    path
+        A fastMRI-style volume (``reconstruction_rss``, ``reconstruction_esc``) or a submission (``reconstruction``).
+    names
+        Data sets to look for, in this order.
+
+    Returns
+    -------
+    tuple
+        The name found, and float32 ``(slice y x)``: the readout is last, as everywhere here, not first as in the file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, has none of them, or it holds something other than finite real images.
+    """
+    path = Path(path)
+    with open_h5(path) as file:
+        name = next((name for name in names if name in file), names[0])
+        dataset = find_dataset(file, name, path)
+        if dataset.ndim != 3 or 0 in dataset.shape or dataset.dtype.kind not in "fiu":
+            raise InputError(f"{name} is {dataset.dtype} {dataset.shape}, expected real (slice, height, width)", path)
+        images = np.ascontiguousarray(np.asarray(dataset[()], dtype=np.float32).swapaxes(-1, -2))
+    if not np.isfinite(images).all():
+        raise InputError(f"{name} holds NaN or infinite values", path)
+    return name, images
+
+
+def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The attributes of a file as plain values; `InputError` where it cannot be read."""
+    with open_h5(Path(path)) as file:
+        return plain_attributes(file)
+
+
+def plain_attributes(file: h5py.File) -> dict[str, Any]:
+    """The attributes of an open file as numbers and text instead of NumPy scalars and bytes."""
+    return {key: _plain(value) for key, value in file.attrs.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value
