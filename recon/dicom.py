@@ -1,0 +1,256 @@
+"""DICOM out: one MR Image Storage file per slice.
+
+Tags and their types are those of PS3.3, section A.4 (MR Image IOD). The rescale of a series is an extension that it permits;
+floats come back from the stored integers as ``value * RescaleSlope``, the same slope throughout a series.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+
+from kspace.container import Header, Image
+from recon.geometry import Stack, patient_m, slice_stacks, voxel_m
+from recon.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, new_uid, pixels, plain, volume_of
+
+FULL_SCALE = 32767
+"""Largest stored value: 15 bits, since some readers take 16 bits as signed whatever the file says."""
+
+TEXTS = {  # DICOM keyword: (ISMRMRD name, greatest length); what is not known is left out, or empty where DICOM demands it
+    "StudyDescription": ("studyDescription", 64),
+    "ProtocolName": ("protocolName", 64),
+    "BodyPartExamined": ("bodyPartExamined", 16),
+    "InstitutionName": ("institutionName", 64),
+    "StationName": ("stationName", 16),
+    "ManufacturerModelName": ("systemModel", 64),
+    "DeviceSerialNumber": ("deviceSerialNumber", 64),
+    "SequenceName": ("sequenceName", 16),
+}
+TYPE_2 = {
+    "PatientName": ("patientName", 64),
+    "PatientID": ("patientID", 64),
+    "AccessionNumber": ("accessionNumber", 16),
+    "ReferringPhysicianName": ("referringPhysicianName", 64),
+    "StudyID": ("studyID", 16),
+    "Manufacturer": ("systemVendor", 64),
+}
+POSITIONS = {"HFP", "HFS", "HFDR", "HFDL", "FFDR", "FFDL", "FFP", "FFS"}
+SEQUENCES = {"flash": "GR", "gre": "GR", "ssfp": "GR", "truefisp": "GR", "turbospinecho": "SE", "tse": "SE", "epi": "EP"}
+
+
+def write_dicom(folder: Path, series: Sequence[Series], record: RunRecord) -> list[dict[str, Any]]:
+    """Write all images of `series` into the new directory `folder`, one file per slice.
+
+    Returns
+    -------
+    list of dict
+        Per series: number, SeriesInstanceUID and the slope of its values, for the JSON record.
+    """
+    folder.mkdir()
+    now = datetime.now().astimezone()
+    # Without UIDs in the header, all outputs of one raw file share study and frame of reference, from whatever run they come.
+    scan = record.source_sha256 or new_uid()
+    return [_write_series(folder, one, record, scan, now) for one in series]
+
+
+def quantise(values: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], str]:
+    """Integers and the slope that turns them back into `values`, within half a step.
+
+    Parameters
+    ----------
+    values
+        float32 arrays of one series.
+
+    Returns
+    -------
+    list of ndarray, str
+        uint16 (int16 where a value is negative), and the slope as DICOM writes it (a decimal string of at most 16 characters).
+    """
+    greatest = max(float(np.abs(v).max()) for v in values)
+    signed = any(float(v.min()) < 0 for v in values)
+    # The slope is rounded upwards to the digits that fit, before it is used: the text in the file is the number that was used.
+    slope = f"{greatest / FULL_SCALE * (1 + 1e-9):.9e}" if greatest > 0 else "1"
+    step = float(slope)
+    return [np.rint(v.astype(np.float64) / step).astype(np.int16 if signed else np.uint16) for v in values], slope
+
+
+def _write_series(folder: Path, series: Series, record: RunRecord, scan: str, now: datetime) -> dict[str, Any]:
+    stored, slope = quantise([pixels(image) for image in series.images])
+    stacks = {index: stack for stack in slice_stacks(series.images) for index in stack.slices}
+    common = _common(series, record, slope, scan, now)
+    times = {volume: time for time, volume in enumerate(series.volumes, start=1)}
+    # Images come by slice, then time; within a slab of several z every z is a slice of its own.
+    places: list[tuple[int, int]] = []
+    for image_slice in dict.fromkeys(image.header.index.slice for image in series.images):
+        members = [i for i, image in enumerate(series.images) if image.header.index.slice == image_slice]
+        places += [(i, z) for z in range(series.images[members[0]].data.shape[0]) for i in members]
+    for number, (i, z) in enumerate(places, start=1):
+        image = series.images[i]
+        ds = _instance(common, image, z, stacks[image.header.index.slice], series)
+        ds.InstanceNumber = number
+        ds.AcquisitionNumber = times[volume_of(image)]
+        if len(times) > 1:
+            ds.TemporalPositionIdentifier, ds.NumberOfTemporalPositions = times[volume_of(image)], len(times)
+        _set_pixels(ds, stored[i][z])
+        path = folder / f"{series.number:03d}_{number:05d}.dcm"
+        pydicom.dcmwrite(path, ds, enforce_file_format=True)
+    return {"number": series.number, "series_instance_uid": series.uid, "rescale_slope": float(slope)}
+
+
+def _common(series: Series, record: RunRecord, slope: str, scan: str, now: datetime) -> Dataset:
+    """What all instances of a series share."""
+    image = series.images[0]
+    header, study = image.header, image.header.study
+    ds = Dataset()
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.ImageType = list(series.image_type)
+    ds.SOPClassUID = MRImageStorage
+    ds.InstanceCreationDate = ds.ContentDate = now.strftime("%Y%m%d")
+    ds.InstanceCreationTime = ds.ContentTime = now.strftime("%H%M%S")
+    ds.Modality = "MR"
+    ds.SeriesInstanceUID, ds.SeriesNumber = series.uid, series.number
+    ds.SeriesDescription = series.description
+    ds.StudyInstanceUID = _uid(study.get("studyInstanceUID")) or new_uid(scan, "study")
+    ds.FrameOfReferenceUID = _uid(study.get("frameOfReferenceUID")) or new_uid(scan, "frame")
+    ds.PositionReferenceIndicator = ds.Laterality = ""
+    for keyword, (name, length) in (TEXTS | TYPE_2).items():
+        text = plain(str(study.get(name) or ""), length)
+        if text or keyword in TYPE_2:
+            setattr(ds, keyword, text)
+    _set_patient_and_times(ds, study)
+    _set_acquisition(ds, header)
+    ds.ImageComments = comments(series, record)[:10240]
+    if is_generated(series.role, image, record):
+        ds.DerivationDescription = plain(f"{record.description}; {NOTICE}", 1024)
+    elif series.image_type[0] == "DERIVED":
+        ds.DerivationDescription = plain(f"{series.role} of the {record.method} reconstruction; {NOTICE}", 1024)
+    ds.ContributingEquipmentSequence = [_equipment(series, record, now)]
+    ds.BurnedInAnnotation, ds.LossyImageCompression = "NO", "00"
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", slope, "US"
+    low, high = series.window
+    ds.WindowCenter, ds.WindowWidth = _ds((low + high) / 2), _ds(high - low)
+    # Exact: the default function subtracts 1 from the width, and raw images may lie far below 1.
+    ds.VOILUTFunction = "LINEAR_EXACT"
+    return ds
+
+
+def _set_patient_and_times(ds: Dataset, study: dict[str, Any]) -> None:
+    """Patient and times as far as the header gives them; nothing is invented."""
+    ds.PatientBirthDate = _date(study.get("patientBirthdate"))
+    sex = str(study.get("patientGender") or "").upper()
+    ds.PatientSex = sex if sex in ("M", "F", "O") else ""
+    if study.get("patientWeight_kg"):
+        ds.PatientWeight = _ds(study["patientWeight_kg"])
+    if study.get("patientHeight_m"):
+        ds.PatientSize = _ds(study["patientHeight_m"])
+    ds.StudyDate, ds.StudyTime = _date(study.get("studyDate")), _time(study.get("studyTime"))
+    if _date(study.get("seriesDate")):
+        ds.SeriesDate = _date(study.get("seriesDate"))
+    if _time(study.get("seriesTime")):
+        ds.SeriesTime = _time(study.get("seriesTime"))
+    position = str(study.get("patientPosition") or "").upper()
+    ds.PatientPosition = position if position in POSITIONS else ""
+
+
+def _set_acquisition(ds: Dataset, header: Header) -> None:
+    """Parameters of the sequence; ISMRMRD's times are milliseconds, as DICOM's."""
+    study, contrast = header.study, header.index.contrast
+    kind = re.sub("[^a-z]", "", str(study.get("sequence_type") or "").lower())
+    inversion = _nth(study.get("TI"), contrast)
+    # DICOM allows an inversion time only where the sequence is said to invert. RM, research mode, where it is not known.
+    ds.ScanningSequence = [SEQUENCES.get(kind, "RM"), *(["IR"] if inversion else [])]
+    ds.SequenceVariant, ds.ScanOptions = "NONE", ""
+    is_3d = header.encoded_matrix[2] > 1 or header.recon_matrix[2] > 1
+    ds.MRAcquisitionType = "3D" if is_3d else "2D"
+    ds.EchoTime, ds.EchoTrainLength = _nth(study.get("TE"), contrast), None
+    ds.EchoNumbers = contrast + 1
+    ds.RepetitionTime = _nth(study.get("TR"), contrast)
+    if inversion:
+        ds.InversionTime = inversion
+    if flip := _nth(study.get("flipAngle_deg"), contrast):
+        ds.FlipAngle = flip
+    if study.get("systemFieldStrength_T"):
+        ds.MagneticFieldStrength = _ds(study["systemFieldStrength_T"])
+    if study.get("H1resonanceFrequency_Hz"):
+        ds.ImagingFrequency, ds.ImagedNucleus = _ds(float(study["H1resonanceFrequency_Hz"]) / 1e6), "1H"
+    ds.InPlanePhaseEncodingDirection = "COL"
+
+
+def _equipment(series: Series, record: RunRecord, now: datetime) -> Dataset:
+    """This software, its versions and the hash of its weights, as the equipment that made the images (PS3.3 C.12.1)."""
+    purpose = Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
+    purpose.CodeMeaning = "Processing Equipment"
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [purpose]
+    item.Manufacturer, item.ManufacturerModelName = "recon", plain(method_of(series.role, record), 64)
+    item.SoftwareVersions = [plain(f"{name} {value}", 64) for name, value in record.versions.items()] or [""]
+    item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
+    versions = ", ".join(f"{name} {value}" for name, value in record.versions.items())
+    item.ContributionDescription = plain(f"{NOTICE}; {record.description}; {versions}", 1024)
+    return item
+
+
+def _instance(common: Dataset, image: Image, z: int, stack: Stack, series: Series) -> Dataset:
+    """One slice: its identity and its place."""
+    ds = Dataset()
+    ds.update(common)
+    ds.SOPInstanceUID = new_uid()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dx, dy, dz = 1e3 * voxel_m(image)
+    geometry = image.header.geometry
+    ds.ImagePositionPatient = [_ds(v) for v in 1e3 * patient_m(image, (0, 0, z))]
+    ds.ImageOrientationPatient = [_ds(v) for v in (*geometry.read_dir, *geometry.phase_dir)]
+    ds.PixelSpacing = [_ds(dy), _ds(dx)]
+    ds.SliceThickness = _ds(dz) if dz > 0 else None
+    if stack.spacing_m > 0:
+        ds.SpacingBetweenSlices = _ds(1e3 * stack.spacing_m)
+    ds.SliceLocation = _ds(1e3 * float(np.dot(patient_m(image, (0, 0, z)), geometry.slice_dir)))
+    return ds
+
+
+def _set_pixels(ds: Dataset, stored: NDArray[Any]) -> None:
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = stored.shape
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
+    ds.PixelRepresentation = int(stored.dtype == np.int16)
+    ds.PixelData = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+
+
+def _uid(value: object) -> str | None:
+    """The header's UID where it is a valid one."""
+    text = str(value or "").strip()
+    return text if text and UID(text).is_valid else None
+
+
+def _ds(value: float) -> str:
+    # Ten digits are at most 16 characters. pydicom's own formatting gives 17 for numbers just below a power of ten.
+    return f"{float(value):.10g}"
+
+
+def _nth(values: Any, contrast: int) -> str | None:
+    """The contrast's value of a header's list (a single one serves all contrasts), None where there is none."""
+    numbers = [] if values is None else list(values) if isinstance(values, (tuple, list)) else [values]
+    if len(numbers) == 1:
+        return _ds(numbers[0])
+    return _ds(numbers[contrast]) if contrast < len(numbers) else None
+
+
+def _date(value: object) -> str:
+    found = re.fullmatch(r"(\d{4})-?(\d{2})-?(\d{2})(Z|[+-]\d\d:\d\d)?", str(value or "").strip())
+    return "".join(found.groups()[:3]) if found else ""
+
+
+def _time(value: object) -> str:
+    found = re.fullmatch(r"(\d{2}):?(\d{2}):?(\d{2})(\.\d{1,6})?\d*(Z|[+-]\d\d:\d\d)?", str(value or "").strip())
+    return "".join(part or "" for part in found.groups()[:4]) if found else ""

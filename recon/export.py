@@ -1,0 +1,263 @@
+"""Results out: MRD, DICOM, NIfTI, PNG and the JSON record of a run; all of them, or none."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kspace.container import Image
+from kspace.errors import InputError
+from recon.series import NOTICE, RunRecord, Series, make_series
+
+__all__ = ["FORMATS", "RunRecord", "check_outputs", "export"]
+
+SUFFIXES = {"mrd": ".mrd.h5", "dicom": "_dicom", "nifti": ".nii.gz", "png": ".png"}
+FORMATS = tuple(SUFFIXES)
+log = logging.getLogger(__name__)
+
+
+def export(
+    images: Sequence[Image],
+    record: RunRecord,
+    out: Path,
+    stem: str,
+    formats: Sequence[str] = FORMATS,
+    complex_images: bool = False,
+    force: bool = False,
+    xml: str | bytes | None = None,
+) -> list[Path]:
+    """Write the images of one run.
+
+    Under ``out`` come ``<stem>.mrd.h5``, ``<stem>_dicom/*.dcm``, ``<stem>.nii.gz``, ``<stem>.png`` for the main images, the
+    same with ``<stem>_<role>`` for each further role, and ``<stem>.json``. They appear together when all are complete; after an
+    exception, Ctrl-C included, the directory is as it was before.
+
+    Parameters
+    ----------
+    images
+        Images ``(z y x)``, finite; one per slice, or per slab, of every contrast, set, phase and repetition.
+    record
+        How they came about.
+    out
+        Directory, made where it does not exist.
+    stem
+        Name of the outputs without suffix.
+    formats
+        Of ``mrd``, ``dicom``, ``nifti``, ``png``. The JSON record is always written.
+    complex_images
+        Complex values into MRD and NIfTI where images are complex; DICOM and PNG show magnitudes.
+    force
+        Replace outputs of the same names.
+    xml
+        ISMRMRD header of the raw file, copied into the MRD file where given.
+
+    Returns
+    -------
+    list of Path
+        The files and directories that were written, the JSON record last.
+
+    Raises
+    ------
+    InputError
+        If an output exists and `force` is not given, the directory cannot be written, or images do not fit together.
+    """
+    started = time.perf_counter()
+    out = Path(out)
+    series = make_series(images, record)
+    roles = tuple(dict.fromkeys(one.role for one in series))
+    check_outputs(out, stem, formats, force, roles)
+    made = _make_directory(out)
+    room: Path | None = None
+    try:
+        room = Path(tempfile.mkdtemp(prefix=f".{stem}.", suffix=".part", dir=out))
+        fresh = room / "new"
+        fresh.mkdir()
+        _write_all(fresh, series, record, stem, formats, complex_images, xml, started)
+        written = _publish(fresh, room, out, _existing(out, stem, formats, roles) if force else [], stem)
+    except BaseException as error:
+        _remove(room, made)
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write the results ({error.strerror or error})", out, "choose another -o") from error
+        raise
+    _remove(room, [])
+    return written
+
+
+def check_outputs(
+    out: Path, stem: str, formats: Sequence[str] = FORMATS, force: bool = False, roles: Sequence[str] = ("main",)
+) -> None:
+    """Refuse early what `export` would refuse late: unknown formats, existing outputs, a directory that cannot be written.
+
+    Writes nothing. Outputs of formats that are not asked for are left alone, by `force` as well.
+
+    Raises
+    ------
+    InputError
+        As `export`.
+    """
+    out = Path(out)
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise InputError(f"unknown format '{unknown[0]}'", "--format", f"choose from {', '.join(FORMATS)}")
+    if not stem or stem.startswith(".") or Path(stem).name != stem or any(ord(c) < 32 for c in stem):
+        raise InputError(f"'{stem}' cannot be the name of an output", "the inputs", "rename the file")
+    existing = _existing(out, stem, formats, roles)
+    if existing and not force:
+        raise InputError(f"{existing[0].name} exists already", out, "give --force to replace it, or another -o")
+    parent = next(p for p in (out, *out.absolute().parents) if os.path.lexists(p))
+    if not parent.is_dir():
+        raise InputError(f"{parent} is not a directory", "-o", "give a directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError("no permission to write", parent, "choose another -o")
+
+
+def _existing(out: Path, stem: str, formats: Sequence[str], roles: Sequence[str]) -> list[Path]:
+    """Outputs of an earlier run under the same names, numbered NIfTI stacks included."""
+    if not out.is_dir():
+        return []
+    bases = [role_stem(stem, role) for role in roles]
+    names = {f"{stem}.json"} | {base + SUFFIXES[name] for base in bases for name in formats}
+    stacks = [re.compile(re.escape(base) + r"_stack\d+\.nii\.gz") for base in bases if "nifti" in formats]
+    try:
+        return sorted(p for p in out.iterdir() if p.name in names or any(s.fullmatch(p.name) for s in stacks))
+    except OSError as error:
+        raise InputError(f"cannot look into the directory ({error.strerror})", out, "choose another -o") from error
+
+
+def role_stem(stem: str, role: str) -> str:
+    """``scan`` for the main images, ``scan_<role>`` for others."""
+    return stem if role == "main" else f"{stem}_{re.sub('[^A-Za-z0-9.-]+', '-', role)}"
+
+
+def _write_all(
+    folder: Path,
+    series: Sequence[Series],
+    record: RunRecord,
+    stem: str,
+    formats: Sequence[str],
+    complex_images: bool,
+    xml: str | bytes | None,
+    started: float,
+) -> None:
+    """Everything into one fresh folder. Each format's library is imported only where that format is written."""
+    warnings = list(record.warnings)
+    rescale: list[dict[str, Any]] = []
+    for role in dict.fromkeys(one.role for one in series):
+        name = role_stem(stem, role)
+        members = [one for one in series if one.role == role]
+        images = [image for one in members for image in one.images]
+        if "mrd" in formats:
+            from recon.mrd import write_mrd
+
+            write_mrd(folder / (name + SUFFIXES["mrd"]), members, record, complex_images, xml)
+        if "dicom" in formats:
+            from recon.dicom import write_dicom
+
+            rescale += write_dicom(folder / (name + SUFFIXES["dicom"]), members, record)
+        if "nifti" in formats:
+            from recon.nifti import write_nifti
+
+            warnings += write_nifti(folder / (name + SUFFIXES["nifti"]), images, record, complex_images)[1]
+        if "png" in formats:
+            from recon.montage import write_montage
+
+            write_montage(folder / (name + SUFFIXES["png"]), images, record)
+    for warning in warnings[len(record.warnings) :]:
+        log.warning("%s", warning)
+    content = _record_content(folder, series, record, rescale, list(dict.fromkeys(warnings)))
+    content["seconds"].setdefault("export", round(time.perf_counter() - started, 4))
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _record_content(
+    folder: Path, series: Sequence[Series], record: RunRecord, rescale: Sequence[dict[str, Any]], warnings: list[str]
+) -> dict[str, Any]:
+    slopes = {entry["number"]: entry["rescale_slope"] for entry in rescale}
+    axes = ("contrast", "set", "phase", "repetition")
+    volumes = {}
+    for role in dict.fromkeys(one.role for one in series):
+        found = sorted(v for one in series if one.role == role for v in one.volumes)
+        volumes[role] = [dict(zip(axes, volume, strict=True)) for volume in found]
+    shown = [
+        {
+            "number": one.number,
+            "role": one.role,
+            "contrast": one.contrast,
+            "description": one.description,
+            "image_type": "\\".join(one.image_type),
+            "matrix": list(reversed(one.images[0].data.shape)),
+            "n_images": len(one.images),
+            "dicom_series_instance_uid": one.uid if one.number in slopes else None,
+            "dicom_rescale_slope": slopes.get(one.number),
+            "nominal_geometry": one.images[0].header.geometry.nominal,
+        }
+        for one in series
+    ]
+    content = {"notice": NOTICE, **asdict(record), "warnings": warnings}
+    return content | {"series": shown, "volumes": volumes, "files": sorted(path.name for path in folder.iterdir())}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: NumPy numbers become numbers, paths text; what is not finite becomes text, for JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _publish(fresh: Path, room: Path, out: Path, replaced: Sequence[Path], stem: str) -> list[Path]:
+    """Move the old outputs aside and the new ones into place, the record last; on any failure, move everything back."""
+    aside = room / "old"
+    aside.mkdir()
+    last = f"{stem}.json"
+    moves = [(path, aside / path.name) for path in replaced]
+    moves += [(path, out / path.name) for path in sorted(fresh.iterdir(), key=lambda p: (p.name == last, p.name))]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            # Noted before it is done: an interrupt between the two must still find it.
+            done.append((source, target))
+            if os.path.lexists(target):
+                raise InputError(f"{target.name} exists already", out, "another run wrote it meanwhile; give --force")
+            os.rename(source, target)
+    except BaseException:
+        for source, target in reversed(done):
+            if os.path.lexists(target) and not os.path.lexists(source):
+                os.rename(target, source)
+        raise
+    return [target for _, target in moves[len(replaced) :]]
+
+
+def _make_directory(out: Path) -> list[Path]:
+    """Make `out`; return what had to be made, deepest first."""
+    missing = [path for path in (out, *out.absolute().parents) if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the directory ({error.strerror})", out, "choose another -o") from error
+    return missing
+
+
+def _remove(room: Path | None, directories: Sequence[Path]) -> None:
+    """Remove the working folder, and directories that were made for the outputs and are empty."""
+    if room is not None:
+        shutil.rmtree(room, ignore_errors=True)
+    for path in directories:
+        with suppress(OSError):
+            path.rmdir()

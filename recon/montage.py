@@ -1,0 +1,219 @@
+"""PNG out: a montage of slices and volumes, turned the way radiologists look at them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Picture
+from PIL import ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from kspace.container import Geometry, Image
+from recon.geometry import axes_of, slice_stacks, voxel_m
+from recon.series import NOTICE, RunRecord, method_of, pixels, volume_of, window
+
+MAX_TILES = 48
+WIDTH = 1600
+"""Pixels that a full row of tiles fills at most; tiles are at most `TILE` on their longer side."""
+TILE = 720
+GAP = 6
+BACKGROUND, INK, DIM = 40, 255, 190
+
+# Rightwards and downwards on the screen in LPS, by the axis that is nearest to the slice's normal: the patient's right is on
+# the left of axial and coronal pictures, anterior on top of axial and on the left of sagittal ones, the head on top.
+SCREEN = {
+    0: ("sagittal", np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, -1.0])),
+    1: ("coronal", np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, -1.0])),
+    2: ("axial", np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])),
+}
+LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))
+
+
+@dataclass(frozen=True)
+class View:
+    """How a slice ``(y x)`` is turned for the screen: transposed first, then flipped.
+
+    Attributes
+    ----------
+    plane
+        ``axial``, ``coronal`` or ``sagittal``, whichever is nearest.
+    transpose, flip_rows, flip_columns
+        What is done to the array.
+    letters
+        Directions at the left, right, top and bottom edge (``R L A P H F``, two letters where oblique).
+    """
+
+    plane: str
+    transpose: bool
+    flip_rows: bool
+    flip_columns: bool
+    letters: tuple[str, str, str, str]
+
+    def apply(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn ``(y x)``."""
+        turned = array.T if self.transpose else array
+        return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+
+def view_of(geometry: Geometry) -> View:
+    """The radiological view of slices with this geometry."""
+    read, phase, _ = axes_of(geometry).T
+    plane, right, down = SCREEN[int(np.argmax(np.abs(np.cross(read, phase))))]
+    transpose = abs(phase @ right) + abs(read @ down) > abs(read @ right) + abs(phase @ down)
+    columns, rows = (phase, read) if transpose else (read, phase)
+    flip_columns, flip_rows = bool(columns @ right < 0), bool(rows @ down < 0)
+    rightwards = -columns if flip_columns else columns
+    downwards = -rows if flip_rows else rows
+    letters = (direction(-rightwards), direction(rightwards), direction(-downwards), direction(downwards))
+    return View(plane, bool(transpose), flip_rows, flip_columns, letters)
+
+
+def direction(vector: NDArray[np.float64]) -> str:
+    """Letters of a patient direction (LPS), the main one first, and a second one where it is oblique by over 20 degrees."""
+    order = np.argsort(-np.abs(vector), kind="stable")
+    found = [LETTERS[axis][int(vector[axis] > 0)] for axis in order[:2] if abs(vector[axis]) > math.sin(math.radians(20))]
+    return "".join(found)
+
+
+def write_montage(path: Path, images: Sequence[Image], record: RunRecord) -> None:
+    """Write a PNG of all slices and volumes, at most `MAX_TILES` of them, on one grey scale.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    images
+        Images of one role.
+    record
+        Method, for the caption.
+    """
+    low, high = window(images)
+    slices, n_slices, n_volumes = choose_tiles(images)
+    tiles = [_tile(image, z, low, high) for image, z, _ in slices]
+    labels = [label for _, _, label in slices]
+    letters = [view_of(image.header.geometry).letters for image, _, _ in slices]
+    columns, scale = _grid(tiles)
+    drawn = [_draw_tile(*args, scale) for args in zip(tiles, labels, letters, strict=True)]
+    picture = _assemble(drawn, columns, _caption(images, record, (low, high), len(slices), n_slices * n_volumes))
+    info = PngInfo()
+    info.add_text("Description", comments_of(images, record))
+    picture.save(path, pnginfo=info)
+
+
+def choose_tiles(images: Sequence[Image]) -> tuple[list[tuple[Image, int, str]], int, int]:
+    """Which slices of which volumes are shown: evenly spread where there are more than `MAX_TILES`.
+
+    Returns
+    -------
+    list of (Image, int, str), int, int
+        Image, z and label of each tile, in order of volume, then slice; number of slices and of volumes there are.
+    """
+    places = [(s, z) for stack in slice_stacks(images) for s in stack.slices for z in range(stack.image.data.shape[0])]
+    volumes = sorted({volume_of(image) for image in images})
+    by_index = {(volume_of(image), image.header.index.slice): image for image in images}
+    n_volumes = min(len(volumes), max(4, MAX_TILES // len(places)))
+    n_slices = min(len(places), MAX_TILES // n_volumes)
+    chosen = []
+    for v in _spread(len(volumes), n_volumes):
+        for p in _spread(len(places), n_slices):
+            slice_index, z = places[p]
+            image = by_index.get((volumes[v], slice_index))
+            if image is not None:
+                label = f"{p + 1}" if len(volumes) == 1 else f"{p + 1} / {v + 1}"
+                chosen.append((image, z, label))
+    return chosen, len(places), len(volumes)
+
+
+def comments_of(images: Sequence[Image], record: RunRecord) -> str:
+    """The marks of the images as text inside the PNG."""
+    return f"{NOTICE}; {method_of(images[0].role, record)}; {record.description}"
+
+
+def _spread(n: int, m: int) -> list[int]:
+    """`m` of the numbers below `n`, evenly spread, the middle one where m = 1."""
+    return [int((i + 0.5) * n / m) for i in range(m)]
+
+
+def _tile(image: Image, z: int, low: float, high: float) -> Picture.Image:
+    """The slice turned, its grey values 0 to 1, its pixels made square."""
+    view = view_of(image.header.geometry)
+    values = np.clip((view.apply(pixels(image)[z]) - low) / (high - low), 0, 1)
+    dx, dy, _ = voxel_m(image)
+    across, down = (dy, dx) if view.transpose else (dx, dy)
+    height, width = values.shape
+    pixel = min(across, down)
+    size = (max(1, round(width * across / pixel)), max(1, round(height * down / pixel)))
+    picture = Picture.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    return picture if size == picture.size else picture.resize(size, Picture.Resampling.BICUBIC)
+
+
+def _grid(tiles: Sequence[Picture.Image]) -> tuple[int, float]:
+    """Columns, and the magnification of all tiles: about as wide as 3:2, few empty cells, no tile larger than `TILE`."""
+    width, height = max(t.width for t in tiles), max(t.height for t in tiles)
+
+    def cost(columns: int) -> float:
+        rows = math.ceil(len(tiles) / columns)
+        return abs(math.log(columns * width / (rows * height) / 1.5)) + (columns * rows - len(tiles)) / len(tiles)
+
+    columns = min(range(1, len(tiles) + 1), key=cost)
+    longer = max(width, height)
+    return columns, max(0.05, min(TILE / longer, (WIDTH / columns) / width))
+
+
+def _draw_tile(tile: Picture.Image, label: str, letters: Sequence[str], scale: float) -> Picture.Image:
+    size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
+    values = np.asarray(tile.resize(size, Picture.Resampling.BICUBIC))
+    picture = Picture.fromarray(np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8))
+    font = _font(min(26, max(10, min(size) // 18)))
+    draw = ImageDraw.Draw(picture)
+    w, h = size
+    left, right, top, bottom = letters
+    spots = [((4, h / 2), "lm", left), ((w - 4, h / 2), "rm", right), ((w / 2, 3), "mt", top), ((w / 2, h - 3), "mb", bottom)]
+    for place, anchor, text in [*spots, ((4, 3), "lt", label)]:
+        # A dark rim keeps letters readable on bright tissue.
+        draw.text(place, text, fill=INK, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
+    return picture
+
+
+def _caption(images: Sequence[Image], record: RunRecord, scale: tuple[float, float], shown: int, total: int) -> tuple[str, str]:
+    planes = sorted({view_of(image.header.geometry).plane for image in images})
+    title = " · ".join(t for t in (Path(record.source).name, method_of(images[0].role, record)) if t)
+    if record.generated and images[0].role == "main":
+        title += " (trained generator)"
+    parts = [", ".join(planes), f"grey scale {scale[0]:.3g} to {scale[1]:.3g}"]
+    volumes = len({volume_of(image) for image in images})
+    parts.append("label: slice" if volumes == 1 else "label: slice / volume")
+    if shown < total:
+        parts.append(f"{shown} of {total} shown")
+    if any(image.header.geometry.nominal for image in images):
+        parts.append("directions nominal")
+    return title, " · ".join(parts)
+
+
+def _assemble(tiles: Sequence[Picture.Image], columns: int, caption: tuple[str, str]) -> Picture.Image:
+    cell_w, cell_h = max(t.width for t in tiles), max(t.height for t in tiles)
+    rows = math.ceil(len(tiles) / columns)
+    lines = [(NOTICE, _font(24), INK), (caption[0], _font(24), INK), (caption[1], _font(20), DIM)]
+    text_width = max(math.ceil(f.getlength(text)) for text, f, _ in lines) + 2 * GAP + 8
+    width = max(columns * cell_w + (columns + 1) * GAP, text_width)
+    bar = 100
+    picture = Picture.new("L", (width, rows * (cell_h + GAP) + GAP + bar), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    left = (width - columns * cell_w - (columns - 1) * GAP) // 2
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        x, y = left + column * (cell_w + GAP), GAP + row * (cell_h + GAP)
+        draw.rectangle((x, y, x + cell_w - 1, y + cell_h - 1), fill=0)
+        picture.paste(tile, (x + (cell_w - tile.width) // 2, y + (cell_h - tile.height) // 2))
+    for (text, f, ink), y in zip(lines, (4, 36, 68), strict=True):
+        draw.text((GAP + 4, picture.height - bar + y), text, fill=ink, font=f)
+    return picture
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,124 @@
+"""NIfTI out: one 4-D file ``(x, y, z, volume)`` per stack of parallel, equidistant slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from kspace.container import Image
+from recon.geometry import Stack, axes_of, patient_m, slice_stacks, voxel_m
+from recon.series import NOTICE, RunRecord, Volume, pixels, volume_of
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SCANNER, UNKNOWN = 1, 0  # NIfTI's codes of what the affine refers to
+
+
+def write_nifti(
+    path: Path, images: Sequence[Image], record: RunRecord, complex_images: bool = False
+) -> tuple[list[Path], list[str]]:
+    """Write the images of one role.
+
+    Parameters
+    ----------
+    path
+        The file for a single stack, ``name.nii.gz``; several stacks go to ``name_stack1.nii.gz`` and so on.
+    images
+        Images of one role and one matrix; contrasts, sets, phases and repetitions become volumes, see `volume_list`.
+    record
+        Method, for the header's description.
+    complex_images
+        Write complex64 where an image is complex, not the magnitude.
+
+    Returns
+    -------
+    list of Path, list of str
+        What was written, and what the user has to know about it.
+    """
+    stacks = slice_stacks(images)
+    written, warnings = [], []
+    if len(stacks) > 1:
+        warnings.append(f"the slices lie on {len(stacks)} different grids: NIfTI has a file for each, {path.name} is numbered")
+    for number, stack in enumerate(stacks, start=1):
+        target = path if len(stacks) == 1 else stack_path(path, number)
+        nibabel.save(_nifti(stack, images, record, complex_images, warnings), target)
+        written.append(target)
+    return written, list(dict.fromkeys(warnings))
+
+
+def stack_path(path: Path, number: int) -> Path:
+    """``scan_stack2.nii.gz`` of ``scan.nii.gz``."""
+    return path.with_name(path.name.removesuffix(".nii.gz") + f"_stack{number}.nii.gz")
+
+
+def volume_list(images: Sequence[Image]) -> list[Volume]:
+    """The (contrast, set, phase, repetition) of every volume: the repetition varies fastest."""
+    return sorted({volume_of(image) for image in images})
+
+
+def affine_mm(stack: Stack, spacing_m: float) -> NDArray[np.float64]:
+    """``(4 4)`` matrix from 0-based voxel ``(x y z)`` to millimetres in RAS, z growing along the slice direction."""
+    dx, dy, _ = voxel_m(stack.image)
+    affine = np.eye(4)
+    affine[:3, :3] = axes_of(stack.image.header.geometry) * (dx, dy, spacing_m)
+    affine[:3, 3] = patient_m(stack.image, (0, 0, 0))
+    affine[:3] *= 1e3
+    return LPS_TO_RAS @ affine
+
+
+def _nifti(
+    stack: Stack, images: Sequence[Image], record: RunRecord, complex_images: bool, warnings: list[str]
+) -> nibabel.Nifti1Image:
+    header = stack.image.header
+    spacing = stack.spacing_m
+    if spacing <= 0:
+        spacing = 1e-3
+        warnings.append("the slice thickness is not known: NIfTI says 1 mm")
+    affine = affine_mm(stack, spacing)
+    file = nibabel.Nifti1Image(_voxels(stack, images, complex_images, warnings), affine)
+    code = UNKNOWN if header.geometry.nominal else SCANNER
+    file.set_qform(affine, code)
+    file.set_sform(affine, code)
+    file.header.set_xyzt_units("mm", "sec")
+    repetition_times = header.study.get("TR") or (0.0,)
+    # As converters from DICOM do: the repetition time of the sequence, 0 where the header has none.
+    tr_ms = repetition_times[0] if isinstance(repetition_times, (tuple, list)) else repetition_times
+    file.header["pixdim"][4] = float(tr_ms) / 1e3
+    file.header.set_dim_info(freq=0, phase=1, slice=2)
+    file.header["descrip"] = f"{record.method[:40]}; {NOTICE}".encode()[:79]
+    return file
+
+
+def _voxels(stack: Stack, images: Sequence[Image], complex_images: bool, warnings: list[str]) -> NDArray[Any]:
+    """``(x, y, z, volume)``, zero where a volume lacks a slice."""
+    volumes = volume_list(images)
+    place = {slice_index: z for z, slice_index in enumerate(stack.slices)}
+    nz, ny, nx = stack.image.data.shape
+    depth = nz if len(place) == 1 else len(place)
+    dtype = np.complex64 if complex_images and stack.image.data.is_complex() else np.float32
+    out = np.zeros((len(volumes), depth, ny, nx), dtype)
+    absent = {(volume, z) for volume in range(len(volumes)) for z in range(len(place))}
+    for image in images:
+        z = place.get(image.header.index.slice)
+        if z is None:
+            continue
+        volume = volumes.index(volume_of(image))
+        absent.discard((volume, z))
+        out[volume, z : z + nz] = pixels(image, complex_images)
+        _check_moved(image, stack, z, warnings)
+    for volume, z in sorted(absent):
+        names = ", ".join(f"{n} {v}" for n, v in zip(("contrast", "set", "phase", "repetition"), volumes[volume], strict=True))
+        warnings.append(f"slice {stack.slices[z]} of {names} is missing: NIfTI holds zeros there")
+    return out.transpose(3, 2, 1, 0)
+
+
+def _check_moved(image: Image, stack: Stack, z: int, warnings: list[str]) -> None:
+    """NIfTI has one affine for all volumes: say so where the scanner moved the slices between them."""
+    along = np.array(stack.image.header.geometry.slice_dir)
+    expected = patient_m(stack.image, (0, 0, 0)) + z * stack.spacing_m * along
+    if np.linalg.norm(patient_m(image, (0, 0, 0)) - expected) > 0.1 * voxel_m(image)[:2].min():
+        warnings.append("the slices moved between volumes: NIfTI gives all of them the position of the first volume")

@@ -1,0 +1,233 @@
+"""Images sorted into series: what every output format agrees on (order, marks, geometry, window)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kspace.container import Header, Image
+from kspace.errors import InputError
+from recon.geometry import check_geometry, slice_stacks, voxel_m
+
+NOTICE = "NOT FOR DIAGNOSTIC USE"
+CLASSICAL = frozenset({"rss", "zero-filled", "sense", "l1-wavelet", "tv"})
+"""Roles of extra series that are classical reconstructions, not maps or generated images."""
+
+Volume = tuple[int, int, int, int]
+"""(contrast, set, phase, repetition) of an image: sorted, the repetition varies fastest."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How images came about: what is written into every output and, whole, into the JSON beside them.
+
+    Attributes
+    ----------
+    method
+        Name of the reconstruction (``sense``, ``refinegan``, ...).
+    generated
+        Whether a trained generator made the main images: they are then marked as derived.
+    description
+        One sentence for people: model, version, strength. DICOM's DerivationDescription where generated.
+    parameters
+        Resolved parameters of the run.
+    versions
+        Software and its versions; hashes of weights belong here too (``{"weights sha256": "9f86..."}``).
+    source, source_sha256
+        The raw file and its hash; the hash may be empty.
+    mask
+        Sampling: digest, acceleration, counts per image.
+    seconds
+        Time of every step.
+    warnings
+        What the user has to know.
+    extra
+        Anything else, JSON-like.
+    """
+
+    method: str
+    generated: bool
+    description: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+    source_sha256: str = ""
+    mask: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Images of one role and one contrast, of one matrix, in the order in which they are numbered: by slice, then time.
+
+    Attributes
+    ----------
+    number
+        From 1, over all roles and contrasts of a run.
+    uid
+        DICOM SeriesInstanceUID.
+    role, contrast
+        See `Image` and `ImageIndex`.
+    images
+        At least one.
+    image_type
+        DICOM ImageType.
+    description
+        At most 64 characters; says the method, and that it is not for diagnosis.
+    window
+        Lower and upper end of a grey scale that suits the whole series.
+    """
+
+    number: int
+    uid: str
+    role: str
+    contrast: int
+    images: tuple[Image, ...]
+    image_type: tuple[str, str, str]
+    description: str
+    window: tuple[float, float]
+
+    @property
+    def volumes(self) -> list[Volume]:
+        """The volumes of the series in order; an image's time is its place in this list."""
+        return sorted({volume_of(image) for image in self.images})
+
+
+def make_series(images: Sequence[Image], record: RunRecord) -> list[Series]:
+    """Sort images into one series per role and contrast, ``main`` first.
+
+    Raises
+    ------
+    InputError
+        If two images have the same index, the images of a series differ in matrix, or values are not finite.
+    """
+    if not images:
+        raise InputError("there is no image to write", record.source or None)
+    roles = sorted({image.role for image in images}, key=lambda role: (role != "main", role))
+    keys = [(role, c) for role in roles for c in sorted({i.header.index.contrast for i in images if i.role == role})]
+    found = []
+    for number, (role, contrast) in enumerate(keys, start=1):
+        members = [image for image in images if image.role == role and image.header.index.contrast == contrast]
+        check_images(members)
+        order = [s for stack in slice_stacks(members) for s in stack.slices]
+        members.sort(key=lambda image: (order.index(image.header.index.slice), volume_of(image)))
+        found.append(
+            Series(
+                number=number,
+                uid=new_uid(),
+                role=role,
+                contrast=contrast,
+                images=tuple(members),
+                image_type=_image_type(role, members[0], record),
+                description=_description(role, members[0].header, record),
+                window=window(members),
+            )
+        )
+    return found
+
+
+def check_images(images: Sequence[Image]) -> None:
+    """Raise `InputError` if images of one role and contrast cannot stand in one series; see `make_series`."""
+    first = images[0]
+    seen = set()
+    for image in images:
+        where = image.header.source or None
+        if image.header.index in seen:
+            raise InputError(f"two {image.role} images have the index {image.header.index}", where)
+        seen.add(image.header.index)
+        if image.data.shape != first.data.shape or image.data.is_complex() != first.data.is_complex():
+            raise InputError(
+                f"images of one series differ: {_kind(first)} and {_kind(image)}", where, "reconstruct them one by one"
+            )
+        if not bool(torch.isfinite(torch.view_as_real(image.data) if image.data.is_complex() else image.data).all()):
+            raise InputError(f"the {image.role} image {image.header.index} holds values that are not finite", where)
+        voxel_m(image)
+        check_geometry(image.header.geometry, where)
+
+
+def pixels(image: Image, complex_images: bool = False) -> NDArray[Any]:
+    """Values ``(z y x)`` of an image: float32, its magnitude where it is complex; complex64 with `complex_images`."""
+    data = image.data.detach().resolve_conj().cpu()
+    if not data.is_complex():
+        return data.to(torch.float32).numpy()
+    return data.to(torch.complex64).numpy() if complex_images else data.abs().to(torch.float32).numpy()
+
+
+def volume_of(image: Image) -> Volume:
+    """(contrast, set, phase, repetition) of an image."""
+    index = image.header.index
+    return index.contrast, index.set, index.phase, index.repetition
+
+
+def window(images: Sequence[Image]) -> tuple[float, float]:
+    """Lower and upper end of one grey scale for all images: from 0 (signed data: 0.5th percentile) to the 99.5th percentile."""
+    # Every image gives at most 2^16 evenly spread values: enough for a percentile, whatever the size of the scan.
+    samples = []
+    for image in images:
+        values = pixels(image).ravel()
+        samples.append(values[:: max(1, values.size // 65536)])
+    values = np.concatenate(samples)
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
+    low = min(low, 0.0) if values.min() < 0 else 0.0
+    if high <= low:
+        high = max(float(pixels(image).max()) for image in images)
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def is_generated(role: str, image: Image, record: RunRecord) -> bool:
+    """Whether a generator made these images themselves: the main ones, or further complex ones of no classical method."""
+    return record.generated and (role == "main" or (role not in CLASSICAL and image.data.is_complex()))
+
+
+def comments(series: Series, record: RunRecord) -> str:
+    """What must be read beside an image of the series: the notice, what made it, and how far its directions can be trusted."""
+    image = series.images[0]
+    parts = [NOTICE, method_of(series.role, record)]
+    if is_generated(series.role, image, record):
+        parts += ["reconstructed by a trained generator", record.description]
+    if image.header.geometry.nominal:
+        parts.append("directions and positions are nominal, left and right not known")
+    return "; ".join(part for part in parts if part)
+
+
+def method_of(role: str, record: RunRecord) -> str:
+    """Name of what a series shows: the run's method, or the role of an extra series."""
+    return record.method if role == "main" else role
+
+
+def new_uid(*entropy: str) -> str:
+    """A DICOM UID under the UUID root 2.25: random, or with `entropy` always the same one for the same texts."""
+    made = uuid.uuid5(uuid.NAMESPACE_OID, "\0".join(entropy)) if entropy else uuid.uuid4()
+    return f"2.25.{made.int}"
+
+
+def _image_type(role: str, image: Image, record: RunRecord) -> tuple[str, str, str]:
+    if is_generated(role, image, record):
+        return ("DERIVED", "PRIMARY", "OTHER")
+    if role == "main" or role in CLASSICAL:
+        return ("ORIGINAL", "PRIMARY", "OTHER")
+    return ("DERIVED", "SECONDARY", "OTHER")
+
+
+def _description(role: str, header: Header, record: RunRecord) -> str:
+    """Series description in DICOM's 64 characters: the marks are kept, the protocol's name is cut."""
+    marks = f"{method_of(role, record)[:30]}{' DL' if record.generated and role not in CLASSICAL else ''} {NOTICE}"
+    protocol = plain(str(header.study.get("protocolName") or ""), 63 - len(marks))
+    return f"{protocol} {marks}".strip()
+
+
+def plain(text: str, length: int) -> str:
+    """`text` as one line without backslashes (DICOM separates values by them) and of at most `length` characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text.replace("\\", "/")).split())[: max(length, 0)].strip()
+
+
+def _kind(image: Image) -> str:
+    return f"{'complex' if image.data.is_complex() else 'real'} {tuple(image.data.shape)}"
