@@ -1,0 +1,175 @@
+"""From readouts to the k-space of one image, and the header that belongs to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from kspace.container import Geometry, Header, ImageIndex, KSpace, Vector
+from kspace.errors import InputError
+from kspace.mrd import file as mrd_file
+from kspace.mrd.flags import REVERSE
+from kspace.mrd.header import ScanHeader
+from kspace.mrd.sort import Plan, calibration_of
+
+CENTRAL_SCALARS = ("flags", "measurement_uid", "scan_counter", "acquisition_time_stamp", "sample_time_us", "center_sample")
+CENTRAL_VECTORS = ("physiology_time_stamp", "position", "read_dir", "phase_dir", "slice_dir", "patient_table_position")
+CENTRAL_VECTORS += ("user_int", "user_float")
+
+
+def load_image(group: h5py.Group, path: Path, heads: np.ndarray, plan: Plan, index: ImageIndex, header: Header) -> KSpace:
+    """Read the readouts of one image, and nothing else, onto the grid of the encoded matrix.
+
+    Returns
+    -------
+    KSpace
+        ``(coil ky kx)``, or ``(kz coil ky kx)`` where the encoded matrix has several z; repeated lines averaged.
+    """
+    numbers = plan.images[index]
+    calibration = calibration_of(plan, heads, index)
+    _check_memory(plan, path, 2 if len(calibration) else 1)
+    data, count = _place(group, path, heads, plan, numbers)
+    separate = _place(group, path, heads, plan, calibration)[0] if len(calibration) else None
+    n_averages = torch.from_numpy(count)
+    return KSpace(
+        data=_squeeze(plan, data),
+        mask=n_averages > 0,
+        header=header,
+        n_averages=n_averages,
+        calibration=None if separate is None else _squeeze(plan, separate),
+    )
+
+
+def _squeeze(plan: Plan, grid: np.ndarray) -> Tensor:
+    return torch.from_numpy(grid if plan.encoding.is_3d else grid[0])
+
+
+def _check_memory(plan: Plan, path: Path, n_grids: int) -> None:
+    x, y, z = plan.encoding.encoded_matrix
+    needed = 8 * x * y * z * plan.encoding.n_coils * n_grids
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(
+            f"one image of {x} x {y} x {z} points and {plan.encoding.n_coils} coils needs {needed / 2**30:.1f} GiB, this "
+            f"machine has {there / 2**30:.1f}",
+            path,
+            "use a machine with more memory",
+        )
+
+
+def _place(group: h5py.Group, path: Path, heads: np.ndarray, plan: Plan, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the readouts on the grid ``(kz coil ky kx)``, and how often each sample was measured.
+
+    The count is int32 ``(1, ky, kx)``, or ``(kz, 1, ky, kx)`` in 3-D, its last axis of length 1 where every line is whole.
+    """
+    nx, ny, nz = plan.encoding.encoded_matrix
+    first, stop = plan.first[numbers], np.minimum(plan.stop[numbers], nx)
+    whole = bool(np.all((first == 0) & (stop == nx)))
+    grid = np.zeros((nz, plan.encoding.n_coils, ny, nx), np.complex64)
+    count = np.zeros((nz, 1, ny, 1 if whole else nx), np.int32)
+    for number, samples in mrd_file.read_samples(group, path, heads, numbers):
+        z, y, a = plan.kz[number], plan.ky[number], plan.first[number]
+        b = min(plan.stop[number], nx)
+        line, times = grid[z, :, y, a:b], count[z, 0, y, 0 if whole else slice(a, b)]
+        kept = _kept(samples, heads[number])[:, : b - a]
+        if np.any(times):
+            line += kept
+        else:
+            line[...] = kept
+        count[z, 0, y, slice(None) if whole else slice(a, b)] += 1
+    for z, y in zip(*np.nonzero((count > 1).any(axis=(1, 3))), strict=True):
+        grid[z, :, y] /= np.maximum(count[z, :, y], 1)
+    return grid, count if plan.encoding.is_3d else count[0]
+
+
+def _kept(samples: np.ndarray, head: np.void) -> np.ndarray:
+    """The samples that are not discarded, in order of growing kx."""
+    kept = samples[:, int(head["discard_pre"]) : samples.shape[1] - int(head["discard_post"])]
+    return kept[:, ::-1] if int(head["flags"]) & REVERSE else kept
+
+
+def image_header(
+    path: Path, heads: np.ndarray, plan: Plan, index: ImageIndex, header: ScanHeader, warnings: list[str]
+) -> Header:
+    """Header of one image: sizes from its encoding, geometry and counters from its central readout."""
+    encoding, numbers = plan.encoding, plan.images[index]
+    ny, nz = encoding.encoded_matrix[1:]
+    distance = np.abs(plan.ky[numbers] - ny // 2) + np.abs(plan.kz[numbers] - nz // 2)
+    centre = heads[int(numbers[np.argmin(distance)])]
+    spread = np.ptp(heads["position"][numbers], axis=0).max()
+    if spread > 0.1:
+        warnings.append(f"{_name(index)}: positions of its readouts differ by {spread:g} mm; that of the central one is used")
+    study: dict[str, Any] = {
+        **header.study,
+        "calibration": encoding.calibration,
+        "coils": tuple(range(encoding.n_coils)),
+        "coil_names": header.coil_names,
+        "limits": {name: asdict(limit) for name, limit in encoding.limits.items()},
+    }
+    if encoding.calibration_mode is not None:
+        study["calibrationMode"] = encoding.calibration_mode
+    return Header(
+        source=str(path),
+        encoding=encoding.index,
+        index=index,
+        encoded_matrix=encoding.encoded_matrix,
+        recon_matrix=encoding.recon_matrix,
+        encoded_fov_m=encoding.encoded_fov_m,
+        recon_fov_m=encoding.recon_fov_m,
+        geometry=_geometry(centre, encoding.recon_fov_m, path, index),
+        acceleration=encoding.acceleration,
+        central=_central(centre),
+        study=study,
+        steps=("read",),
+    )
+
+
+def _central(head: np.void) -> dict[str, Any]:
+    central: dict[str, Any] = {name: head[name].item() for name in CENTRAL_SCALARS}
+    central |= {name: tuple(head[name].tolist()) for name in CENTRAL_VECTORS}
+    idx = head["idx"]
+    central["idx"] = {name: idx[name].tolist() for name in idx.dtype.names}
+    central["average"] = central["idx"]["average"]
+    return central
+
+
+def _geometry(head: np.void, fov_m: Vector, path: Path, index: ImageIndex) -> Geometry:
+    """Position and directions of a readout. Directions that are all zero were never set: nominal ones stand in for them.
+
+    Raises
+    ------
+    InputError
+        If they are not finite, or not three directions at right angles: an image placed by them would lie wrongly.
+    """
+    position, table = _vector(head["position"], 1e-3), _vector(head["patient_table_position"], 1e-3)
+    dirs = np.stack([head[name].astype(np.float64) for name in ("read_dir", "phase_dir", "slice_dir")])
+    if not np.all(np.isfinite([*position, *table])) or not np.all(np.isfinite(dirs)):
+        raise InputError(f"{_name(index)} has a position or direction that is NaN or infinite", path, "correct the readouts")
+    if not dirs.any():
+        return Geometry(position_m=position, fov_m=fov_m, table_position_m=table, nominal=True)
+    if np.abs(dirs @ dirs.T - np.eye(3)).max() > 1e-2:
+        shown = ", ".join("(" + " ".join(f"{v:.3g}" for v in d) + ")" for d in dirs)
+        raise InputError(
+            f"read, phase and slice direction of {_name(index)} are {shown}, expected unit vectors at right angles",
+            path,
+            "correct the readouts, or set all to zero if unknown",
+        )
+    dirs /= np.linalg.norm(dirs, axis=1, keepdims=True)
+    return Geometry(position, _vector(dirs[0]), _vector(dirs[1]), _vector(dirs[2]), fov_m, table)
+
+
+def _vector(values: Iterable[float], scale: float = 1.0) -> Vector:
+    x, y, z = (float(value) * scale for value in values)
+    return x, y, z
+
+
+def _name(index: ImageIndex) -> str:
+    return "image " + ", ".join(f"{name} {value}" for name, value in asdict(index).items())

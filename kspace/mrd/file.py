@@ -1,0 +1,260 @@
+"""ISMRMRD HDF5 files, read only: heads in one read, samples in contiguous or strided blocks.
+
+Nothing here writes, creates, locks for writing or changes a time stamp (``ismrmrd.Dataset(path)`` does, by default). Sizes are
+checked before memory is asked for, since a damaged file may claim anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from kspace.errors import InputError
+
+# Memory of one block of samples: HDF5 copies every readout once, and a small block is copied on from the cache.
+BLOCK_BYTES = 16 * 2**20
+# How HDF5 stores a list of variable length: its length, and where in the file its values are.
+LIST = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+HEAD_FIELDS = {
+    "flags", "number_of_samples", "active_channels", "discard_pre", "discard_post", "center_sample", "encoding_space_ref",
+    "sample_time_us", "position", "read_dir", "phase_dir", "slice_dir", "patient_table_position", "idx", "measurement_uid",
+    "acquisition_time_stamp", "physiology_time_stamp", "user_int", "user_float",
+}  # fmt: skip
+
+
+@contextmanager
+def _guard(path: Path) -> Iterator[None]:
+    """Turn what h5py raises for damaged files into an `InputError`; only calls of h5py stand under it, so that a mistake of
+    ours stays a traceback."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        kind = "is truncated" if "truncated" in text else "is damaged, or is being written"
+        raise InputError(f"the HDF5 file {kind} ({text[:160]})", path, "copy it again from the scanner") from error
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """The file, opened read only.
+
+    Raises
+    ------
+    InputError
+        If the path does not exist, is a folder, is empty, may not be read, is not HDF5, or is truncated or damaged.
+    """
+    _check_path(path)
+    with _guard(path):
+        file = h5py.File(path, "r")
+    with file:
+        yield file
+
+
+def _check_path(path: Path) -> None:
+    if path.is_dir():
+        raise InputError("expected an ISMRMRD file, got a folder", path, "give the .h5 file in it")
+    try:
+        with path.open("rb") as file:
+            first = file.read(1)
+    except FileNotFoundError as error:
+        raise InputError("no such file", path, "check the path") from error
+    except OSError as error:
+        raise InputError(f"the file cannot be read ({error.strerror})", path, "check its permissions") from error
+    if not first:
+        raise InputError("the file is empty (0 bytes), expected ISMRMRD HDF5", path, "copy it again from the scanner")
+    if not h5py.is_hdf5(path):
+        raise InputError("the file is not HDF5", path, "give an ISMRMRD .h5 file (see siemens_to_ismrmrd, ge_to_ismrmrd)")
+
+
+def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
+    """The one group that holds ``xml`` and ``data``; `group` names it where there are several.
+
+    Raises
+    ------
+    InputError
+        If there is none (saying so where the file looks like a fastMRI file) or more than one.
+    """
+    with _guard(path):
+        names = [name for name in file if _is_scan(file, name)]
+        half = [name for name in file if isinstance(file.get(name), h5py.Group) and {"xml", "data"} & set(file[name])]
+    if group is not None:
+        if group not in names:
+            raise InputError(f"no raw scan in group '{group}', there are: {', '.join(names) or 'none'}", path)
+        return file[group]
+    if len(names) == 1:
+        return file[names[0]]
+    if names:
+        raise InputError(f"{len(names)} raw scans in one file, in the groups {', '.join(names)}", path, "name one of them")
+    if "kspace" in file:
+        raise InputError(
+            "HDF5 in fastMRI's layout (dataset 'kspace'), not ISMRMRD", path, "use the commands for fastMRI data sets on it"
+        )
+    if half:
+        lacking = "acquisitions ('data')" if "xml" in file[half[0]] else "XML header ('xml')"
+        raise InputError(f"the ISMRMRD group '{half[0]}' has no {lacking}", path, "convert the scan again")
+    found = ", ".join(list(file)[:8]) or "nothing"
+    raise InputError(f"HDF5 but not ISMRMRD: expected a group with 'xml' and 'data', found {found}", path)
+
+
+def _is_scan(file: h5py.File, name: str) -> bool:
+    group = file.get(name)
+    return isinstance(group, h5py.Group) and all(isinstance(group.get(part), h5py.Dataset) for part in ("xml", "data"))
+
+
+def read_xml(group: h5py.Group, path: Path) -> bytes:
+    """The XML header, as stored."""
+    with _guard(path):
+        dataset = group["xml"]
+        value = dataset[(0,) * dataset.ndim] if dataset.size == 1 else None
+    if value is None:
+        raise InputError(f"the XML header is stored as {dataset.size} texts, expected one", path, "convert the scan again")
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes):
+        raise InputError(f"the XML header is stored as {dataset.dtype}, expected text", path, "convert the scan again")
+    return value
+
+
+def read_heads(group: h5py.Group, path: Path) -> np.ndarray:
+    """Acquisition heads ``(readout,)``, structured as ISMRMRD defines them, without any samples.
+
+    Raises
+    ------
+    InputError
+        If there are none, they are not ISMRMRD's, or they and the samples stored for them do not agree in size.
+    """
+    with _guard(path):
+        dataset = group["data"]
+        stored, plist = dataset.id.get_storage_size(), dataset.id.get_create_plist()
+    size = path.stat().st_size
+    _check_acquisitions(dataset, path)
+    plain = plist.get_nfilters() == 0
+    needed = dataset.size * dataset.dtype.itemsize
+    if needed > (stored if plain else 1000 * size):
+        raise InputError(
+            f"{dataset.size} acquisitions are announced ({needed} bytes) and {stored} bytes stored: it was not written whole",
+            path,
+            "copy it again from the scanner",
+        )
+    with _guard(path):
+        raw = plain and plist.get_layout() == h5py.h5d.CHUNKED
+        records = _raw_records(dataset) if raw else dataset.fields("head")[:]
+    heads = records["head"] if raw else records
+    sizes = heads["active_channels"].astype(np.int64) * heads["number_of_samples"]
+    if raw:
+        _refuse_lengths(2 * sizes, records["data"]["length"], heads, path)
+    claimed = 8 * int(np.sum(sizes))
+    if claimed > size:
+        raise InputError(
+            f"the heads claim {claimed} bytes of samples, the file has {size}", path, "copy it again from the scanner"
+        )
+    return np.ascontiguousarray(heads)
+
+
+def _raw_records(dataset: h5py.Dataset) -> np.ndarray:
+    """The records as they lie in the file, the lists of samples as their descriptors (length, address, index).
+
+    HDF5 fetches all samples even where only the heads are asked for, which made opening a scan as slow as reading it; and it
+    follows a damaged descriptor wherever it points, so its length is checked first.
+    """
+    file_type, n = dataset.id.get_type(), dataset.shape[0]
+    names = [file_type.get_member_name(i).decode() for i in range(file_type.get_nmembers())]
+    kept = {name: i for i, name in enumerate(names) if name in ("head", "data")}
+    record = np.dtype(
+        {
+            "names": list(kept),
+            "formats": [LIST if name == "data" else file_type.get_member_type(i).dtype for name, i in kept.items()],
+            "offsets": [file_type.get_member_offset(i) for i in kept.values()],
+            "itemsize": file_type.get_size(),
+        }
+    )
+    pieces = (dataset.id.read_direct_chunk((start,))[1] for start in range(0, n, dataset.chunks[0]))
+    return np.frombuffer(b"".join(pieces), record)[:n]
+
+
+def _refuse_lengths(expected: np.ndarray, stored: np.ndarray, heads: np.ndarray, path: Path) -> None:
+    wrong = np.flatnonzero(expected != stored)
+    if len(wrong):
+        i = int(wrong[0])
+        n_coils, n = int(heads["active_channels"][i]), int(heads["number_of_samples"][i])
+        raise InputError(
+            f"readout {i} holds {int(stored[i])} numbers, its head says 2 x {n_coils} channels x {n} samples",
+            path,
+            "the file is damaged or badly converted",
+        )
+
+
+def _check_acquisitions(dataset: h5py.Dataset, path: Path) -> None:
+    fields = dataset.dtype.names or ()
+    if not {"head", "data"} <= set(fields) or HEAD_FIELDS - set(dataset.dtype["head"].names or ()):
+        raise InputError(f"the readouts are not ISMRMRD acquisitions (type {str(dataset.dtype)[:80]})", path)
+    base = h5py.check_vlen_dtype(dataset.dtype["data"])
+    if base is None or np.dtype(base) != np.float32:
+        raise InputError(f"the samples are stored as {dataset.dtype['data']}, expected lists of float32", path)
+    if dataset.ndim != 1 or dataset.size == 0:
+        raise InputError(f"no acquisitions (shape {dataset.shape})", path, "give a file with raw data")
+
+
+def blocks(readouts: np.ndarray, readout_bytes: int) -> Iterator[slice]:
+    """Cut sorted readout numbers into few strided slices of bounded size, in order.
+
+    Interleaved slices or repetitions are every n-th readout: a strided read of HDF5 is as fast as a contiguous one.
+    """
+    most = max(1, BLOCK_BYTES // max(readout_bytes, 1))
+    i = 0
+    while i < len(readouts):
+        step = int(readouts[i + 1] - readouts[i]) if i + 1 < len(readouts) else 1
+        breaks = np.flatnonzero(np.diff(readouts[i : i + most]) != step)
+        n = int(breaks[0]) + 1 if len(breaks) else min(most, len(readouts) - i)
+        yield slice(int(readouts[i]), int(readouts[i + n - 1]) + 1, step)
+        i += n
+
+
+def read_samples(group: h5py.Group, path: Path, heads: np.ndarray, readouts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield ``(readout number, complex64 (coil, sample))`` for the given readouts in ascending order.
+
+    Only these readouts are read, block by block, and no block outlives the next.
+
+    Raises
+    ------
+    InputError
+        If a readout does not hold the number of samples that its head states, or holds NaN or infinite ones.
+    """
+    wanted = np.unique(np.asarray(readouts, dtype=np.int64))
+    if not len(wanted):
+        return
+    sizes = heads["active_channels"].astype(np.int64) * heads["number_of_samples"]
+    samples = group["data"].fields("data")
+    for block in blocks(wanted, 8 * int(sizes[wanted].max())):
+        with _guard(path):
+            lists = samples[block]
+        for number, values in zip(range(block.start, block.stop, block.step), lists, strict=True):
+            shape = int(heads["active_channels"][number]), int(heads["number_of_samples"][number])
+            if values.size != 2 * shape[0] * shape[1]:
+                one = np.array([number])
+                _refuse_lengths(2 * sizes[one], np.array([values.size]), heads[one], path)
+            _check_finite(values, number, path)
+            yield number, values.view(np.complex64).reshape(shape)
+
+
+def _check_finite(values: np.ndarray, number: int, path: Path) -> None:
+    # The sum is the cheapest test; it may overflow in a good file, so a suspicious one is looked at closely.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(values.sum())
+    if suspicious and not np.isfinite(values).all():
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        raise InputError(f"readout {number} has {bad} NaN or infinite values", path, "the raw data are corrupt: scan again")
+
+
+def sha256(path: Path) -> str:
+    """Digest of the file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()

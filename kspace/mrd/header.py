@@ -1,0 +1,343 @@
+"""The XML header of an ISMRMRD file, read tolerantly: scanners and converters write half-valid ones.
+
+Elements are found by their local name, whatever the namespace; optional elements may be missing. What the geometry of an
+image rests on (matrix sizes, fields of view, trajectory) is demanded, and a value that is there must make sense.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from xml.etree import ElementTree
+
+from kspace.container import Matrix, Vector
+from kspace.errors import InputError
+
+# Counters are 16 bit, and nothing that a person can wait for has more points; both also keep a damaged header from
+# asking for memory that no machine has.
+MAX_AXIS = 65536
+MAX_POINTS = 2**31
+
+COUNTERS = ("kspace_encoding_step_1", "kspace_encoding_step_2", "average", "slice", "contrast", "phase", "repetition", "set")
+NUMBERS = {
+    "systemFieldStrength_T",
+    "relativeReceiverNoiseBandwidth",
+    "receiverChannels",
+    "H1resonanceFrequency_Hz",
+    "patientWeight_kg",
+    "patientHeight_m",
+    "initialSeriesNumber",
+}
+SEQUENCE_TEXT = {"sequence_type", "diffusionDimension", "diffusionScheme"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Counter limits of the header, inclusive; `centre` is None where the element is missing."""
+
+    minimum: int
+    maximum: int
+    centre: int | None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One encoding space of a scan.
+
+    Attributes
+    ----------
+    index
+        Its place in the header; readouts refer to it by ``encoding_space_ref``.
+    trajectory
+        As the header names it, lower case. Only ``cartesian`` can be loaded; `refusal` says why another cannot.
+    encoded_matrix, recon_matrix
+        Points ``(x, y, z)`` of k-space (readout oversampling included) and of the image to deliver.
+    encoded_fov_m, recon_fov_m
+        Their fields of view ``(x, y, z)`` in metres.
+    limits
+        Counter limits by ISMRMRD's names, where given.
+    acceleration
+        Nominal undersampling ``(ky, kz)``.
+    calibration_mode
+        ``calibrationMode`` of the header as it stands there, None where missing.
+    calibration
+        Where the samples for coil maps are: ``embedded`` (calibration lines are lines of the image as well), ``separate``
+        (they serve the maps only, `KSpace.calibration` holds them) or ``none`` (no readout is marked as calibration: the
+        sampled centre of the image, or of the average over repetitions, is all there is).
+    centre
+        Counters ``(kspace_encode_step_1, kspace_encode_step_2)`` of the centre of k-space.
+    n_coils
+        Receive channels of the readouts; 0 where the encoding has no imaging readouts.
+    n_readouts
+        Number of imaging readouts.
+    dwell_s
+        Time between samples of the imaging readouts, None where the file does not say.
+    refusal
+        Why images of this encoding cannot be made; None where they can.
+    """
+
+    index: int
+    trajectory: str
+    encoded_matrix: Matrix
+    recon_matrix: Matrix
+    encoded_fov_m: Vector
+    recon_fov_m: Vector
+    limits: dict[str, Limits] = field(default_factory=dict)
+    acceleration: tuple[float, float] = (1.0, 1.0)
+    calibration_mode: str | None = None
+    calibration: str = "none"
+    centre: tuple[int, int] = (0, 0)
+    n_coils: int = 0
+    n_readouts: int = 0
+    dwell_s: float | None = None
+    refusal: str | None = None
+
+    @property
+    def is_3d(self) -> bool:
+        """Whether k-space has a second phase encoding (kz)."""
+        return self.encoded_matrix[2] > 1
+
+
+@dataclass(frozen=True)
+class ScanHeader:
+    """What the XML header says.
+
+    Attributes
+    ----------
+    encodings
+        Encoding spaces, in order.
+    study
+        Facts under ISMRMRD's names; see `kspace.container.Header.study`.
+    receiver_channels
+        ``receiverChannels``, None where missing.
+    relative_bandwidth
+        ``relativeReceiverNoiseBandwidth``, None where missing.
+    coil_names
+        ``coilName`` of the channels, in order; empty where missing.
+    xml
+        The header itself.
+    warnings
+        What was missing and what was assumed instead.
+    """
+
+    encodings: tuple[Encoding, ...]
+    study: dict[str, Any]
+    receiver_channels: int | None
+    relative_bandwidth: float | None
+    coil_names: tuple[str, ...]
+    xml: str
+    warnings: tuple[str, ...]
+
+
+def parse_header(xml: bytes | str, source: str) -> ScanHeader:
+    """Parse the XML header of an ISMRMRD file.
+
+    Parameters
+    ----------
+    xml
+        The header as stored; trailing NUL bytes, which some writers add, are ignored.
+    source
+        Name of the file, for messages.
+
+    Raises
+    ------
+    InputError
+        If it is not well-formed XML, declares entities, is not an ISMRMRD header, or states sizes that cannot be.
+    """
+    text = _decode(xml, source)
+    root = _parse_xml(text, source)
+    if _local(root.tag) != "ismrmrdHeader":
+        raise InputError(
+            f"the XML header is <{_local(root.tag)}>, expected <ismrmrdHeader>", source, "give an ISMRMRD raw file"
+        )
+    warnings: list[str] = []
+    nodes = _children(root, "encoding")
+    if not nodes:
+        raise InputError("the XML header has no <encoding>, so no matrix size", source, "convert the scan again")
+    encodings = tuple(_encoding(i, node, source, warnings) for i, node in enumerate(nodes))
+    system = _child(root, "acquisitionSystemInformation")
+    labels = _children(system, "coilLabel") if system is not None else []
+    channels = _number(system, "receiverChannels", source)
+    bandwidth = _number(system, "relativeReceiverNoiseBandwidth", source)
+    if bandwidth is not None and not 0 < bandwidth <= 10:
+        raise InputError(f"relativeReceiverNoiseBandwidth is {bandwidth:g}, expected about 0.8", source, "correct the header")
+    return ScanHeader(
+        encodings=encodings,
+        study=_study(root, source),
+        receiver_channels=None if channels is None else int(channels),
+        relative_bandwidth=bandwidth,
+        coil_names=tuple(_text(label, "coilName") or "" for label in labels),
+        xml=text,
+        warnings=tuple(warnings),
+    )
+
+
+def _decode(xml: bytes | str, source: str) -> str:
+    if isinstance(xml, bytes):
+        try:
+            xml = xml.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"the XML header is not UTF-8 text ({error.reason} at byte {error.start})", source) from error
+    return xml.rstrip("\x00 \r\n\t")
+
+
+def _parse_xml(text: str, source: str) -> ElementTree.Element:
+    # A raw file may come from anyone, and ten nested entities expand to gigabytes. No ISMRMRD header needs a DTD.
+    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
+        raise InputError("the XML header declares a DOCTYPE or entities, which no scanner does", source, "remove them")
+    try:
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise InputError(
+            f"the XML header is truncated or not XML ({error}; it begins {text[:40]!r} and has {len(text)} characters)",
+            source,
+            "copy or convert the scan again",
+        ) from error
+
+
+def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list[str]) -> Encoding:
+    encoded, encoded_fov = _space(node, "encodedSpace", index, source)
+    if _child(node, "reconSpace") is None:
+        warnings.append(f"encoding {index} has no reconSpace: images get the encoded matrix {_times(encoded)}")
+        recon, recon_fov = encoded, encoded_fov
+    else:
+        recon, recon_fov = _space(node, "reconSpace", index, source)
+    limits_node = _child(node, "encodingLimits")
+    limits = {}
+    for name in COUNTERS:
+        limit = _limits(limits_node, name, source)
+        if limit is not None:
+            limits[name] = limit
+    trajectory = (_text(node, "trajectory") or "").lower()
+    parallel = _child(node, "parallelImaging")
+    factors = _child(parallel, "accelerationFactor")
+    acceleration = (
+        _number(factors, "kspace_encoding_step_1", source) or 1.0,
+        _number(factors, "kspace_encoding_step_2", source) or 1.0,
+    )
+    return Encoding(
+        index=index,
+        trajectory=trajectory,
+        encoded_matrix=encoded,
+        recon_matrix=recon,
+        encoded_fov_m=encoded_fov,
+        recon_fov_m=recon_fov,
+        limits=limits,
+        acceleration=acceleration,
+        calibration_mode=_text(parallel, "calibrationMode"),
+        refusal=_refusal(index, trajectory, _text(_child(node, "trajectoryDescription"), "identifier")),
+    )
+
+
+def _refusal(index: int, trajectory: str, description: str | None) -> str | None:
+    if not trajectory:
+        return f"encoding {index} names no trajectory, expected cartesian"
+    if trajectory == "cartesian" and "epi" in (description or "").lower():
+        return f"encoding {index} is echo planar (trajectoryDescription '{description}'), expected plain cartesian"
+    if trajectory == "epi":
+        return f"encoding {index} is echo planar (trajectory 'epi'), expected cartesian"
+    if trajectory != "cartesian":
+        return f"encoding {index} has trajectory '{trajectory}', expected cartesian"
+    return None
+
+
+def _space(node: ElementTree.Element, name: str, index: int, source: str) -> tuple[Matrix, Vector]:
+    space = _child(node, name)
+    matrix, fov = _child(space, "matrixSize"), _child(space, "fieldOfView_mm")
+    where = f"{name} of encoding {index}"
+    if matrix is None or fov is None:
+        lacking = "matrixSize" if matrix is None else "fieldOfView_mm"
+        raise InputError(f"{where} has no {lacking}", source, "complete the XML header")
+    sizes = [_number(matrix, axis, source) for axis in "xyz"]
+    sizes[2] = 1.0 if sizes[2] is None else sizes[2]
+    whole = [n for n in sizes if n is not None and n == int(n)]
+    if len(whole) != 3 or min(whole) < 1 or max(whole) > MAX_AXIS or math.prod(whole) > MAX_POINTS:
+        shown = " x ".join("?" if n is None else f"{n:g}" for n in sizes)
+        raise InputError(
+            f"{where} has the matrix {shown}, expected 1 to {MAX_AXIS} points per axis and at most {MAX_POINTS:g} in all",
+            source,
+            "correct the XML header",
+        )
+    lengths = [_number(fov, axis, source) or 0.0 for axis in "xyz"]
+    if lengths[0] <= 0 or lengths[1] <= 0 or lengths[2] < 0:
+        shown = " x ".join(f"{length:g}" for length in lengths)
+        raise InputError(
+            f"{where} has the field of view {shown} mm, expected positive lengths", source, "correct the XML header"
+        )
+    x, y, z = (int(n) for n in whole)
+    return (x, y, z), (lengths[0] / 1000, lengths[1] / 1000, lengths[2] / 1000)
+
+
+def _limits(node: ElementTree.Element | None, name: str, source: str) -> Limits | None:
+    element = _child(node, name)
+    minimum, maximum = _number(element, "minimum", source), _number(element, "maximum", source)
+    if maximum is None:
+        return None
+    centre = _number(element, "center", source)
+    return Limits(int(minimum or 0), int(maximum), None if centre is None else int(centre))
+
+
+def _study(root: ElementTree.Element, source: str) -> dict[str, Any]:
+    """Leaves of the descriptive sections by their names; `TR`, `TE` and the like as tuples of numbers, in ms and degrees."""
+    study: dict[str, Any] = {}
+    sections = ("subjectInformation", "studyInformation", "measurementInformation", "acquisitionSystemInformation")
+    for section in (*sections, "experimentalConditions"):
+        for leaf in _leaves(_child(root, section)):
+            name, text = _local(leaf.tag), (leaf.text or "").strip()
+            if text:
+                study[name] = _to_number(text, name, source) if name in NUMBERS else text
+    for leaf in _leaves(_child(root, "sequenceParameters")):
+        name, text = _local(leaf.tag), (leaf.text or "").strip()
+        if text:
+            study[name] = text if name in SEQUENCE_TEXT else (*study.get(name, ()), _to_number(text, name, source))
+    for node in _children(_child(root, "userParameters"), None):
+        key, value = _text(node, "name"), _text(node, "value")
+        if key and value is not None:
+            study.setdefault("userParameters", {})[key] = value
+    return study
+
+
+def _to_number(text: str, name: str, source: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"<{name}> of the XML header is '{text[:40]}', expected a number", source, "correct the XML header")
+    return value
+
+
+def _number(node: ElementTree.Element | None, name: str, source: str) -> float | None:
+    text = _text(node, name)
+    return None if text is None else _to_number(text, name, source)
+
+
+def _text(node: ElementTree.Element | None, name: str) -> str | None:
+    element = _child(node, name)
+    text = (element.text or "").strip() if element is not None else ""
+    return text or None
+
+
+def _child(node: ElementTree.Element | None, name: str) -> ElementTree.Element | None:
+    found = _children(node, name)
+    return found[0] if found else None
+
+
+def _children(node: ElementTree.Element | None, name: str | None) -> list[ElementTree.Element]:
+    if node is None:
+        return []
+    return [child for child in node if isinstance(child.tag, str) and name in (None, _local(child.tag))]
+
+
+def _leaves(node: ElementTree.Element | None) -> list[ElementTree.Element]:
+    return [child for child in _children(node, None) if not len(child)]
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def _times(matrix: Matrix) -> str:
+    return " x ".join(str(n) for n in matrix)

@@ -1,0 +1,224 @@
+"""Raw scans in: an ISMRMRD file opened cheaply, and its images loaded one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kspace.container import Header, ImageIndex, KSpace
+from kspace.errors import InputError
+from kspace.mrd import file as mrd_file
+from kspace.mrd.assemble import image_header, load_image
+from kspace.mrd.complete import find_incomplete
+from kspace.mrd.header import Encoding, ScanHeader, parse_header
+from kspace.mrd.noise import Noise, read_noise_readouts
+from kspace.mrd.sort import Plan, check_heads, plan_encoding
+
+
+class Scan:
+    """A raw scan: what is in it, known from its heads; samples are read when an image is loaded.
+
+    Made by `open_scan`. The file is opened for each read and closed again, always read only.
+    """
+
+    def __init__(self, path: Path, group: str, header: ScanHeader, heads: np.ndarray, noise: Noise | None) -> None:
+        self._path, self._group, self._header, self._heads, self._noise = path, group, header, heads, noise
+        self._warnings = list(header.warnings)
+        self._plans = tuple(plan_encoding(e, header, heads, path, self._warnings) for e in header.encodings)
+        self._incomplete = [find_incomplete(plan, heads) for plan in self._plans]
+        self._digest: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def xml(self) -> str:
+        """The XML header as it stands in the file."""
+        return self._header.xml
+
+    @property
+    def encodings(self) -> tuple[Encoding, ...]:
+        """The encoding spaces of the header, in its order; ``n_readouts`` is 0 for those that nothing was acquired in."""
+        return tuple(plan.encoding for plan in self._plans)
+
+    @property
+    def coil_names(self) -> tuple[str, ...]:
+        """Names of the receive coils, empty where the header has none."""
+        return self._header.coil_names
+
+    @property
+    def n_readouts(self) -> int:
+        """Number of readouts in the file, of whatever kind."""
+        return len(self._heads)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was noticed and assumed so far; grows as images are loaded."""
+        return tuple(dict.fromkeys(self._warnings))
+
+    @property
+    def noise(self) -> Noise | None:
+        """The noise scan in the file, None where there is none."""
+        return self._noise
+
+    def sha256(self) -> str:
+        """Digest of the file, computed when first asked for."""
+        if self._digest is None:
+            self._digest = mrd_file.sha256(self._path)
+        return self._digest
+
+    def images(self, encoding: int = 0) -> list[ImageIndex]:
+        """Complete images of an encoding, sorted (repetition fastest but for the slice, then phase, set, contrast).
+
+        Raises
+        ------
+        InputError
+            If the encoding does not exist, or is one that cannot be reconstructed (not Cartesian, echo planar).
+        """
+        plan = self._plan(encoding)
+        incomplete = {index for index, _ in self._incomplete[encoding]}
+        return sorted(index for index in plan.images if index not in incomplete)
+
+    def incomplete(self, encoding: int = 0) -> list[tuple[ImageIndex, str]]:
+        """Images that the scan began or announced and did not finish, each with the reason. Those begun can be loaded."""
+        self._plan(encoding)
+        return list(self._incomplete[encoding])
+
+    def load(self, encoding: int, index: ImageIndex) -> KSpace:
+        """k-space of one image; only its readouts are read.
+
+        Samples to discard are left out, reversed readouts turned round, lines placed about the centre of k-space on the grid
+        of the encoded matrix (readout oversampling included), repeated lines averaged. Nothing else is done to them.
+
+        Returns
+        -------
+        KSpace
+            Complex64 ``(coil ky kx)``, or ``(kz coil ky kx)`` for 3-D. `mask` and `n_averages` are ``(1, ky, 1)`` or
+            ``(kz, 1, ky, 1)`` where all lines are whole, else with kx. Where the calibration is separate,
+            `KSpace.calibration` holds it. ``header.study["calibration"]`` is `Encoding.calibration`. With embedded
+            calibration, and with none, the samples for coil maps are the fully sampled block about index ``n // 2`` of
+            ky (and kz): a run of rows in which no row of `mask` is missing.
+
+        Raises
+        ------
+        InputError
+            If the image does not exist, or its samples are damaged, NaN or infinite.
+        """
+        plan = self._plan(encoding)
+        if index not in plan.images:
+            raise InputError(f"no image {index} in encoding {encoding}", self._path, "see `recon info`")
+        header = image_header(self._path, self._heads, plan, index, self._header, self._warnings)
+        with mrd_file.open_file(self._path) as file:
+            group = mrd_file.find_group(file, self._path, self._group)
+            return load_image(group, self._path, self._heads, plan, index, header)
+
+    def load_average(self, encoding: int, index: ImageIndex) -> KSpace:
+        """Mean over the complete repetitions of an image, one read at a time: what coil maps can be made from where each
+        repetition is undersampled without calibration, and the repetitions interleave.
+
+        Returns
+        -------
+        KSpace
+            As `load`; `mask` is where any repetition was sampled, `n_averages` how often in all, and the header that of
+            the first repetition, with the step ``average_repetitions``.
+        """
+        total: KSpace | None = None
+        for repetition in self.images(encoding):
+            if replace(repetition, repetition=index.repetition) == index:
+                total = _add(total, self.load(encoding, repetition))
+        if total is None or total.n_averages is None:
+            raise InputError(f"no complete repetition of image {index} in encoding {encoding}", self._path)
+        return total.after("average_repetitions", data=total.data / total.n_averages.clamp(min=1), mask=total.n_averages > 0)
+
+    def header(self, encoding: int, index: ImageIndex) -> Header:
+        """Header of one image, without reading samples."""
+        return image_header(self._path, self._heads, self._plan(encoding), index, self._header, self._warnings)
+
+    def _plan(self, encoding: int) -> Plan:
+        if not 0 <= encoding < len(self._plans):
+            raise InputError(
+                f"no encoding {encoding}, the header has {len(self._plans)}", self._path, "give another --encoding"
+            )
+        plan = self._plans[encoding]
+        if plan.encoding.refusal is not None and plan.encoding.n_readouts:
+            raise InputError(plan.encoding.refusal, self._path, "only Cartesian scans can be reconstructed")
+        return plan
+
+
+def open_scan(path: str | PathLike[str], group: str | None = None) -> Scan:
+    """Open an ISMRMRD file (HDF5, version 1): its XML header, the heads of its readouts and its noise scan.
+
+    Parameters
+    ----------
+    path
+        The file. It is opened read only, and never changed or created.
+    group
+        HDF5 group of the scan, where the file has several; usually ``dataset``.
+
+    Raises
+    ------
+    InputError
+        If it is not a readable ISMRMRD file, or its header and readouts contradict each other, or nothing in it can be
+        reconstructed. Damaged samples are found when they are read, by `Scan.load`.
+    """
+    path = Path(path)
+    warnings: list[str] = []
+    with mrd_file.open_file(path) as file:
+        found = mrd_file.find_group(file, path, group)
+        header = parse_header(mrd_file.read_xml(found, path), str(path))
+        heads = mrd_file.read_heads(found, path)
+        check_heads(heads, header, path)
+        noise = read_noise_readouts(found, path, heads, header.relative_bandwidth, warnings)
+        name = found.name.lstrip("/")
+    scan = Scan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), heads, noise)
+    used = [encoding for encoding in scan.encodings if encoding.n_readouts]
+    if all(encoding.refusal is not None for encoding in used):
+        raise InputError(used[0].refusal or "", path, "only Cartesian scans can be reconstructed")
+    if noise is not None:
+        _check_noise(noise, used, path)
+    return scan
+
+
+def read_noise(path: str | PathLike[str]) -> Noise:
+    """Noise from a file of its own: its readouts that are flagged as noise scan.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or has no noise readouts.
+    """
+    path = Path(path)
+    with mrd_file.open_file(path) as file:
+        found = mrd_file.find_group(file, path, None)
+        header = parse_header(mrd_file.read_xml(found, path), str(path))
+        heads = mrd_file.read_heads(found, path)
+        noise = read_noise_readouts(found, path, heads, header.relative_bandwidth, [])
+    if noise is None:
+        raise InputError(f"no noise readouts (flag 19) among {len(heads)}", path, "give a file with a noise scan")
+    return noise
+
+
+def _check_noise(noise: Noise, encodings: list[Encoding], path: Path) -> None:
+    n_coils = noise.covariance.shape[0]
+    for encoding in encodings:
+        if encoding.refusal is None and encoding.n_coils != n_coils:
+            raise InputError(
+                f"the noise readouts have {n_coils} channels, the imaging readouts {encoding.n_coils}", path, "convert again"
+            )
+
+
+def _add(total: KSpace | None, k: KSpace) -> KSpace:
+    """Running sum of samples and of how often they were measured."""
+    assert k.n_averages is not None  # `Scan.load` always counts
+    weighted = k.data * k.n_averages
+    if total is None:
+        return replace(k, data=weighted)
+    assert total.n_averages is not None
+    counts = total.n_averages + k.n_averages
+    return replace(total, data=total.data + weighted, n_averages=counts, mask=torch.broadcast_to(counts > 0, counts.shape))
