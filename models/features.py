@@ -1,0 +1,94 @@
+"""A small feature network for magnetic resonance images: what perceptual terms use where ImageNet weights cannot be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kspace.errors import InputError
+from models.layers import he_initialise
+
+MR_WEIGHTS = Path(__file__).parent / "weights" / "mr_features.safetensors"
+
+
+class MrFeatures(nn.Module):
+    """Four levels of two 3x3 convolutions, each with group normalisation and a leaky ReLU; 2x2 average pooling between them.
+
+    Trained on three tasks at once, so that its features carry contrast, anatomy and orientation: the class of the tumour, its
+    box, and by how many quarter turns the image was rotated.
+
+    Parameters
+    ----------
+    widths
+        Channels of the levels, multiples of 8.
+    n_classes
+        Tumour classes.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128), n_classes: int = 3) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(_level(a, b) for a, b in zip((1, *widths[:-1]), widths, strict=True))
+        # The box needs to know where things are, the other two only what there is.
+        self.tumour = nn.Linear(widths[-1], n_classes)
+        self.rotation = nn.Linear(widths[-1], 4)
+        self.box = nn.Linear(16 * widths[-1], 4)
+        he_initialise(self)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Magnitudes ``(n 1 y x)``, 1 being the brightest of the slice, to the activations of the levels, finest first."""
+        found = []
+        for i, level in enumerate(self.levels):
+            x = level(F.avg_pool2d(x, 2, ceil_mode=True) if i else x)
+            found.append(x)
+        return found
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Magnitudes ``(n 1 y x)`` to the three tasks.
+
+        Returns
+        -------
+        dict
+            ``tumour`` logits ``(n classes)``; ``rotation`` logits ``(n 4)``; ``box`` ``(n 4)``: centre x, centre y, width and
+            height as fractions of the image.
+        """
+        last = self.features(x)[-1]
+        pooled = last.mean((2, 3))
+        grid = F.adaptive_avg_pool2d(last, 4).flatten(1)
+        return {"tumour": self.tumour(pooled), "rotation": self.rotation(pooled), "box": self.box(grid).sigmoid()}
+
+
+def _level(n_in: int, n_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n in (n_in, n_out):
+        layers += [nn.Conv2d(n, n_out, 3, padding=1), nn.GroupNorm(8, n_out), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers)
+
+
+def load_mr_features(path: Path | None = None) -> MrFeatures:
+    """The trained network, frozen.
+
+    Raises
+    ------
+    InputError
+        If the weights are absent or are those of another network: untrained features are never used silently.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = path or MR_WEIGHTS
+    if not path.is_file():
+        raise InputError(
+            "the weights of the feature network are absent", path, "choose features vgg16 or vgg19, or perceptual weight 0"
+        )
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"not a whole safetensors file ({error})", path, "fetch it again") from error
+    network = MrFeatures()
+    expected = {k: v.shape for k, v in network.state_dict().items()}
+    if {k: v.shape for k, v in state.items()} != expected:
+        raise InputError("not the weights of the MR feature network: names or shapes differ", path, "fetch it again")
+    network.load_state_dict({k: v.float() for k, v in state.items()})
+    return network.eval().requires_grad_(False)

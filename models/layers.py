@@ -1,0 +1,343 @@
+"""Building blocks that two or more systems share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kspace.operators import Sense, data_consistency
+from models.interface import Discriminator
+
+Norm = Literal["none", "instance", "batch"]
+Start = Literal["sense", "adjoint"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Images and channels
+
+
+def to_channels(image: Tensor) -> Tensor:
+    """Complex ``(*batch y x)`` to real ``(n 2 y x)``: real and imaginary part, the batch flattened."""
+    return torch.view_as_real(image.reshape(-1, *image.shape[-2:]).resolve_conj()).movedim(-1, 1).contiguous()
+
+
+def from_channels(channels: Tensor, like: Tensor) -> Tensor:
+    """Real ``(n 2 y x)`` to complex with the shape and precision of `like`, ``(*batch y x)``.
+
+    The precision is restored because a network under autocast answers in half precision, which has no complex numbers.
+    """
+    pairs = channels.movedim(1, -1).to(like.real.dtype).contiguous()
+    return torch.view_as_complex(pairs).reshape(like.shape)
+
+
+def magnitude(image: Tensor) -> Tensor:
+    """Complex ``(*batch y x)`` to real ``(n 1 y x)``."""
+    return image.abs().reshape(-1, 1, *image.shape[-2:])
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Repeat the edge of ``(n c y x)`` until both sizes are multiples of `multiple`; also return the crop that undoes it."""
+    n_y, n_x = x.shape[-2:]
+    more_y, more_x = -n_y % multiple, -n_x % multiple
+    top, left = more_y // 2, more_x // 2
+    padded = F.pad(x, (left, more_x - left, top, more_y - top), mode="replicate") if more_y or more_x else x
+    return padded, lambda out: out[..., top : top + n_y, left : left + n_x]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Scale, starting image, data consistency
+
+
+@torch.no_grad()
+def slice_scale(y: Tensor, op: Sense) -> Tensor:
+    """One positive number per slice, from ``z = |A^H y|``: ``sqrt(sum z^4 / sum z^2)``, or 1 for a slice of zeros.
+
+    It is the intensity at which the energy of the slice lies: a single bright pixel moves it less than the maximum, and air
+    around the object not at all.
+
+    Parameters
+    ----------
+    y
+        Complex ``(*batch coil ky kx)``.
+    op
+        Its forward model.
+
+    Returns
+    -------
+    Tensor
+        Real ``(*batch 1 1)``, homogeneous in `y`.
+    """
+    z = op.adjoint(y).abs()
+    # Fourth powers of 1e-10 leave the range of single precision: take them relative to the maximum.
+    peak = z.amax((-2, -1), keepdim=True)
+    power = (z / torch.where(peak > 0, peak, 1)).square()
+    energy = power.sum((-2, -1), keepdim=True)
+    rms = (power.square().sum((-2, -1), keepdim=True) / torch.where(energy > 0, energy, 1)).sqrt()
+    return torch.where(peak > 0, peak * rms, 1)
+
+
+def starting_image(y: Tensor, op: Sense, start: Start, lamda: float, tolerance: float) -> Tensor:
+    """Where a network starts from: the regularised SENSE solve ``(A^H A + lamda I) x = A^H y``, or ``A^H y`` itself.
+
+    Complex ``(*batch coil ky kx)`` to complex ``(*batch y x)``.
+    """
+    zero_filled = op.adjoint(y)
+    if start == "adjoint":
+        return zero_filled
+    return data_consistency(torch.zeros_like(zero_filled), y, op, lamda, tolerance=tolerance)
+
+
+class Consistency(nn.Module):
+    """Data consistency: ``(A^H A + lamda I) x = A^H y + lamda z``, or exact replacement where there is an exact answer.
+
+    Several coils have no exact answer worth having (the operator is injective and ill-conditioned), so `lamda`, noise over
+    signal variance, says how far it is inverted.
+
+    Parameters
+    ----------
+    lamda
+        Where it starts, or stays.
+    learned
+        Train its logarithm.
+    exact
+        Replace the samples where there is one coil of unit modulus, whatever `lamda` is.
+    tolerance
+        Relative residual of the solve. Far looser than the operators' default, to train at bearable speed.
+    """
+
+    def __init__(self, lamda: float = 0.1, learned: bool = True, exact: bool = False, tolerance: float = 1e-3) -> None:
+        super().__init__()
+        if not lamda > 0:
+            raise ValueError(f"lamda must be positive; got {lamda}")
+        self.log_lamda = nn.Parameter(torch.tensor(math.log(lamda)), requires_grad=learned)
+        self.exact, self.tolerance = exact, tolerance
+
+    def forward(self, image: Tensor, y: Tensor, op: Sense) -> Tensor:
+        """Image ``(*batch y x)`` and k-space ``(*batch coil ky kx)``, complex, to image."""
+        if self.exact and op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4):
+            return data_consistency(image, y, op)
+        # Below 1e-4 conjugate gradients need hundreds of iterations; above 1e2 the data are ignored.
+        lamda = self.log_lamda.clamp(math.log(1e-4), math.log(1e2)).exp()
+        return data_consistency(image, y, op, lamda, tolerance=self.tolerance)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# TensorFlow's conventions
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding: output size ``ceil(n / stride)``, the odd pixel of padding at the end."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(n_in, n_out, kernel, stride, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (k, _), (s, _) = self.kernel_size, self.stride
+        pads = [max((math.ceil(n / s) - 1) * s + k - n, 0) for n in (x.shape[-1], x.shape[-2])]
+        return super().forward(F.pad(x, [side for p in pads for side in (p // 2, p - p // 2)]))
+
+
+class SameConvTranspose2d(nn.ConvTranspose2d):
+    """Transposed convolution with TensorFlow's SAME padding: output size ``n * stride``, the adjoint of `SameConv2d`."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(n_in, n_out, kernel, stride, bias=bias)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        (k, _), (s, _) = self.kernel_size, self.stride
+        before = max(k - s, 0) // 2
+        n_y, n_x = (n * s for n in x.shape[-2:])
+        full = super().forward(x)
+        return full[..., before : before + n_y, before : before + n_x]
+
+
+class BiasedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose running variance is that of the batch itself, without Bessel's correction.
+
+    TensorLayer and TensorFlow's plain layers keep it so. It matters where few values enter: at the 2x2 bottom of a deep U-Net.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        with torch.no_grad():
+            momentum = 0.1 if self.momentum is None else self.momentum
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            self.running_mean.lerp_(x.mean((0, 2, 3)).to(self.running_mean), momentum)
+            self.running_var.lerp_(x.var((0, 2, 3), correction=0).to(self.running_var), momentum)
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+class BatchStatistics2d(nn.BatchNorm2d):
+    """Batch normalisation that always uses the statistics of its batch, with a trained shift and no scale.
+
+    What TensorFlow's ``contrib.layers.batch_norm`` does by default when nobody tells it that training is over.
+    """
+
+    def __init__(self, n: int, eps: float = 1e-3) -> None:
+        super().__init__(n, eps=eps, affine=False, track_running_stats=False)
+        self.shift = nn.Parameter(torch.zeros(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, None, self.shift, training=True, eps=self.eps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Networks of the raw presets
+
+
+def normalisation(norm: Norm, n: int) -> nn.Module:
+    """A normalisation layer over `n` channels.
+
+    ``instance`` is written as one group per channel, which also takes one-pixel images; it keeps no running averages, so a
+    slice's result depends neither on the other slices nor on how they are spread over devices. ``batch`` loses both.
+    """
+    if norm == "instance":
+        return nn.GroupNorm(n, n)
+    return nn.BatchNorm2d(n) if norm == "batch" else nn.Identity()
+
+
+def he_initialise(network: nn.Module, slope: float = 0.2) -> None:
+    """Keep the variance of activations from layer to layer (He 2015, doi:10.1109/ICCV.2015.123): weights of convolutions and
+    linear layers from a normal distribution for leaky ReLUs of `slope`, biases 0.
+
+    PyTorch's own start shrinks a signal about threefold per layer, which a deep network without normalisation cannot afford.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            # A transposed convolution of stride s adds up k^2 / s^2 products per channel for each pixel.
+            fan_in = module.weight[0].numel()
+            if isinstance(module, nn.ConvTranspose2d):
+                fan_in = module.in_channels * module.weight[0, 0].numel() // (module.stride[0] * module.stride[1])
+            nn.init.normal_(module.weight, std=math.sqrt(2 / ((1 + slope**2) * fan_in)))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def zero_last(conv: nn.Conv2d) -> nn.Conv2d:
+    """Zero a layer's weights, so that the network it ends starts as the identity of its residual connection."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class DoubleConv(nn.Sequential):
+    """Two 3x3 convolutions, each followed by normalisation and a leaky ReLU: ``(n c y x)`` to ``(n d y x)``."""
+
+    def __init__(self, n_in: int, n_out: int, norm: Norm) -> None:
+        layers: list[nn.Module] = []
+        for n in (n_in, n_out):
+            layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=norm == "none"), normalisation(norm, n_out), nn.LeakyReLU(0.2)]
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger 2015, doi:10.1007/978-3-319-24574-4_28) for images of any size.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Channels.
+    width
+        Channels of the first level; each level below has twice as many, up to 8 times.
+    depth
+        Number of halvings.
+    norm
+        See `normalisation`.
+    down
+        Halve by 2x2 average pooling, or by a 4x4 convolution of stride 2 with the matching transposed one on the way up.
+    zero_init
+        Start with an output of zero, for a network that is added to its input.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        width: int = 32,
+        depth: int = 3,
+        norm: Norm = "none",
+        down: Literal["pool", "stride"] = "pool",
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__()
+        if width < 1 or depth < 1:
+            raise ValueError(f"a U-Net needs width >= 1 and depth >= 1; got {width} and {depth}")
+        widths = [width * min(2**level, 8) for level in range(depth + 1)]
+        self.depth = depth
+        self.encode = nn.ModuleList(DoubleConv(a, b, norm) for a, b in zip([n_in, *widths[:-2]], widths[:-1], strict=True))
+        self.bottom = DoubleConv(widths[-2], widths[-1], norm)
+        strided = down == "stride"
+        self.down = nn.ModuleList(nn.Conv2d(w, w, 4, 2, 1) if strided else nn.AvgPool2d(2) for w in widths[:-1])
+        size, pad = (4, 1) if strided else (2, 0)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, size, 2, pad) for a, b in pairwise(widths))
+        self.decode = nn.ModuleList(DoubleConv(2 * w, w, norm) for w in widths[:-1])
+        self.last = nn.Conv2d(width, n_out, 1)
+        he_initialise(self)
+        if zero_init:
+            zero_last(self.last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Real ``(n n_in y x)`` to ``(n n_out y x)``."""
+        x, crop = pad_to_multiple(x, 2**self.depth)
+        skips = []
+        for encode, down in zip(self.encode, self.down, strict=True):
+            x = encode(x)
+            skips.append(x)
+            x = down(x)
+        x = self.bottom(x)
+        for up, decode, skip in zip(reversed(self.up), reversed(self.decode), reversed(skips), strict=True):
+            x = decode(torch.cat([up(x), skip], 1))
+        return crop(self.last(x))
+
+
+@dataclass(frozen=True)
+class PatchCriticOptions:
+    """Channels of the first level, halvings, normalisation, and whether layers are spectrally normalised."""
+
+    width: int = 32
+    depth: int = 4
+    norm: Norm = "none"
+    spectral: bool = False
+
+
+class PatchCritic(Discriminator):
+    """Convolutions 4x4 of stride 2, each with a leaky ReLU, to a map of scores: takes images of any size.
+
+    Parameters
+    ----------
+    view
+        Complex ``(*batch y x)`` to the real channels that it looks at: `magnitude` or `to_channels`.
+    n_channels
+        How many those are.
+    """
+
+    def __init__(self, view: Callable[[Tensor], Tensor], n_channels: int, options: PatchCriticOptions) -> None:
+        super().__init__()
+        self.view, self.depth = view, options.depth
+        widths = [n_channels, *(options.width * min(2**level, 8) for level in range(options.depth))]
+        self.layers = nn.ModuleList()
+        for level, (a, b) in enumerate(pairwise(widths)):
+            norm = "none" if level == 0 else options.norm
+            self.layers.append(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), normalisation(norm, b), nn.LeakyReLU(0.2)))
+        self.layers.append(nn.Conv2d(widths[-1], 1, 3, padding=1))
+        he_initialise(self)
+        for module in [m for m in self.modules() if isinstance(m, nn.Conv2d) and options.spectral]:
+            nn.utils.parametrizations.spectral_norm(module)
+
+    def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
+        x, _ = pad_to_multiple(self.view(image), 2**self.depth)
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
+        return found
