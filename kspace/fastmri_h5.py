@@ -13,7 +13,7 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -26,8 +26,12 @@ from kspace.fastmri_header import ScanHeader, parse_header
 from kspace.fastmri_write import root_sum_of_squares, write_reconstruction, write_volume
 from kspace.hdf5 import find_dataset, open_h5, plain_attributes
 
+if TYPE_CHECKING:
+    from kspace.mrd.noise import Noise
+
 __all__ = [
     "Volume",
+    "is_fastmri",
     "open_volume",
     "root_sum_of_squares",
     "write_reconstruction",
@@ -111,6 +115,16 @@ class Volume:
             raise InputError(f"the noise covariance is {covariance.shape}, expected {self.n_coils} coils", self.path)
         return torch.from_numpy(np.ascontiguousarray(covariance, dtype=np.complex64))
 
+    @property
+    def noise(self) -> Noise | None:
+        """`noise_covariance` as the noise of a scan whose imaging samples have just this covariance; None where not known."""
+        from kspace.mrd.noise import Noise  # not needed to read a volume
+
+        covariance = self.noise_covariance
+        if covariance is None:
+            return None
+        return Noise(covariance.numpy().astype(np.complex128), dwell_s=None, n_samples=0, source=str(self.path))
+
     def load(self, index: int) -> KSpace:
         """Read one slice.
 
@@ -137,7 +151,7 @@ class Volume:
             calibration = _read_slice(file["calibration"], index, self) if "calibration" in file else None
             header = _slice_header(file, index, self)
         if not mask.all():
-            data = torch.where(mask, data, data.new_zeros(()))
+            data.masked_fill_(~mask, 0)
         return KSpace(
             data=data,
             mask=mask[None],
@@ -163,6 +177,15 @@ class Volume:
     def _check_slice(self, index: int) -> None:
         if not 0 <= index < self.n_slices:
             raise InputError(f"there is no slice {index}", self.path, f"it has slices 0 to {self.n_slices - 1}")
+
+
+def is_fastmri(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is laid out as fastMRI's: HDF5 with a data set ``kspace``. False for whatever cannot be opened."""
+    try:
+        with open_h5(Path(path)) as file:
+            return isinstance(file.get("kspace"), h5py.Dataset)
+    except InputError:
+        return False
 
 
 def open_volume(path: str | os.PathLike[str]) -> Volume:
@@ -274,8 +297,8 @@ def _read_mask(file: h5py.File, volume: Volume) -> Tensor:
 
 
 def _read_slice(dataset: h5py.Dataset, index: int, volume: Volume) -> Tensor:
-    samples = torch.from_numpy(dataset.astype(np.complex64)[index] if dataset.dtype != np.complex64 else dataset[index])
-    data = samples.reshape(volume.n_coils, *reversed(volume.matrix)).mT.contiguous()
+    samples = dataset[index].astype(np.complex64, copy=False).reshape(volume.n_coils, *reversed(volume.matrix))
+    data = torch.from_numpy(np.ascontiguousarray(samples.swapaxes(-1, -2)))  # NumPy transposes three times as fast as torch
     # One sum finds every NaN and infinity at a tenth of the price of looking at each sample; it may overflow, so look again.
     if not torch.view_as_real(data).sum().isfinite() and not torch.view_as_real(data).isfinite().all():
         raise InputError(f"slice {index} of {dataset.name.lstrip('/')} holds NaN or infinite samples", volume.path)

@@ -98,7 +98,7 @@ def write_reconstruction(
     path
         File to write; fastMRI expects the name of the volume that was reconstructed.
     images
-        ``(slice y x)``, complex (the magnitude is written) or real.
+        ``(slice y x)``, or images ``(y x)`` or ``(z y x)`` that are stacked; complex (the magnitude is written) or real.
     attributes
         Attributes of the file.
     force
@@ -111,9 +111,10 @@ def write_reconstruction(
     ValueError
         If the images differ in shape.
     """
-    stack = torch.stack([image.detach().cpu() for image in images])
-    if stack.ndim != 3:
-        raise ValueError(f"images must be (slice y x); got {tuple(stack.shape)}")
+    planes = [plane.detach().cpu() for image in images for plane in image.reshape(-1, *image.shape[-2:])]
+    if len({plane.shape for plane in planes}) != 1:
+        raise ValueError(f"images must be of one shape; got {sorted({tuple(plane.shape) for plane in planes})}")
+    stack = torch.stack(planes)
     magnitude = stack.abs() if stack.is_complex() else stack
     path = Path(path)
     with _written_whole(path, force) as file:
