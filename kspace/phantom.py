@@ -120,7 +120,7 @@ class Phantom:
             total += shape.image(r)
         return total
 
-    def section(self, origin_m: Sequence[float], *directions: Sequence[float]) -> Phantom:
+    def section(self, origin_m: ArrayLike, *directions: ArrayLike) -> Phantom:
         """The phantom in the coordinates of a scan: ``r = origin + u_1 directions[0] + u_2 directions[1] (+ u_3 ...)``.
 
         Two orthonormal directions cut an ellipsoid phantom by a plane into ellipses, exactly; three turn it.
@@ -168,7 +168,7 @@ class Coils:
             total += weights.reshape(-1, *[1] * moved.ndim) * moved
         return total
 
-    def section(self, origin_m: Sequence[float], *directions: Sequence[float]) -> Coils:
+    def section(self, origin_m: ArrayLike, *directions: ArrayLike) -> Coils:
         """The sensitivities in the coordinates of a scan, as `Phantom.section`. Frequencies that fall together are joined."""
         axes = _orthonormal(directions)
         weights = self.coefficients * np.exp(2j * np.pi * self.frequencies @ np.asarray(origin_m, float))
@@ -262,7 +262,7 @@ def _arrays(x: ArrayLike, y: ArrayLike, z: ArrayLike | None) -> tuple[Real, ...]
     return tuple(np.asarray(axis, np.float64) for axis in ((x, y) if z is None else (x, y, z)))
 
 
-def _orthonormal(directions: Sequence[Sequence[float]]) -> Real:
+def _orthonormal(directions: Sequence[ArrayLike]) -> Real:
     axes = np.asarray(directions, np.float64)
     if not np.allclose(axes @ axes.T, np.eye(len(axes)), atol=1e-6):
         raise ValueError(f"directions must be orthonormal; got {axes.round(6).tolist()}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import h5py
 import ismrmrd
@@ -13,6 +15,7 @@ import ismrmrd.hdf5
 import numpy as np
 from numpy.typing import NDArray
 
+from kspace.container import Matrix, Vector
 from kspace.errors import InputError
 
 HEAD_DTYPE = ismrmrd.hdf5.acquisition_header_dtype
@@ -22,6 +25,100 @@ HEAD_DTYPE = ismrmrd.hdf5.acquisition_header_dtype
 def flag(name: str) -> np.uint64:
     """Bit mask of an acquisition flag: ``flag("IS_REVERSE")`` is ISMRMRD's ``ACQ_IS_REVERSE``, number 22, bit 21."""
     return np.uint64(1 << (getattr(ismrmrd, f"ACQ_{name}") - 1))
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a raw file's header says about one encoding space.
+
+    Attributes
+    ----------
+    encoded_matrix, recon_matrix
+        Points ``(x, y, z)`` of k-space (readout oversampling included) and of the image to deliver.
+    encoded_fov_m, recon_fov_m
+        Their fields of view ``(x, y, z)``, metres.
+    limits
+        ``(minimum, maximum, centre)`` of counters by their names in the schema (``kspace_encoding_step_1``, ``slice``, ...);
+        None leaves the element ``encodingLimits`` out.
+    acceleration
+        Undersampling factor ``(ky, kz)``.
+    calibration_mode
+        ``embedded``, ``separate``, ``interleaved``, ``external`` or ``other``; None leaves it out.
+    trajectory
+        ``cartesian``, ``epi``, ``radial``, ``goldenangle``, ``spiral`` or ``other``.
+    """
+
+    encoded_matrix: Matrix
+    recon_matrix: Matrix
+    encoded_fov_m: Vector
+    recon_fov_m: Vector
+    limits: Mapping[str, tuple[int, int, int]] | None = None
+    acceleration: tuple[int, int] = (1, 1)
+    calibration_mode: str | None = None
+    trajectory: str = "cartesian"
+
+
+def header_xml(spaces: Sequence[Space], sections: Mapping[str, Mapping[str, object]] | None = None) -> str:
+    """The XML header of a scan.
+
+    Parameters
+    ----------
+    spaces
+        The encoding spaces, in the order of the readouts' ``encoding_space_ref``.
+    sections
+        Leaf elements by section: ``{"sequenceParameters": {"TR": 500}, ...}``, names and order as in ISMRMRD's schema.
+    """
+    sections = {"experimentalConditions": {"H1resonanceFrequency_Hz": 123200000}, **(sections or {})}
+    root = ElementTree.Element("ismrmrdHeader", xmlns="http://www.ismrm.org/ISMRMRD")
+    for name in BEFORE_ENCODING:
+        _section(root, name, sections.get(name))
+    for space in spaces:
+        _encoding(ElementTree.SubElement(root, "encoding"), space)
+    for name in AFTER_ENCODING:
+        _section(root, name, sections.get(name))
+    if unknown := set(sections) - {*BEFORE_ENCODING, *AFTER_ENCODING}:
+        raise ValueError(f"no such section in an ISMRMRD header: {', '.join(sorted(unknown))}")
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=False)
+
+
+# The schema is a sequence: strict readers want this order.
+BEFORE_ENCODING = (
+    "subjectInformation",
+    "studyInformation",
+    "measurementInformation",
+    "acquisitionSystemInformation",
+    "experimentalConditions",
+)
+AFTER_ENCODING = ("sequenceParameters",)
+
+
+def _section(root: ElementTree.Element, name: str, leaves: Mapping[str, object] | None) -> None:
+    if leaves:
+        section = ElementTree.SubElement(root, name)
+        for key, value in leaves.items():
+            ElementTree.SubElement(section, key).text = str(value)
+
+
+def _encoding(element: ElementTree.Element, space: Space) -> None:
+    for name, matrix, fov in (
+        ("encodedSpace", space.encoded_matrix, space.encoded_fov_m),
+        ("reconSpace", space.recon_matrix, space.recon_fov_m),
+    ):
+        part = ElementTree.SubElement(element, name)
+        _section(part, "matrixSize", dict(zip("xyz", matrix, strict=True)))
+        _section(part, "fieldOfView_mm", {axis: f"{length * 1e3:.9g}" for axis, length in zip("xyz", fov, strict=True)})
+    if space.limits is not None:
+        part = ElementTree.SubElement(element, "encodingLimits")
+        for name, (minimum, maximum, centre) in space.limits.items():
+            _section(part, name, {"minimum": minimum, "maximum": maximum, "center": centre})
+    ElementTree.SubElement(element, "trajectory").text = space.trajectory
+    if space.acceleration != (1, 1) or space.calibration_mode:
+        part = ElementTree.SubElement(element, "parallelImaging")
+        factors = dict(zip(("kspace_encoding_step_1", "kspace_encoding_step_2"), space.acceleration, strict=True))
+        _section(part, "accelerationFactor", factors)
+        if space.calibration_mode:
+            ElementTree.SubElement(part, "calibrationMode").text = space.calibration_mode
 
 
 def new_heads(

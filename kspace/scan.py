@@ -1,0 +1,389 @@
+"""Prescribing a scan: which readouts are acquired, in which order, and what their headers say.
+
+`cartesian` prescribes a plain scan; the functions ``Scan -> Scan`` change it (`accelerate`, `reverse_readouts`, ...) by editing
+acquisition headers only, and are meant to be chained. `kspace.simulate` then measures what the headers say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kspace.container import Geometry, Matrix, Vector
+from kspace.mrd.write import Space, flag, new_heads
+from kspace.phantom import Coils, Phantom
+
+Rows = NDArray[np.intp]
+COUNTERS = ("average", "slice", "contrast", "phase", "repetition", "set")
+GEOMETRY = ("position", "read_dir", "phase_dir", "slice_dir")
+NOISE = flag("IS_NOISE_MEASUREMENT")
+REVERSE = flag("IS_REVERSE")
+CALIBRATION = flag("IS_PARALLEL_CALIBRATION")
+CALIBRATION_AND_IMAGING = flag("IS_PARALLEL_CALIBRATION_AND_IMAGING")
+LAST = flag("LAST_IN_SLICE") | flag("LAST_IN_REPETITION") | flag("LAST_IN_MEASUREMENT")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a person prescribes at the scanner.
+
+    Attributes
+    ----------
+    matrix
+        Points ``(x, y, z)`` of the image before oversampling; z above 1 is a 3-D scan.
+    fov_m
+        Field of view ``(x, y, z)``; z is the slice thickness of a 2-D scan (whose sections are infinitely thin).
+    readout_oversampling, phase_oversampling
+        Factors by which the encoded field of view and matrix exceed them along x and y.
+    recon_matrix
+        Points of the image to deliver over the same field of view; `matrix` where None.
+    geometry
+        Position of voxel ``n // 2`` (of the centre of the stack, where there are several slices) and directions.
+    n_slices, slice_spacing_m
+        Number of slices, and distance of their centres.
+    dwell_s
+        Time between samples.
+    """
+
+    matrix: Matrix = (64, 64, 1)
+    fov_m: Vector = (0.24, 0.24, 0.005)
+    readout_oversampling: float = 2.0
+    phase_oversampling: float = 1.0
+    recon_matrix: Matrix | None = None
+    geometry: Geometry = field(default_factory=Geometry)
+    n_slices: int = 1
+    slice_spacing_m: float = 0.01
+    dwell_s: float = 5e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan: what was acquired, of what, with what.
+
+    Attributes
+    ----------
+    phantom, coils
+        Three-dimensional, in patient coordinates (LPS, metres).
+    covariance
+        Complex ``(coil, coil)``: E n n^H of a sample with dwell time `dwell_s`; variance is inversely proportional to dwell.
+    heads
+        Acquisition headers in the order of acquisition, `kspace.mrd.write.HEAD_DTYPE`.
+    gain
+        ``(len(heads),)``: factor of the signal in each readout (contrasts, scaled calibration lines, empty slices).
+    spaces
+        Encoding spaces as the file's header describes them; their limits are filled in by `write_scan` where `limits` is True.
+    centres
+        For each encoding, the counters ``(kspace_encode_step_1, kspace_encode_step_2)`` that truly are the centre of k-space.
+    limits
+        Whether `write_scan` states the limits of the counters; where False those in `spaces` stand as they are.
+    noise_bandwidth
+        ``relativeReceiverNoiseBandwidth``: a noise scan sees this part of the variance; None leaves it out of the header (1).
+    sections
+        Further header elements, see `kspace.mrd.write.header_xml`.
+    """
+
+    phantom: Phantom
+    coils: Coils
+    covariance: NDArray[np.complex128]
+    dwell_s: float
+    heads: NDArray[np.void]
+    gain: NDArray[np.float64]
+    spaces: tuple[Space, ...]
+    centres: tuple[tuple[int, int], ...]
+    limits: bool = True
+    noise_bandwidth: float | None = 0.79
+    sections: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    @property
+    def imaging(self) -> NDArray[np.bool_]:
+        """Which readouts carry lines of the image or of its calibration."""
+        return (self.heads["flags"] & ~(REVERSE | CALIBRATION | CALIBRATION_AND_IMAGING | LAST)) == 0
+
+
+def cartesian(protocol: Protocol, phantom: Phantom, coils: Coils, covariance: NDArray[np.complex128] | None = None) -> Scan:
+    """A fully sampled Cartesian scan, lines from first to last, slice after slice; no noise where `covariance` is None."""
+    nx, ny, nz = protocol.matrix
+    encoded = (round(nx * protocol.readout_oversampling), round(ny * protocol.phase_oversampling), nz)
+    fov = protocol.fov_m
+    space = Space(
+        encoded_matrix=encoded,
+        recon_matrix=protocol.recon_matrix or protocol.matrix,
+        encoded_fov_m=(fov[0] * encoded[0] / nx, fov[1] * encoded[1] / ny, fov[2]),
+        recon_fov_m=fov,
+    )
+    g = protocol.geometry
+    slices = []
+    for s in range(protocol.n_slices):
+        offset = (s - (protocol.n_slices - 1) / 2) * protocol.slice_spacing_m
+        heads = new_heads(
+            encoded[1] * nz,
+            coils.n_coils,
+            encoded[0],
+            dwell_s=protocol.dwell_s,
+            position_m=np.add(g.position_m, offset * np.asarray(g.slice_dir)).tolist(),
+            read_dir=g.read_dir,
+            phase_dir=g.phase_dir,
+            slice_dir=g.slice_dir,
+        )
+        heads["patient_table_position"] = np.asarray(g.table_position_m) * 1e3
+        heads["idx"]["kspace_encode_step_1"] = np.tile(np.arange(encoded[1]), nz)
+        heads["idx"]["kspace_encode_step_2"] = np.repeat(np.arange(nz), encoded[1])
+        heads["idx"]["slice"] = s
+        slices.append(heads)
+    heads = np.concatenate(slices)
+    silent = np.zeros((coils.n_coils, coils.n_coils), np.complex128)
+    return Scan(
+        phantom=phantom,
+        coils=coils,
+        covariance=silent if covariance is None else covariance,
+        dwell_s=protocol.dwell_s,
+        heads=heads,
+        gain=np.ones(len(heads)),
+        spaces=(space,),
+        centres=((encoded[1] // 2, nz // 2),),
+    )
+
+
+def coil_covariance(n_coils: int, std: float, seed: int = 0) -> NDArray[np.complex128]:
+    """A noise covariance such as coil arrays have: levels that differ by up to a factor 2, correlations of neighbours.
+
+    Complex ``(coil, coil)``, Hermitian, positive definite; the mean variance is ``std ** 2``.
+    """
+    rng = np.random.default_rng(seed)
+    mixing = np.eye(n_coils) + 0.25 * np.roll(np.eye(n_coils), 1, 0) * np.exp(2j * np.pi * rng.random(n_coils))
+    mixing = mixing * rng.uniform(0.7, 1.4, n_coils)[:, None]
+    covariance = mixing @ mixing.conj().T
+    return np.asarray(covariance * (std**2 * n_coils / np.trace(covariance).real))
+
+
+def accelerate(
+    scan: Scan,
+    factor: int,
+    factor_z: int = 1,
+    calibration: int = 0,
+    mode: str | None = "embedded",
+    calibration_gain: float = 1.0,
+) -> Scan:
+    """Keep every `factor`-th line (and every `factor_z`-th partition), counted from the centre.
+
+    Parameters
+    ----------
+    factor, factor_z
+        Acceleration along ky and kz.
+    calibration
+        Number of lines (and of partitions, in 3-D) around the centre that are acquired in full.
+    mode
+        The header's ``calibrationMode``. ``embedded``: calibration lines belong to the image, those off the grid with flag 20,
+        those on it with flag 21. ``separate``: they come first, with flag 20, `calibration_gain` times the signal.
+        ``interleaved``: repetition r is shifted by r lines. None: nothing stands in the header.
+    """
+    y, z = _from_centre(scan)
+    shift = scan.heads["idx"]["repetition"].astype(int) if mode == "interleaved" else 0
+    grid = ((y - shift) % factor == 0) & (z % factor_z == 0)
+    half = calibration // 2
+    deep = np.array([space.encoded_matrix[2] > 1 for space in scan.spaces])[scan.heads["encoding_space_ref"]]
+    centre = (-half <= y) & (y < calibration - half) & (~deep | ((-half <= z) & (z < calibration - half)))
+    others = ~scan.imaging
+    marked = _copy(scan)
+    if mode == "separate":
+        lines = _take(scan, np.flatnonzero(centre & ~others))
+        lines.heads["flags"] |= CALIBRATION
+        marked = _concatenate(replace(lines, gain=lines.gain * calibration_gain), _take(scan, np.flatnonzero(grid | others)))
+    else:
+        marked.heads["flags"][centre & ~grid & ~others] |= CALIBRATION
+        marked.heads["flags"][centre & grid & ~others] |= CALIBRATION_AND_IMAGING
+        marked = _take(marked, np.flatnonzero(grid | centre | others))
+    factors = (factor, factor_z)
+    return replace(marked, spaces=tuple(replace(s, acceleration=factors, calibration_mode=mode) for s in scan.spaces))
+
+
+def partial_fourier(
+    scan: Scan, lines: tuple[int, int] | None = None, partitions: tuple[int, int] | None = None, rebase: bool = False
+) -> Scan:
+    """Keep the lines and partitions whose counters lie in the half-open ranges.
+
+    With `rebase` the counters start again from 0, as scanners write them; the centre of k-space then has a lower counter.
+    """
+    e1, e2 = (scan.heads["idx"][f"kspace_encode_step_{i}"].astype(int) for i in (1, 2))
+    y0, y1 = lines or (0, 65536)
+    z0, z1 = partitions or (0, 65536)
+    kept = _take(scan, np.flatnonzero(~scan.imaging | ((y0 <= e1) & (e1 < y1) & (z0 <= e2) & (e2 < z1))))
+    if not rebase:
+        return kept
+    imaging = kept.imaging
+    kept.heads["idx"]["kspace_encode_step_1"][imaging] -= np.uint16(y0)
+    kept.heads["idx"]["kspace_encode_step_2"][imaging] -= np.uint16(z0)
+    return replace(kept, centres=tuple((y - y0, z - z0) for y, z in scan.centres))
+
+
+def asymmetric_echo(scan: Scan, missing: int) -> Scan:
+    """Leave out the first `missing` samples of every line: the echo comes earlier in the readout."""
+    cut = _copy(scan)
+    imaging = cut.imaging
+    cut.heads["number_of_samples"][imaging] -= np.uint16(missing)
+    cut.heads["center_sample"][imaging] -= np.uint16(missing)
+    return cut
+
+
+def discard(scan: Scan, pre: int, post: int) -> Scan:
+    """Mark the first `pre` and last `post` samples of every line as to be discarded; they will hold garbage."""
+    marked = _copy(scan)
+    marked.heads["discard_pre"][marked.imaging] = pre
+    marked.heads["discard_post"][marked.imaging] = post
+    return marked
+
+
+def reverse_readouts(scan: Scan, every: int = 2) -> Scan:
+    """Acquire every `every`-th line (of odd counter, by default) from right to left.
+
+    `center_sample` is the index, in the samples as they are stored, of the one on the centre of k-space; so it changes too,
+    and so do the numbers of samples to discard.
+    """
+    turned = _copy(scan)
+    rows = turned.imaging & (turned.heads["idx"]["kspace_encode_step_1"] % every == every - 1)
+    part = turned.heads[rows]
+    part["flags"] |= REVERSE
+    part["center_sample"] = part["number_of_samples"] - 1 - part["center_sample"]
+    part["discard_pre"], part["discard_post"] = part["discard_post"].copy(), part["discard_pre"].copy()
+    turned.heads[rows] = part
+    return turned
+
+
+def repeat(scan: Scan, counter: str, gains: Sequence[float]) -> Scan:
+    """Acquire everything once for each of `gains`, one after the other, told apart by `counter`.
+
+    `counter` is ``average``, ``contrast``, ``phase``, ``repetition`` or ``set``; `gains` are the factors of the signal.
+    """
+    copies = []
+    for i, gain in enumerate(gains):
+        copy = _copy(scan)
+        copy.heads["idx"][counter] = i
+        copies.append(replace(copy, gain=copy.gain * gain))
+    return _concatenate(*copies)
+
+
+def interleave_slices(scan: Scan) -> Scan:
+    """Acquire line by line, in each of them first the even and then the odd slices."""
+    slices = scan.heads["idx"]["slice"].astype(int)
+    place = np.where(slices % 2 == 0, slices, slices + 65536)
+    lines = scan.heads["idx"]["kspace_encode_step_1"].astype(int)
+    return _take(scan, np.lexsort((place, lines)))
+
+
+def add_lines(scan: Scan, name: str, n: int = 3, gain: float = 10.0) -> Scan:
+    """Acquire `n` lines that are not part of the image before the others and `n` in their midst, flagged ``ACQ_IS_<name>``.
+
+    They hold the centre of k-space times `gain`: an image that contains them cannot pass a test.
+    """
+    lines = _take(scan, np.flatnonzero(scan.imaging)[np.zeros(n, int)])
+    lines.heads["flags"] = flag(f"IS_{name}")
+    lines.heads["idx"]["kspace_encode_step_1"], lines.heads["idx"]["kspace_encode_step_2"] = scan.centres[0]
+    lines = replace(lines, gain=np.full(n, gain))
+    half = len(scan.heads) // 2
+    rest = np.arange(len(scan.heads))
+    return _concatenate(lines, _take(scan, rest[:half]), lines, _take(scan, rest[half:]))
+
+
+def add_noise_scan(scan: Scan, n_readouts: int = 32, n_samples: int = 128, dwell_s: float = 2e-5) -> Scan:
+    """Acquire a noise scan first, with its own length and dwell time."""
+    first = scan.heads[0]
+    heads = new_heads(n_readouts, scan.coils.n_coils, n_samples, center_sample=0, dwell_s=dwell_s)
+    heads["flags"] = NOISE
+    for name in GEOMETRY:
+        heads[name] = first[name]
+    return _concatenate(replace(scan, heads=heads, gain=np.zeros(n_readouts)), scan)
+
+
+def state_centre_in_user_counters(scan: Scan) -> Scan:
+    """Write the true centre of k-space to ``idx.user[5]`` and ``idx.user[6]`` of every line, as Siemens does."""
+    stated = _copy(scan)
+    centres = np.array(scan.centres)[stated.heads["encoding_space_ref"]]
+    stated.heads["idx"]["user"][..., 5:7] = np.where(stated.imaging[:, None], centres, 0)
+    return stated
+
+
+def fix_limits(scan: Scan, limits: Mapping[str, tuple[int, int, int]] | None) -> Scan:
+    """Let the header state these counter limits for every encoding, true or not; None: no ``encodingLimits`` at all."""
+    return replace(scan, limits=False, spaces=tuple(replace(space, limits=limits) for space in scan.spaces))
+
+
+def abort(scan: Scan, n: int) -> Scan:
+    """End after `n` readouts. The header was written before and still promises all of them."""
+    promised = replace(scan, limits=False, spaces=with_limits(scan))
+    return _take(promised, np.arange(n))
+
+
+def kill_coil(scan: Scan, coil: int, level: float = 1e-5) -> Scan:
+    """Disconnect a coil: it hears nothing but electronic noise, `level` times the standard deviation it had."""
+    weights = scan.coils.coefficients.copy()
+    weights[coil] = 0
+    covariance = scan.covariance.copy()
+    variance = covariance[coil, coil] * level**2
+    covariance[coil, :] = covariance[:, coil] = 0
+    covariance[coil, coil] = variance
+    return replace(scan, coils=Coils(scan.coils.frequencies, weights), covariance=covariance)
+
+
+def empty_slice(scan: Scan, index: int) -> Scan:
+    """Let slice `index` show nothing but noise."""
+    return replace(scan, gain=np.where(scan.heads["idx"]["slice"] == index, 0.0, scan.gain))
+
+
+def join(first: Scan, *others: Scan) -> Scan:
+    """One measurement of several encodings: the others' readouts follow those of the first, of the same phantom and coils."""
+    parts, spaces, centres = [_copy(first)], first.spaces, first.centres
+    for other in others:
+        copy = _copy(other)
+        copy.heads["encoding_space_ref"] += np.uint16(len(spaces))
+        parts.append(copy)
+        spaces, centres = spaces + other.spaces, centres + other.centres
+    return replace(_concatenate(*parts), spaces=spaces, centres=centres)
+
+
+def mark_last(scan: Scan) -> Scan:
+    """Flag the last line of every image, of every repetition and of the measurement, as scanners (mostly) do."""
+    marked = _copy(scan)
+    idx, imaging = marked.heads["idx"], np.flatnonzero(marked.imaging)
+    keys = np.stack([marked.heads["encoding_space_ref"], *(idx[c] for c in COUNTERS if c != "average")], -1)[imaging]
+    for columns, name in ((slice(None), "LAST_IN_SLICE"), ([0, 4], "LAST_IN_REPETITION"), ([], "LAST_IN_MEASUREMENT")):
+        chosen = keys[:, columns].tolist()
+        last = {tuple(key): row for key, row in zip(chosen, imaging, strict=True)}
+        marked.heads["flags"][list(last.values())] |= flag(name)
+    return marked
+
+
+def with_limits(scan: Scan) -> tuple[Space, ...]:
+    """The scan's encoding spaces, with the limits of the counters that its readouts reach and their true centres."""
+    names = {"kspace_encode_step_1": "kspace_encoding_step_1", "kspace_encode_step_2": "kspace_encoding_step_2"}
+    spaces = []
+    for i, (space, centre) in enumerate(zip(scan.spaces, scan.centres, strict=True)):
+        idx = scan.heads["idx"][scan.imaging & (scan.heads["encoding_space_ref"] == i)]
+        centres = dict(zip(names, centre, strict=True))
+        limits = {
+            names.get(name, name): (int(idx[name].min()), int(idx[name].max()), centres.get(name, 0))
+            for name in (*names, *COUNTERS)
+        }
+        spaces.append(replace(space, limits=limits))
+    return tuple(spaces)
+
+
+def _from_centre(scan: Scan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    centres = np.array(scan.centres)[scan.heads["encoding_space_ref"]]
+    y, z = (scan.heads["idx"][f"kspace_encode_step_{i + 1}"].astype(np.int64) - centres[:, i] for i in (0, 1))
+    return y, z
+
+
+def _copy(scan: Scan) -> Scan:
+    return replace(scan, heads=scan.heads.copy(), gain=scan.gain.copy())
+
+
+def _take(scan: Scan, rows: Rows) -> Scan:
+    return replace(scan, heads=scan.heads[rows].copy(), gain=scan.gain[rows].copy())
+
+
+def _concatenate(*scans: Scan) -> Scan:
+    heads = np.concatenate([scan.heads for scan in scans])
+    return replace(scans[0], heads=heads, gain=np.concatenate([scan.gain for scan in scans]))
