@@ -1,34 +1,17 @@
-"""The ISMRMRD XML header inside a fastMRI file: read tolerantly with the standard library, and written.
-
-Files that were distributed or converted carry headers of several schema versions, with and without namespace, and often
-incomplete; a schema-bound parser would refuse them. Here a missing element is None, and a wrong one an `InputError`.
-"""
+"""The ISMRMRD XML header inside a fastMRI file: what of it counts here, and writing one."""
 
 from __future__ import annotations
 
-import math
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from typing import Any
 
 from kspace.container import Header, Matrix, Vector
 from kspace.errors import InputError
+from kspace.mrd import header as mrd_header
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 MAX_BYTES = 4 << 20
-MAX_POINTS = 65535
-
-# Sections whose leaves become `Header.study`. The subject's name and birth date are none of a reconstruction's business.
-_SECTIONS = (
-    "studyInformation",
-    "measurementInformation",
-    "acquisitionSystemInformation",
-    "experimentalConditions",
-    "sequenceParameters",
-)
-_NUMBERS = ("systemFieldStrength_T", "relativeReceiverNoiseBandwidth")
-_WHOLE_NUMBERS = ("receiverChannels", "H1resonanceFrequency_Hz")
-_NUMBER_LISTS = ("TR", "TE", "TI", "flipAngle_deg", "echo_spacing")
 
 
 @dataclass(frozen=True)
@@ -71,7 +54,7 @@ class ScanHeader:
 
 
 def parse_header(text: str | bytes, source: str) -> ScanHeader:
-    """Parse the XML header of a fastMRI file. Namespaces and schema versions do not matter.
+    """Parse the XML header of a fastMRI file, as tolerantly as that of a raw scan; its first encoding counts.
 
     Parameters
     ----------
@@ -88,26 +71,18 @@ def parse_header(text: str | bytes, source: str) -> ScanHeader:
     """
     if len(text) > MAX_BYTES:
         raise InputError(f"the ismrmrd_header is larger than {MAX_BYTES} bytes", source)
-    root = _parse(text, source)
-    if _name(root) != "ismrmrdHeader":
-        raise InputError(f"the ismrmrd_header is a <{_name(root)}>, expected <ismrmrdHeader>", source)
-    study = _study(root, source)
-    encoding = _child(root, "encoding")
-    if encoding is None:
-        return ScanHeader(study=study)
-    limits = _child(encoding, "encodingLimits", "kspace_encoding_step_1")
-    factor = _child(encoding, "parallelImaging", "accelerationFactor")
+    parsed = mrd_header.parse_header(text, source)
+    encoding = parsed.encodings[0]
+    limits = encoding.limits.get("kspace_encoding_step_1")
     return ScanHeader(
-        encoded_matrix=_matrix(_child(encoding, "encodedSpace", "matrixSize"), "encodedSpace", source),
-        recon_matrix=_matrix(_child(encoding, "reconSpace", "matrixSize"), "reconSpace", source),
-        encoded_fov_m=_fov(_child(encoding, "encodedSpace", "fieldOfView_mm"), "encodedSpace", source),
-        recon_fov_m=_fov(_child(encoding, "reconSpace", "fieldOfView_mm"), "reconSpace", source),
-        ky_centre=_whole(limits, "center", source),
-        ky_max=_whole(limits, "maximum", source),
-        acceleration=tuple(
-            _number(_text(factor, f"kspace_encoding_step_{i}") or 1, "accelerationFactor", source) for i in (1, 2)
-        ),  # type: ignore[arg-type]
-        study=study,
+        encoded_matrix=encoding.encoded_matrix,
+        recon_matrix=encoding.recon_matrix,
+        encoded_fov_m=encoding.encoded_fov_m,
+        recon_fov_m=encoding.recon_fov_m,
+        ky_centre=None if limits is None else limits.centre,
+        ky_max=None if limits is None else limits.maximum,
+        acceleration=encoding.acceleration,
+        study=parsed.study,
     )
 
 
@@ -181,92 +156,6 @@ _WRITTEN = {
     "experimentalConditions": ("H1resonanceFrequency_Hz",),
     "sequenceParameters": ("TR", "TE", "TI", "flipAngle_deg", "sequence_type", "echo_spacing"),
 }
-
-
-class _NoDoctype(ET.TreeBuilder):
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("it brings a document type")
-
-
-def _parse(text: str | bytes, source: str) -> ET.Element:
-    try:
-        parser = ET.XMLParser(target=_NoDoctype())
-        parser.feed(text.rstrip(b"\0") if isinstance(text, bytes) else text.rstrip("\0"))
-        return parser.close()
-    except (ET.ParseError, ValueError, LookupError) as error:
-        raise InputError(f"the ismrmrd_header cannot be read ({error})", source) from None
-
-
-def _name(element: ET.Element) -> str:
-    return element.tag.rpartition("}")[2]
-
-
-def _child(element: ET.Element | None, *names: str) -> ET.Element | None:
-    for name in names:
-        if element is None:
-            return None
-        element = next((child for child in element if _name(child) == name), None)
-    return element
-
-
-def _text(element: ET.Element | None, name: str) -> str | None:
-    child = _child(element, name)
-    return child.text.strip() if child is not None and child.text else None
-
-
-def _number(text: str | float, name: str, source: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{name} in the ismrmrd_header is {text!r}, expected a number", source)
-    return value
-
-
-def _whole(element: ET.Element | None, name: str, source: str) -> int | None:
-    text = _text(element, name)
-    if text is None:
-        return None
-    value = _number(text, name, source)
-    if value != int(value) or not 0 <= value <= MAX_POINTS:
-        raise InputError(f"{name} in the ismrmrd_header is {text}, expected a whole number from 0 to {MAX_POINTS}", source)
-    return int(value)
-
-
-def _matrix(element: ET.Element | None, space: str, source: str) -> Matrix | None:
-    x, y, z = (_whole(element, axis, source) for axis in "xyz")
-    if x is None or y is None:
-        return None
-    if 0 in (x, y):
-        raise InputError(f"the matrix of the {space} is {x} x {y} points", source)
-    return x, y, z or 1
-
-
-def _fov(element: ET.Element | None, space: str, source: str) -> Vector | None:
-    texts = [_text(element, axis) for axis in "xyz"]
-    if texts[0] is None or texts[1] is None:
-        return None
-    x, y, z = (1e-3 * _number(text or 0, f"fieldOfView_mm of the {space}", source) for text in texts)
-    return x, y, z
-
-
-def _study(root: ET.Element, source: str) -> dict[str, Any]:
-    study: dict[str, Any] = {}
-    for section in _SECTIONS:
-        for leaf in _child(root, section) or ():
-            name, text = _name(leaf), (leaf.text or "").strip()
-            if len(leaf) or not text:
-                continue
-            if name in _NUMBER_LISTS:
-                study[name] = (*study.get(name, ()), _number(text, name, source))
-            elif name in _NUMBERS:
-                study[name] = _number(text, name, source)
-            elif name in _WHOLE_NUMBERS:
-                study[name] = int(_number(text, name, source))
-            else:
-                study[name] = text
-    return study
 
 
 def _add_xyz(parent: ET.Element, name: str, values: Any) -> None:
