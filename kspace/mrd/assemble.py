@@ -21,8 +21,10 @@ from kspace.mrd.header import ScanHeader
 from kspace.mrd.sort import Plan, calibration_of
 
 CENTRAL_SCALARS = ("flags", "measurement_uid", "scan_counter", "acquisition_time_stamp", "sample_time_us", "center_sample")
-CENTRAL_VECTORS = ("physiology_time_stamp", "position", "read_dir", "phase_dir", "slice_dir", "patient_table_position")
-CENTRAL_VECTORS += ("user_int", "user_float")
+CENTRAL_VECTORS = (
+    *("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position"),
+    *("physiology_time_stamp", "user_int", "user_float"),
+)
 
 
 def load_image(group: h5py.Group, path: Path, heads: np.ndarray, plan: Plan, index: ImageIndex, header: Header) -> KSpace:

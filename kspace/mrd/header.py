@@ -261,7 +261,7 @@ def _space(node: ElementTree.Element, name: str, index: int, source: str) -> tup
             "correct the XML header",
         )
     lengths = [_number(fov, axis, source) or 0.0 for axis in "xyz"]
-    if lengths[0] <= 0 or lengths[1] <= 0 or lengths[2] < 0:
+    if min(lengths[:2]) <= 0 or lengths[2] < 0 or (lengths[2] == 0 and whole[2] > 1):
         shown = " x ".join(f"{length:g}" for length in lengths)
         raise InputError(
             f"{where} has the field of view {shown} mm, expected positive lengths", source, "correct the XML header"

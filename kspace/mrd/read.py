@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,11 @@ class Scan:
     def encodings(self) -> tuple[Encoding, ...]:
         """The encoding spaces of the header, in its order; ``n_readouts`` is 0 for those that nothing was acquired in."""
         return tuple(plan.encoding for plan in self._plans)
+
+    @property
+    def study(self) -> dict[str, Any]:
+        """Facts of the XML header under ISMRMRD's names, where present; see `kspace.container.Header.study`."""
+        return dict(self._header.study)
 
     @property
     def coil_names(self) -> tuple[str, ...]:

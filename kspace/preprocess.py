@@ -1,0 +1,373 @@
+"""From the samples as they were read to those that a reconstruction sees: small functions ``KSpace -> KSpace``.
+
+The order is: `conjugate` (rarely), `drop_dead_coils`, `whiten`, `remove_oversampling`, `pocs` (an option), `decouple` (3-D).
+Each leaves its name in ``header.steps`` and refuses to be applied twice. `to_recon_matrix` brings the finished image to its size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kspace.container import Header, KSpace
+from kspace.errors import InputError
+from kspace.fourier import fft, ifft, interpolate, resize
+from kspace.mrd.noise import Noise, noise_covariance
+
+__all__ = [
+    "conjugate",
+    "dead_coils",
+    "decouple",
+    "drop_dead_coils",
+    "noise_covariance",
+    "pocs",
+    "remove_oversampling",
+    "to_recon_matrix",
+    "whiten",
+]
+
+DEAD = 1e-6  # noise variance, relative to the median coil's, below which a coil is not connected
+WHOLE = 1e-3  # a computed number of voxels this close to an integer is that integer: headers round lengths to micrometres
+FEWEST_CENTRE_LINES = 4
+
+
+def conjugate(k: KSpace) -> KSpace:
+    """Conjugate the samples: for files whose Fourier sign is the other one. Turns the image about its centre in the plane."""
+    calibration = None if k.calibration is None else k.calibration.conj().resolve_conj()
+    return k.after("conjugate", data=k.data.conj().resolve_conj(), calibration=calibration)
+
+
+def dead_coils(noise: Noise) -> tuple[int, ...]:
+    """Channels whose noise variance is below 1e-6 of the median: not connected, or switched off."""
+    variance = np.real(np.diag(noise.covariance))
+    return tuple(int(c) for c in np.flatnonzero(variance < DEAD * np.median(variance)))
+
+
+def drop_dead_coils(k: KSpace, noise: Noise | None) -> tuple[KSpace, tuple[str, ...]]:
+    """Remove the channels that `dead_coils` finds in the noise; whitening would blow up their rounding errors.
+
+    Without noise, channels are removed whose samples are all exactly zero while others' are not.
+
+    Parameters
+    ----------
+    k
+        k-space ``(*batch coil ky kx)``.
+    noise
+        Noise of the same channels, None where unknown.
+
+    Returns
+    -------
+    tuple
+        The k-space of the remaining channels, ``header.study["coils"]`` naming them by their original numbers, and the names
+        of those removed (number, and the coil's name where the header has one).
+
+    Raises
+    ------
+    InputError
+        If the noise has another number of channels than the scan.
+    """
+    present = _coils(k)
+    if noise is not None:
+        _check_same_coils(k, noise)
+        dead = set(dead_coils(noise))
+    else:
+        silent = (k.data == 0).transpose(0, -3).flatten(1).all(1).tolist()
+        dead = set() if all(silent) else {c for c, zero in zip(present, silent, strict=True) if zero}
+    keep = [i for i, c in enumerate(present) if c not in dead]
+    study = {**k.header.study, "coils": tuple(present[i] for i in keep)}
+    names = k.header.study.get("coil_names") or ()
+    dropped = tuple(f"{c} ({names[c]})" if c < len(names) and names[c] else str(c) for c in present if c in dead)
+    if dropped:
+        study["dropped_coils"] = dropped
+    where = torch.tensor(keep, device=k.data.device)
+    data = k.data if not dropped else k.data.index_select(-3, where)
+    calibration = k.calibration if not dropped or k.calibration is None else k.calibration.index_select(-3, where)
+    return k.after("drop_dead_coils", header={"study": study}, data=data, calibration=calibration), dropped
+
+
+def whiten(k: KSpace, noise: Noise) -> KSpace:
+    """Combine the channels so that their noise is independent, and E|n|^2 = 1 for one (not averaged) sample.
+
+    With the covariance ``C = L L^H`` of the imaging samples (`Noise.covariance_at` their dwell time), they become ``L^-1 y``
+    (Pruessmann et al. 2001, doi:10.1002/mrm.1241).
+
+    Parameters
+    ----------
+    k
+        k-space ``(*batch coil ky kx)``; ``header.central["sample_time_us"]`` is its dwell time.
+    noise
+        Noise of the scan's channels, those included that were dropped from `k`.
+
+    Returns
+    -------
+    KSpace
+        Whitened data and separate calibration, ``header.noise_std`` 1.
+
+    Raises
+    ------
+    InputError
+        If the noise has another number of channels, or too few samples, or is singular: some channel is dead or a copy.
+    """
+    _check_same_coils(k, noise)
+    coils = list(_coils(k))
+    source = noise.source or k.header.source or None
+    if noise.n_samples < len(coils):
+        raise InputError(
+            f"{noise.n_samples} noise samples cannot give the covariance of {len(coils)} coils",
+            source,
+            "give a longer noise scan (--noise), or do not whiten",
+        )
+    dwell_us = k.header.central.get("sample_time_us", 0.0)
+    covariance = noise.covariance_at(dwell_us * 1e-6 if dwell_us > 0 else None)[np.ix_(coils, coils)]
+    std = np.sqrt(np.real(np.diag(covariance)))
+    try:
+        # Coils of very different gain are no reason to call the covariance singular, so their correlation is judged.
+        if not std.all() or np.linalg.cond(covariance / np.outer(std, std)) > 1e12:
+            raise np.linalg.LinAlgError("singular")
+        inverse = np.linalg.inv(np.linalg.cholesky(covariance))
+    except np.linalg.LinAlgError as error:
+        raise InputError(
+            f"the noise covariance of the {len(coils)} coils is singular: a coil is dead, or a copy of others",
+            source,
+            "give another noise scan (--noise), or do not whiten",
+        ) from error
+    matrix = torch.from_numpy(inverse).to(k.data.device)
+    calibration = None if k.calibration is None else _mix(matrix, k.calibration)
+    return k.after("whiten", header={"noise_std": 1.0}, data=_mix(matrix, k.data), calibration=calibration)
+
+
+def _mix(matrix: Tensor, data: Tensor) -> Tensor:
+    return torch.einsum("dc,...cyx->...dyx", matrix.to(data.dtype), data)
+
+
+def _coils(k: KSpace) -> tuple[int, ...]:
+    """Original channel numbers of the coils in `k`."""
+    return k.header.study.get("coils") or tuple(range(k.n_coils))
+
+
+def _check_same_coils(k: KSpace, noise: Noise) -> None:
+    coils = _coils(k)
+    n_coils = noise.covariance.shape[0]
+    known = len(k.header.study.get("dropped_coils", ())) + len(coils)
+    if len(coils) != k.n_coils or known != n_coils:
+        raise InputError(
+            f"the noise has {n_coils} channels, the scan {known}",
+            noise.source or k.header.source or None,
+            "give its own noise scan",
+        )
+
+
+def remove_oversampling(k: KSpace) -> KSpace:
+    """Cut the readout to the field of view of the recon space, in image space; white noise stays white.
+
+    The new number of points is that of the recon field of view, rounded up where it is not an integer; the header's encoded
+    matrix and field of view follow exactly. Where lines are partly sampled (asymmetric echo), a new sample counts as acquired
+    if those that it is interpolated from, up to the next on either side, were.
+
+    Parameters
+    ----------
+    k
+        k-space ``(*batch coil ky kx)``, kx not yet decoupled.
+    """
+    if "decouple" in k.header.steps:
+        raise InputError("readout oversampling must be removed before decoupling", k.header.source or None)
+    n = k.data.shape[-1]
+    fov = k.header.encoded_fov_m[0]
+    wanted = n * k.header.recon_fov_m[0] / fov if fov > 0 else float(n)
+    m = min(n, round(wanted) if abs(wanted - round(wanted)) < WHOLE else math.ceil(wanted))
+    if m == n:
+        return k.after("remove_oversampling")
+    mask, n_averages = k.mask, k.n_averages
+    if mask.shape[-1] > 1:
+        counts = _decimate((mask.int() if n_averages is None else n_averages), n, m)
+        mask, n_averages = counts > 0, None if n_averages is None else counts
+    data = torch.where(mask, _crop_readout(k.data, m), 0)
+    calibration = None if k.calibration is None else _crop_readout(k.calibration, m)
+    matrix, lengths = k.header.encoded_matrix, k.header.encoded_fov_m
+    header = {"encoded_matrix": (m, *matrix[1:]), "encoded_fov_m": (fov * m / n, *lengths[1:])}
+    return k.after("remove_oversampling", header=header, data=data, mask=mask, n_averages=n_averages, calibration=calibration)
+
+
+def _crop_readout(y: Tensor, m: int) -> Tensor:
+    return fft(resize(ifft(y, (-1,)), (m,)), (-1,))
+
+
+def _decimate(counts: Tensor, n: int, m: int) -> Tensor:
+    """How often the samples of the coarser grid were measured: the least of their neighbours on the finer one."""
+    position = (torch.arange(m, device=counts.device) - m // 2) * (n / m) + n // 2
+    low, high = torch.floor(position + WHOLE).long() - 1, torch.ceil(position - WHOLE).long() + 1
+    least = counts[..., low.clamp(0, n - 1)]
+    for step in range(1, int((high - low).max()) + 1):
+        least = torch.minimum(least, counts[..., torch.minimum(low + step, high).clamp(0, n - 1)])
+    return least
+
+
+def decouple(k: KSpace) -> KSpace:
+    """Split a 3-D Cartesian scan into independent 2-D planes along the readout: ``(kz coil ky kx)`` to ``(x coil kz ky)``.
+
+    The readout is transformed, as sampled, zero where an asymmetric echo left it out; the mask has no readout axis any more.
+    """
+    if k.data.ndim != 4 or k.header.encoded_matrix[2] < 2:
+        raise InputError(
+            f"only 3-D k-space (kz coil ky kx) can be decoupled, got {tuple(k.data.shape)}", k.header.source or None
+        )
+    mask, n_averages, header = k.mask, k.n_averages, {}
+    if mask.shape[-1] > 1:
+        lines = mask.any(-1, keepdim=True)
+        # Transforming zeros spreads the noise of the others over all x.
+        fraction = float(mask.sum() / (lines.sum() * mask.shape[-1]).clamp(min=1))
+        if k.header.noise_std is not None:
+            header["noise_std"] = k.header.noise_std * math.sqrt(fraction)
+        mask, n_averages = lines, None if n_averages is None else n_averages.amax(-1, keepdim=True)
+
+    def planes(x: Tensor) -> Tensor:
+        return ifft(x, (-1,)).permute(3, 1, 0, 2).contiguous()
+
+    def turn(x: Tensor) -> Tensor:
+        return x.expand(k.data.shape[0], 1, k.data.shape[2], 1).permute(3, 1, 0, 2).contiguous()
+
+    return k.after(
+        "decouple",
+        header=header,
+        data=planes(k.data),
+        mask=turn(mask),
+        n_averages=None if n_averages is None else turn(n_averages),
+        calibration=None if k.calibration is None else planes(k.calibration),
+    )
+
+
+def pocs(k: KSpace, n_iterations: int = 20) -> KSpace:
+    """Estimate the missing side of partial Fourier data by projection onto convex sets.
+
+    The phase of each coil image is taken from the symmetric centre of k-space, and the side that was not measured is filled so
+    that the image has it (Haacke et al. 1991, doi:10.1016/0022-2364(91)90253-P). Works along ky, kz and the readout.
+
+    Parameters
+    ----------
+    k
+        k-space without undersampling: every line between the outermost ones sampled.
+    n_iterations
+        Number of projections.
+
+    Returns
+    -------
+    KSpace
+        With the estimated samples, marked as sampled (once).
+
+    Raises
+    ------
+    InputError
+        If k-space is undersampled, is not partial, or reaches less than 4 samples beyond its centre.
+    """
+    source = k.header.source or None
+    axes = (-4, -2, -1) if k.header.encoded_matrix[2] > 1 and "decouple" not in k.header.steps else (-2, -1)
+    sampled = torch.ones_like(k.data[..., :1, :, :].real, dtype=torch.bool) & k.mask
+    boxes = {axis: _extent(sampled, axis) for axis in axes}
+    partial = [axis for axis, (low, high, n) in boxes.items() if abs((n // 2 - low) - (high - n // 2)) > 1]
+    if not partial:
+        raise InputError("k-space is sampled symmetrically: there is nothing for POCS to estimate", source, "leave POCS out")
+    box = _box(sampled, {axis: (low, high) for axis, (low, high, _) in boxes.items()})
+    if not bool(sampled[box].all()):
+        raise InputError("POCS needs every line of partial Fourier data, these are undersampled", source, "leave POCS out")
+    target, taper = {}, torch.ones((), device=k.data.device)
+    for axis, (low, high, n) in boxes.items():
+        centre = n // 2
+        least, most = min(centre - low, high - centre), max(centre - low, high - centre)
+        if axis in partial:
+            if least < FEWEST_CENTRE_LINES:
+                raise InputError(
+                    f"partial Fourier data reach {least} samples beyond the centre, POCS needs {FEWEST_CENTRE_LINES}", source
+                )
+            taper = taper * _window(n, least, axis, k.data)
+        target[axis] = max(0, centre - most), min(n - 1, centre + most)
+    estimate = _project(k.data, sampled, taper, axes, n_iterations)
+    filled = torch.zeros_like(sampled)
+    filled[_box(sampled, target)] = True
+    data = torch.where(filled, estimate, 0)
+    n_averages = None if k.n_averages is None else torch.where(sampled, k.n_averages, filled.to(k.n_averages.dtype))
+    return k.after("pocs", data=data, mask=filled, n_averages=n_averages)
+
+
+def _project(y: Tensor, sampled: Tensor, taper: Tensor, axes: tuple[int, ...], n_iterations: int) -> Tensor:
+    phase = torch.sgn(ifft(y * taper, axes))
+    estimate = y
+    for _ in range(n_iterations):
+        estimate = torch.where(sampled, y, fft(ifft(estimate, axes).abs() * phase, axes))
+    return estimate
+
+
+def _extent(sampled: Tensor, axis: int) -> tuple[int, int, int]:
+    lines = sampled.movedim(axis, 0).flatten(1).any(1).nonzero().flatten()
+    n = sampled.shape[axis]
+    return (int(lines[0]), int(lines[-1]), n) if len(lines) else (0, n - 1, n)
+
+
+def _box(x: Tensor, ranges: dict[int, tuple[int, int]]) -> tuple[slice, ...]:
+    box = [slice(None)] * x.ndim
+    for axis, (low, high) in ranges.items():
+        box[axis] = slice(low, high + 1)
+    return tuple(box)
+
+
+def _window(n: int, half_width: int, axis: int, like: Tensor) -> Tensor:
+    """Hann window over the symmetric centre, as wide as it was sampled: a sharp edge would ring into the phase."""
+    distance = (torch.arange(n, device=like.device) - n // 2).abs() / (half_width + 1)
+    window = torch.where(distance < 1, torch.cos(distance * (math.pi / 2)) ** 2, 0)
+    return window.reshape(-1, *[1] * (-axis - 1))
+
+
+def to_recon_matrix(image: Tensor, header: Header) -> Tensor:
+    """Bring an image from the encoded to the recon field of view and matrix; the origin stays at voxel ``n // 2``.
+
+    Each axis is cut (or padded with zeros) where the voxels have the right size already, and otherwise evaluated at the voxels
+    of the recon matrix by the Fourier series of the image, which is zero-filling where it grows finer: exact for every ratio
+    of lengths, without rounding. Frequencies beyond what coarser voxels can hold are left out. Intensities stay.
+
+    Parameters
+    ----------
+    image
+        Complex or real ``(*batch y x)``, or ``(*batch z y x)`` of a 3-D scan (encoded matrix with several z), on the encoded
+        matrix of `header`. Real images stay real.
+    header
+        Header of the k-space that the image was made from (oversampling removed or not).
+
+    Returns
+    -------
+    Tensor
+        The same with the recon matrix's axes, and the dtype of `image`.
+
+    Raises
+    ------
+    ValueError
+        If the image does not have the shape that the header says.
+    """
+    n_axes = 3 if header.encoded_matrix[2] > 1 else 2
+    expected = tuple(reversed(header.encoded_matrix[:n_axes]))
+    if tuple(image.shape[-n_axes:]) != expected:
+        raise ValueError(f"the image has shape {tuple(image.shape)}, its header says {expected}")
+    result = image if image.is_complex() else torch.complex(image, torch.zeros_like(image))
+    for axis in range(n_axes):
+        n, m = header.encoded_matrix[axis], header.recon_matrix[axis]
+        old, new = header.encoded_fov_m[axis], header.recon_fov_m[axis]
+        ratio = new / old if old > 0 and new > 0 else 1.0
+        result = _to_grid(result.movedim(-1 - axis, -1), n, m, ratio).movedim(-1, -1 - axis)
+    return (result if image.is_complex() else result.real).contiguous()
+
+
+def _to_grid(image: Tensor, n: int, m: int, ratio: float) -> Tensor:
+    """Values along the last axis at the voxels of m points over `ratio` times the field of view of the n."""
+    if abs(n * ratio - m) < WHOLE:
+        return resize(image, (m,))
+    if abs(ratio - 1) * n < WHOLE:
+        return interpolate(image, (m,))
+    frequency = torch.arange(n, dtype=torch.float64, device=image.device) - n // 2
+    position = (torch.arange(m, dtype=torch.float64, device=image.device) - m // 2) * (ratio / m)
+    waves = torch.exp(2j * math.pi * frequency[:, None] * position) / math.sqrt(n)
+    kept = (frequency * ratio >= -(m // 2)) & (frequency * ratio <= (m - 1) // 2)
+    # The series repeats beyond the encoded field of view; the image does not.
+    inside = (position * n >= -(n // 2) - 0.5) & (position * n <= (n - 1) // 2 + 0.5)
+    waves = (waves * kept[:, None] * inside).to(image.dtype)
+    return fft(image, (-1,)) @ waves
