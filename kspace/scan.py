@@ -333,7 +333,15 @@ def empty_slice(scan: Scan, index: int) -> Scan:
 
 
 def join(first: Scan, *others: Scan) -> Scan:
-    """One measurement of several encodings: the others' readouts follow those of the first, of the same phantom and coils."""
+    """One measurement of several encodings: the others' readouts follow those of the first, of the same phantom and coils.
+
+    Raises
+    ------
+    ValueError
+        If they were prescribed for another phantom or other coils.
+    """
+    if any(other.phantom is not first.phantom or other.coils is not first.coils for other in others):
+        raise ValueError("only scans of the same phantom with the same coils can be joined")
     parts, spaces, centres = [_copy(first)], first.spaces, first.centres
     for other in others:
         copy = _copy(other)

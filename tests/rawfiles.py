@@ -64,6 +64,22 @@ class Case:
         """True sensitivities, complex ``(coil, z, y, x)``."""
         return true_maps(self.scan, **which)
 
+    def geometry(self, **which: int) -> Geometry:
+        """Position and directions in the headers of an image's readouts."""
+        heads = self.scan.heads[self.scan.imaging]
+        for name, value in which.items():
+            heads = heads[(heads["encoding_space_ref"] if name == "encoding" else heads["idx"][name]) == value]
+        vectors = {name: tuple(heads[0][name].astype(float).tolist()) for name in ("read_dir", "phase_dir", "slice_dir")}
+        return Geometry(position_m=tuple((heads[0]["position"].astype(float) * 1e-3).tolist()), **vectors)
+
+    def points(self, **which: int) -> np.ndarray:
+        """Patient coordinates (LPS, metres) of every voxel of an image, ``(3, z, y, x)``, from the headers."""
+        g, space = self.geometry(**which), self.scan.spaces[which.get("encoding", 0)]
+        steps = [(np.arange(n) - n // 2) * fov / n for n, fov in zip(space.recon_matrix, space.recon_fov_m, strict=True)]
+        z, y, x = np.meshgrid(*steps[::-1], indexing="ij")
+        axes = np.array([g.read_dir, g.phase_dir, g.slice_dir])
+        return np.asarray(g.position_m)[:, None, None, None] + np.einsum("ad,azyx->dzyx", axes, np.stack([x, y, z]))
+
 
 def asymmetric_phantom(scale: float = 1.0) -> Phantom:
     """An ellipsoid with a bright and a dark ellipsoid inside: no mirroring or exchange of axes maps it onto itself."""
@@ -224,7 +240,9 @@ def aborted(path: Path) -> Case:
 
 def two_encodings(path: Path) -> Case:
     """11: a second encoding of another matrix and field of view."""
-    return save(join(plain(), plain(matrix=(24, 24, 1), fov_m=(0.24, 0.24, 0.005))), path)
+    first = plain()
+    second = plain(phantom=first.phantom, coils=first.coils, matrix=(24, 24, 1), fov_m=(0.24, 0.24, 0.005))
+    return save(join(first, second), path)
 
 
 def oblique_geometry(
