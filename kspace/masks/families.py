@@ -1,0 +1,85 @@
+"""The table of mask families: how each is drawn and what it may be told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kspace.masks import lines, poisson
+from kspace.masks.request import Mask, Request
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a family: what it means to a reader, its default, and how its text is read (ValueError if it cannot)."""
+
+    meaning: str
+    default: Any
+    read: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family is drawn (``(ny,)`` for lines, else ``(ny, nx)``) and what it may be told."""
+
+    name: str
+    draw: Callable[[Request], Mask]
+    meaning: str
+    options: dict[str, Option] = field(default_factory=dict)
+    takes_amount: bool = True
+    needs_amount: bool = True
+    takes_centre: bool = True
+    percent: bool = False  # users write a percentage, not R
+    pure: bool = True  # the mask depends on nothing but the request
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"'{text}' is none of {', '.join(words)}")
+        return text
+
+    return read
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**9):
+        raise ValueError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"'{text}' is not a finite number of at least 0")
+    return value
+
+
+YES_NO = _choice("yes", "no")
+
+_FAMILIES = (
+    Family("random1d", lines.random1d, "calibration lines and random others"),
+    Family("equispaced1d", lines.equispaced1d, "calibration lines and evenly spread others"),
+    Family(
+        "uniform1d",
+        lines.uniform1d,
+        "every s-th line and a calibration block (GRAPPA)",
+        {"spacing": Option("whole number of lines", None, _count)},
+        needs_amount=False,
+    ),
+    Family("poisson2d", poisson.poisson2d, "variable-density Poisson disc", {"corners": Option("yes or no", "no", YES_NO)}),
+    Family("gancs", lines.gancs, "polynomial density of lines", {"alpha": Option("power, 2", 2.0, _not_negative)}),
+    Family("seitzer", lines.seitzer, "Gaussian density of lines on a floor"),
+    Family(
+        "partial",
+        lines.partial,
+        "partial Fourier",
+        {"keep": Option("high or low", "high", _choice("high", "low"))},
+        takes_centre=False,
+        percent=True,
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
