@@ -1,0 +1,306 @@
+"""Siemens raw data (twix, ``meas_*.dat``) to ISMRMRD, through `twixtools`, an optional dependency.
+
+The samples are copied as they are: no conjugation, no reversal, no removal of oversampling, no correction. What the readouts
+mean is said with ISMRMRD's flags and counters, as ``siemens_to_ismrmrd`` says it, so that one reader decides. Of a file that holds
+several measurements the last is the scan; noise readouts of the others are put before it.
+
+The names of patients are not copied.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kspace.errors import InputError
+from kspace.mrd.write import flag, new_heads, write_raw
+from kspace.twix_header import Protocol, header_xml, read_protocol
+
+ACQEND, SYNCDATA = 1 << 0, 1 << 5
+NOISE, PATREF, PATREF_AND_IMAGE = 1 << 25, 1 << 22, 1 << 23
+# Bits of Siemens' evaluation mask, and the names of ISMRMRD's flags for them.
+FLAGS = {
+    1 << 1: "IS_RTFEEDBACK_DATA",
+    1 << 2: "IS_HPFEEDBACK_DATA",
+    1 << 11: "LAST_IN_MEASUREMENT",
+    1 << 14: "IS_PHASE_STABILIZATION_REFERENCE",
+    1 << 15: "IS_PHASE_STABILIZATION",
+    1 << 21: "IS_PHASECORR_DATA",
+    1 << 24: "IS_REVERSE",
+    NOISE: "IS_NOISE_MEASUREMENT",
+    1 << 28: "FIRST_IN_SLICE",
+    1 << 29: "LAST_IN_SLICE",
+    1 << 51: "IS_DUMMYSCAN_DATA",
+}
+NOT_IMAGING = (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15) | (1 << 21) | NOISE | (1 << 51)
+COUNTERS = {
+    "kspace_encode_step_1": "Lin", "kspace_encode_step_2": "Par", "average": "Ave", "slice": "Sli", "contrast": "Eco",
+    "phase": "Phs", "repetition": "Rep", "set": "Set", "segment": "Seg",
+}  # fmt: skip
+MAX_HEADER = 64 << 20
+MAX_SCANS = 64
+RAID_HEADER, RAID_ENTRY = 8, 152
+CHANNEL_HEADER = 32
+MICROMETRE_MM = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One measurement of a file.
+
+    Attributes
+    ----------
+    protocol
+        What its header says.
+    heads
+        Measurement data headers ``(readout,)``, structured as `twixtools` defines them; no synchronisation data.
+    positions
+        Byte of the file at which each begins.
+    is_ve
+        Layout of VD and later (one header for all channels) or of VB (one for each).
+    """
+
+    protocol: Protocol
+    heads: NDArray[np.void]
+    positions: NDArray[np.int64]
+    is_ve: bool
+
+
+def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str, ...]:
+    """Convert a Siemens twix file to ISMRMRD.
+
+    Parameters
+    ----------
+    path
+        The ``.dat`` file, of VB, VD, VE or XA software. It is opened read only.
+    out
+        The ISMRMRD file to write; an existing one is replaced. It appears whole or not at all.
+
+    Returns
+    -------
+    tuple
+        What a person should know of the conversion.
+
+    Raises
+    ------
+    InputError
+        If `twixtools` is not installed, or the file is not twix, is truncated or damaged, or holds no readouts.
+    """
+    path = Path(path)
+    _definitions()
+    with _mapped(path) as raw:
+        measurements = [_measurement(raw, start, stop, is_ve, path) for start, stop, is_ve in _find_measurements(raw, path)]
+        scan = measurements[-1]
+        if not len(scan.heads):
+            raise InputError("the last measurement holds no readouts", path)
+        parts, notes = [scan], []
+        if len(measurements) > 1:
+            notes.append(f"{len(measurements)} measurements in the file: the last is the scan")
+        if not (scan.heads["EvalInfoMask"] & np.uint64(NOISE)).any():
+            noise = _find_noise(measurements[:-1], scan, notes)
+            parts = [scan] if noise is None else [noise, scan]
+        heads = np.concatenate([_mrd_heads(part) for part in parts])
+        samples = [readout for part in parts for readout in _samples(raw, part)]
+        xml = header_xml(scan.protocol, heads, heads["flags"] & _not_imaging() == 0, path)
+        heads["scan_counter"] = np.arange(1, len(heads) + 1)
+        write_raw(out, xml, heads, samples)
+        del samples
+    if scan.protocol.is_epi:
+        notes.append("an echo-planar scan: its readouts are sampled on ramps and need their own reconstruction")
+    if (scan.heads["EvalInfoMask"] & np.uint64(1 << 10)).any():
+        notes.append("the scan asks for Siemens' raw data correction factors, which were not applied")
+    return tuple(notes)
+
+
+def _definitions() -> Any:
+    """twixtools' description of the binary headers; imported here because it is an optional dependency."""
+    try:
+        import twixtools.mdh_def
+    except ImportError as error:
+        raise InputError(
+            "reading Siemens twix files needs the package twixtools", fix="install it with: pip install 'recon[twix]'"
+        ) from error
+    return twixtools.mdh_def
+
+
+class _mapped:
+    """The file's bytes, read only, without reading them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> mmap.mmap:
+        try:
+            with self.path.open("rb") as file:
+                self.raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:  # an empty file cannot be mapped
+            raise InputError("the file is empty, expected Siemens twix data", self.path) from error
+        except OSError as error:
+            raise InputError(f"cannot read ({error.strerror})", self.path, "check the path") from error
+        return self.raw
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.raw.close()
+        except BufferError:  # an exception on its way out still holds views; the map goes when they do
+            return
+
+
+def _find_measurements(raw: mmap.mmap, path: Path) -> list[tuple[int, int, bool]]:
+    """First and past-the-last byte of each measurement, and whether the layout is that of VD and later."""
+    size = len(raw)
+    if size < RAID_HEADER + 8:
+        raise InputError(f"{size} bytes are too few for Siemens twix data", path)
+    first, count = struct.unpack_from("<II", raw, 0)
+    if not (first < 10000 and count <= MAX_SCANS):
+        return [(0, size, False)]  # VB: the header's length comes first, and headers are longer than this
+    if count == 0 or size < RAID_HEADER + count * RAID_ENTRY:
+        raise InputError("not Siemens twix data (its list of measurements is empty or cut off)", path)
+    found = []
+    for i in range(count):
+        offset, length = struct.unpack_from("<QQ", raw, RAID_HEADER + i * RAID_ENTRY + 8)
+        length = length or (size - offset if count == 1 else 0)
+        if length == 0 or offset < RAID_HEADER + count * RAID_ENTRY or offset + length > size:
+            raise InputError(
+                f"measurement {i + 1} of {count} should end at byte {offset + length}, the file has {size}: truncated, or not twix",
+                path,
+                "copy it again from the scanner",
+            )
+        found.append((offset, offset + length, True))
+    return found
+
+
+def _measurement(raw: mmap.mmap, start: int, stop: int, is_ve: bool, path: Path) -> Measurement:
+    (length,) = struct.unpack_from("<I", raw, start)
+    if not 16 <= length <= min(MAX_HEADER, stop - start):
+        raise InputError(
+            f"a header of {length} bytes in a measurement of {stop - start}: not Siemens twix data, or damaged", path
+        )
+    protocol = read_protocol(raw[start : start + length], path)
+    layout = np.dtype(_definitions().Scan_header if is_ve else _definitions().VB17_header)
+    positions = np.asarray(_walk(raw, start + length, stop, layout, is_ve, path), np.int64)
+    heads = np.empty(len(positions), layout)
+    for i, position in enumerate(positions):
+        heads[i] = np.frombuffer(raw, layout, 1, position)[0]
+    return Measurement(protocol, heads, positions, is_ve)
+
+
+def _walk(raw: mmap.mmap, start: int, stop: int, layout: np.dtype[np.void], is_ve: bool, path: Path) -> list[int]:
+    """Where the readouts are: every header leads to the next, and the last one says that it is."""
+    fields = layout.fields
+    assert fields is not None  # the layout is a structure
+    at_mask, at_samples, at_channels = (int(fields[name][1]) for name in ("EvalInfoMask", "SamplesInScan", "UsedChannels"))
+    found: list[int] = []
+    position = start
+    while position + layout.itemsize <= stop:
+        (mask,) = struct.unpack_from("<Q", raw, position + at_mask)
+        if mask & ACQEND:
+            return found
+        if mask & SYNCDATA:
+            length = struct.unpack_from("<I", raw, position)[0] & 0x1FFFFFF
+        else:
+            (n_samples,) = struct.unpack_from("<H", raw, position + at_samples)
+            (n_channels,) = struct.unpack_from("<H", raw, position + at_channels)
+            between = CHANNEL_HEADER if is_ve else layout.itemsize
+            length = n_channels * (between + 8 * n_samples) + (layout.itemsize if is_ve else 0)
+            if n_samples == 0 or n_channels == 0:
+                raise InputError(f"readout {len(found)} has {n_channels} channels of {n_samples} samples: damaged", path)
+            found.append(position)
+        if length < layout.itemsize:
+            raise InputError(f"the block at byte {position} claims {length} bytes: the file is damaged", path)
+        position += length
+    raise InputError(
+        f"the file ends in or after readout {len(found)} without the scanner's end mark: it is truncated or damaged",
+        path,
+        "copy it again from the scanner",
+    )
+
+
+def _find_noise(others: list[Measurement], scan: Measurement, notes: list[str]) -> Measurement | None:
+    """The noise readouts of the last measurement before the scan that has them for the same number of channels."""
+    n_coils = int(scan.heads["UsedChannels"][0])
+    for other in reversed(others):
+        chosen = (other.heads["EvalInfoMask"] & np.uint64(NOISE)) != 0
+        if not chosen.any():
+            continue
+        channels = np.unique(other.heads["UsedChannels"][chosen])
+        if channels.tolist() != [n_coils]:
+            notes.append(f"noise readouts with {channels.tolist()} channels were left out, the scan has {n_coils}")
+            continue
+        return Measurement(other.protocol, other.heads[chosen], other.positions[chosen], other.is_ve)
+    return None
+
+
+def _samples(raw: mmap.mmap, part: Measurement) -> list[NDArray[np.complex64]]:
+    found = []
+    for head, position in zip(part.heads, part.positions, strict=True):
+        skip = CHANNEL_HEADER if part.is_ve else head.dtype.itemsize
+        layout = np.dtype([("skip", f"V{skip}"), ("data", "<c8", (int(head["SamplesInScan"]),))])
+        start = int(position) + (head.dtype.itemsize if part.is_ve else 0)
+        channels = np.frombuffer(raw, layout, int(head["UsedChannels"]), start)
+        found.append(np.ascontiguousarray(channels["data"]))
+    return found
+
+
+def _mrd_heads(part: Measurement) -> NDArray[np.void]:
+    mdh = part.heads
+    heads = new_heads(len(mdh), 0, 0)
+    heads["measurement_uid"] = mdh["MeasUID"].astype(np.int64) & 0xFFFFFFFF
+    heads["acquisition_time_stamp"] = mdh["TimeStamp"]
+    heads["physiology_time_stamp"][:, 0] = mdh["PMUTimeStamp"]
+    heads["number_of_samples"], heads["center_sample"] = mdh["SamplesInScan"], mdh["CenterCol"]
+    heads["active_channels"] = heads["available_channels"] = mdh["UsedChannels"]
+    heads["discard_pre"], heads["discard_post"] = mdh["CutOff"]["Pre"], mdh["CutOff"]["Post"]
+    heads["sample_time_us"] = [part.protocol.dwell_us(int(echo)) for echo in mdh["Counter"]["Eco"]]
+    for name, counter in COUNTERS.items():
+        heads["idx"][name] = mdh["Counter"][counter]
+    for i, counter in enumerate(("Ida", "Idb", "Idc", "Idd", "Ide")):
+        heads["idx"]["user"][:, i] = mdh["Counter"][counter]
+    # Where siemens_to_ismrmrd puts the centre, and where readers of its files look for it.
+    heads["idx"]["user"][:, 5], heads["idx"]["user"][:, 6] = mdh["CenterLin"], mdh["CenterPar"]
+    parameters = mdh["IceProgramPara"]
+    heads["user_int"][:, : min(8, parameters.shape[1])] = parameters[:, :8]
+    if part.is_ve:
+        heads["user_float"] = parameters[:, 8:16]
+        table = np.stack([mdh[f"PTABPos{axis}"] for axis in "XYZ"], -1)
+        heads["patient_table_position"] = table * MICROMETRE_MM
+    place = mdh["SliceData"]
+    heads["position"] = np.stack([place["SlicePos"][axis] for axis in ("Sag", "Cor", "Tra")], -1)
+    heads["phase_dir"], heads["read_dir"], heads["slice_dir"] = _directions(place["Quaternion"])
+    heads["flags"] = _flags(mdh["EvalInfoMask"])
+    return heads
+
+
+def _directions(quaternion: NDArray[np.float32]) -> tuple[NDArray[np.float64], ...]:
+    """Phase, read and slice direction ``(readout 3)`` in patient coordinates: the columns of the rotation that a Siemens
+    quaternion (w, x, y, z) describes. A zero quaternion, as noise readouts have, is taken as no rotation."""
+    norm = np.linalg.norm(quaternion.astype(np.float64), axis=-1, keepdims=True)
+    w, x, y, z = np.where(norm > 0, quaternion / np.where(norm > 0, norm, 1), [1.0, 0.0, 0.0, 0.0]).T
+    phase = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)], -1)
+    read = np.stack([2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)], -1)
+    across = np.stack([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)], -1)
+    return phase, read, across
+
+
+def _flags(mask: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    flags = np.zeros(len(mask), np.uint64)
+    # In echo-planar scans RTFEEDBACK marks the navigators that are phase correction lines; FLAGS keeps both.
+    for bit, name in FLAGS.items():
+        flags |= np.where(mask & np.uint64(bit), flag(name), np.uint64(0))
+    both = (mask & np.uint64(PATREF_AND_IMAGE)) != 0
+    only = ((mask & np.uint64(PATREF)) != 0) & ~both
+    flags |= np.where(both, flag("IS_PARALLEL_CALIBRATION_AND_IMAGING"), np.uint64(0))
+    flags |= np.where(only, flag("IS_PARALLEL_CALIBRATION"), np.uint64(0))
+    return flags
+
+
+def _not_imaging() -> np.uint64:
+    names = [name for bit, name in FLAGS.items() if bit & NOT_IMAGING]
+    return np.bitwise_or.reduce(np.array([flag(name) for name in names], np.uint64))
