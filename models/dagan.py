@@ -50,11 +50,13 @@ from models.layers import (
     PatchCriticOptions,
     Start,
     UNet,
+    activations,
     from_channels,
     magnitude,
     slice_scale,
     starting_image,
     to_channels,
+    truncated_normal,
 )
 from models.losses import frequency, kspace_full, l2, nmse, orthonormal_weight, relative
 from models.perceptual import Perceptual, perceptual_term
@@ -184,7 +186,7 @@ class PublishedGenerator(Generator):
             self.up.append(nn.Sequential(nn.ConvTranspose2d(before, b, 4, 2, 1), BiasedBatchNorm2d(b), nn.ReLU()))
             before = b + down[7 - level] if level < 7 else b
         self.out = nn.Conv2d(before, 1, 1)
-        _initialise(self, 0.01, truncated=True)
+        _initialise(self, 0.01)
         nn.init.trunc_normal_(self.out.weight, std=0.02, a=-0.04, b=0.04)
 
     def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
@@ -226,15 +228,14 @@ class PublishedCritic(Discriminator):
         )
         self.act = nn.LeakyReLU(0.2)
         self.out = nn.Linear(4 * 4 * 8 * w, 1)
-        _initialise(self, 0.02, truncated=False)
+        _initialise(self, 0.02)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.normal_(m.weight, std=0.02)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
-        x = display(_square(image))
-        found = []
-        for layer in self.layers:
-            x = layer(x)
-            found.append(x)
-        found[-1] = self.act(x + self.residual(x))
+        found = activations(self.layers, display(_square(image)))
+        found[-1] = self.act(found[-1] + self.residual(found[-1]))
         return [*found, self.out(found[-1].flatten(1))]
 
 
@@ -243,16 +244,10 @@ def _conv_norm(a: int, b: int, kernel: int, act: bool) -> nn.Sequential:
     return nn.Sequential(*layers, *([nn.LeakyReLU(0.2)] if act else []))
 
 
-def _initialise(network: nn.Module, std: float, truncated: bool) -> None:
+def _initialise(network: nn.Module, std: float) -> None:
+    truncated_normal(network, std)
     for m in network.modules():
-        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            if truncated:
-                nn.init.trunc_normal_(m.weight, std=std, a=-2 * std, b=2 * std)
-            else:
-                nn.init.normal_(m.weight, std=std)
-            if m.bias is not None:
-                nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.BatchNorm2d):
+        if isinstance(m, nn.BatchNorm2d):
             nn.init.normal_(m.weight, 1.0, 0.02)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -222,6 +222,24 @@ def he_initialise(network: nn.Module, slope: float = 0.2) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def truncated_normal(network: nn.Module, std: float) -> None:
+    """TensorFlow's usual start: weights from a normal distribution cut at two standard deviations, biases 0."""
+    for m in network.modules():
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.trunc_normal_(m.weight, std=std, a=-2 * std, b=2 * std)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+
+
+def activations(layers: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+    """What each of a chain of layers puts out."""
+    found = []
+    for layer in layers:
+        x = layer(x)
+        found.append(x)
+    return found
+
+
 def zero_last(conv: nn.Conv2d) -> nn.Conv2d:
     """Zero a layer's weights, so that the network it ends starts as the identity of its residual connection."""
     nn.init.zeros_(conv.weight)
@@ -336,8 +354,4 @@ class PatchCritic(Discriminator):
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
         x, _ = pad_to_multiple(self.view(image), 2**self.depth)
-        found = []
-        for layer in self.layers:
-            x = layer(x)
-            found.append(x)
-        return found
+        return activations(self.layers, x)

@@ -59,6 +59,7 @@ from models.layers import (
     SameConv2d,
     SameConvTranspose2d,
     Start,
+    activations,
     from_channels,
     he_initialise,
     normalisation,
@@ -66,6 +67,7 @@ from models.layers import (
     slice_scale,
     starting_image,
     to_channels,
+    truncated_normal,
     zero_last,
 )
 from models.losses import (
@@ -317,12 +319,7 @@ class PublishedCritic(Discriminator):
         _initialise(self)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
-        x = display(image)
-        found = []
-        for layer in self.layers:
-            x = layer(x)
-            found.append(x)
-        return found
+        return activations(self.layers, display(image))
 
 
 def published_norm(batch_norm: bool) -> NormLayer:
@@ -333,12 +330,9 @@ def published_norm(batch_norm: bool) -> NormLayer:
 
 
 def _initialise(network: nn.Module) -> None:
+    truncated_normal(network, 0.02)
     for m in network.modules():
-        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.trunc_normal_(m.weight, std=0.02, a=-0.04, b=0.04)
-            if m.bias is not None:
-                nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.BatchNorm2d | nn.InstanceNorm2d):
+        if isinstance(m, nn.BatchNorm2d | nn.InstanceNorm2d):
             nn.init.uniform_(m.weight, 0, 1)
 
 
@@ -378,17 +372,8 @@ class PublishedLosses:
         return given if given is not None else VARIANTS[self.variant].get(name, 0.0)
 
 
-VARIANTS = {
-    "code": {
-        "image": 5.0,
-        "image_before": 500.0,
-        "kspace": 0.25,
-        "total_variation": 1e-4,
-        "kernels": 1e-5,
-        "adversarial": 1.0,
-    },
-    "paper": {"image": 10.0, "kspace": 1.0, "adversarial": 1.0},
-}
+CODE = {"image": 5.0, "image_before": 500.0, "kspace": 0.25, "total_variation": 1e-4, "kernels": 1e-5, "adversarial": 1.0}
+VARIANTS = {"code": CODE, "paper": {"image": 10.0, "kspace": 1.0, "adversarial": 1.0}}
 STAGES, BEFORE = ("after_0", "image"), ("before_0", "before_1")
 ADAM = Optimiser(
     LearningRate(1e-4, "piecewise", points=((0, 1.0), (100, 0.3), (200, 0.2), (300, 0.1), (400, 0.02), (500, 0.01))),
