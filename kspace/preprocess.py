@@ -1,7 +1,7 @@
 """From the samples as they were read to those that a reconstruction sees: small functions ``KSpace -> KSpace``.
 
 The order is: `conjugate` (rarely), `drop_dead_coils`, `whiten`, `remove_oversampling`, `pocs` (an option), `decouple` (3-D).
-Each leaves its name in ``header.steps`` and refuses to be applied twice. `to_recon_matrix` brings the finished image to its size.
+Each leaves its name in ``header.steps`` and refuses to be applied twice. `to_recon_matrix` brings the finished image to size.
 """
 
 from __future__ import annotations
