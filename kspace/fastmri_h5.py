@@ -72,6 +72,8 @@ class Volume:
         The file's attributes: ``acquisition``, ``max``, ``norm``, ``patient_id``, ``acceleration``, ``num_low_frequency``.
     boxes
         Regions of interest, one row ``(slice, class, y0, x0, y1, x1)`` each, in points of the image of `recon_shape`.
+    noise_covariance
+        E[n n^H] of the samples, complex64 ``(coil coil)``, in the file's units squared; None where it is not known.
     """
 
     path: Path
@@ -86,6 +88,7 @@ class Volume:
     has_mask: bool
     attributes: dict[str, Any] = field(default_factory=dict)
     boxes: tuple[tuple[float, ...], ...] = ()
+    noise_covariance: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def patient(self) -> str:
@@ -105,25 +108,14 @@ class Volume:
             return _read_mask(file, self)
 
     @property
-    def noise_covariance(self) -> Tensor | None:
-        """E[n n^H] of the samples, complex64 ``(coil coil)``, in the file's units squared; None where it is not known."""
-        with open_h5(self.path) as file:
-            if "noise_covariance" not in file:
-                return None
-            covariance = file["noise_covariance"][()]
-        if covariance.shape != (self.n_coils, self.n_coils):
-            raise InputError(f"the noise covariance is {covariance.shape}, expected {self.n_coils} coils", self.path)
-        return torch.from_numpy(np.ascontiguousarray(covariance, dtype=np.complex64))
-
-    @property
     def noise(self) -> Noise | None:
         """`noise_covariance` as the noise of a scan whose imaging samples have just this covariance; None where not known."""
         from kspace.mrd.noise import Noise  # not needed to read a volume
 
-        covariance = self.noise_covariance
-        if covariance is None:
+        if self.noise_covariance is None:
             return None
-        return Noise(covariance.numpy().astype(np.complex128), dwell_s=None, n_samples=0, source=str(self.path))
+        # The file states the covariance, not from how many samples: it is taken as exact.
+        return Noise(self.noise_covariance.numpy().astype(np.complex128), None, n_samples=1 << 30, source=str(self.path))
 
     def load(self, index: int) -> KSpace:
         """Read one slice.
@@ -219,6 +211,7 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
             has_mask="mask" in file,
             attributes=plain_attributes(file),
             boxes=_read_boxes(file, path),
+            noise_covariance=_read_covariance(file, n_coils, path),
         )
         _check_header(volume)
         _read_mask(file, volume)
@@ -316,6 +309,17 @@ def _read_boxes(file: h5py.File, path: Path) -> tuple[tuple[float, ...], ...]:
     if boxes.ndim != 2 or boxes.shape[1] != 6 or boxes.dtype.kind not in "fiu":
         raise InputError(f"boxes have shape {boxes.shape}, expected rows (slice, class, y0, x0, y1, x1)", path)
     return tuple(tuple(float(value) for value in row) for row in boxes)
+
+
+def _read_covariance(file: h5py.File, n_coils: int, path: Path) -> Tensor | None:
+    if "noise_covariance" not in file:
+        return None
+    covariance = np.asarray(find_dataset(file, "noise_covariance", path)[()])
+    if covariance.shape != (n_coils, n_coils) or covariance.dtype.kind not in "cf":
+        raise InputError(f"the noise covariance is {covariance.dtype} {covariance.shape}, expected {n_coils} coils", path)
+    if not np.isfinite(covariance).all() or not np.allclose(covariance, covariance.conj().T, rtol=1e-4, atol=0):
+        raise InputError("the noise covariance is not Hermitian and finite", path)
+    return torch.from_numpy(covariance.astype(np.complex64))
 
 
 def _slice_header(file: h5py.File, index: int, volume: Volume) -> Header:

@@ -20,6 +20,9 @@ from kspace.errors import InputError
 from kspace.fastmri_header import format_header
 from kspace.fourier import ifft, resize
 
+# Steps that leave data alone that they were applied to before: whoever reads the file may apply them without asking.
+_REPEATABLE = ("drop_dead_coils", "remove_oversampling")
+
 
 def write_volume(
     path: str | os.PathLike[str],
@@ -77,8 +80,8 @@ def write_volume(
         file.attrs.update({"acquisition": acquisition, "patient_id": patient_id, **(attributes or {})})
         if rss_max is not None:
             file.attrs.update({"max": rss_max, "norm": rss_norm2**0.5})
-        if first.header.steps:
-            file.attrs["steps"] = ",".join(first.header.steps)
+        if steps := [step for step in first.header.steps if step not in _REPEATABLE]:
+            file.attrs["steps"] = ",".join(steps)
         if first.header.noise_std is not None:
             file.attrs["noise_std"] = first.header.noise_std
     return path

@@ -1,0 +1,343 @@
+"""Training and comparison examples from fastMRI-style files: fully sampled k-space, undersampled as a scan would have been.
+
+One slice becomes one `Example`: the samples `y` that a scan with this mask would have acquired, the operator with coil maps
+made from those samples, and the truth. What a scan would not have acquired reaches the truth only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from kspace import coils, preprocess
+from kspace.cache import cached_maps, prepare_folder
+from kspace.container import KSpace
+from kspace.errors import InputError
+from kspace.example import Example, Key, Shape
+from kspace.fastmri_h5 import Volume, open_volume
+from kspace.fourier import fft, ifft
+from kspace.masks import digest
+from kspace.operators import Sense
+
+SUFFIXES = (".h5", ".hdf5")
+
+Augmentation = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""``(coil images (coil y x), boxes (n 5), seed) -> (coil images, boxes)``: a pure function of its arguments."""
+
+
+class MaskSource(Protocol):
+    """What draws masks: `kspace.masks.MaskSpec`."""
+
+    def draw(self, shape: tuple[int, int], key: str) -> Tensor:
+        """Bool ``(ky, 1)`` or ``(ky, kx)`` for a matrix `shape`; a pure function."""
+
+
+class Draw(NamedTuple):
+    """An index into a data set, and the epoch that random masks and augmentation depend on."""
+
+    item: int
+    epoch: int = 0
+
+
+class KSpaceDataset(torch.utils.data.Dataset[Example]):
+    """Slices of fastMRI-style files as `Example`s.
+
+    Each item is a pure function of its file, its index, the epoch and the options: no global generator is drawn from, no file
+    stays open, and the number of workers does not matter. With `ShapeBatchSampler` and `collate`::
+
+        sampler = ShapeBatchSampler(dataset.shapes, batch_size=4, shuffle=True)
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=2)
+
+    Parameters
+    ----------
+    files
+        Volumes; see `find_volumes` and `split_by_patient`. All are opened at once here, and all bad ones are named.
+    masks
+        One of these draws the mask of an example. Empty: the masks of the files themselves count (prospectively undersampled
+        scans); examples of undersampled files have no truth then.
+    resample
+        True for training: another mask for each slice in each epoch. False: one mask for each volume, always the same one.
+    cache
+        Folder for coil maps (`kspace.cache`); None makes them anew each time. Not used with `augment`, whose every example has
+        maps of its own.
+    maps, calibration_width
+        Method and number of central samples, as for `kspace.coils.estimate_maps`.
+    augment
+        Applied to the fully sampled coil images, before undersampling.
+    seed
+        Seed of the choice among `masks`, of resampled masks and of the augmentation.
+
+    Raises
+    ------
+    InputError
+        If there are no files, some cannot be used, or undersampled ones are to be undersampled.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        masks: Sequence[MaskSource] = (),
+        *,
+        resample: bool = False,
+        cache: Path | None = None,
+        maps: coils.Method = "espirit",
+        calibration_width: int = 24,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.volumes = open_volumes(files)
+        undersampled = [volume.path for volume in self.volumes if volume.has_mask]
+        if masks and undersampled:
+            raise InputError(
+                f"{len(undersampled)} of {len(self.volumes)} files are undersampled already", undersampled[0], "leave them out"
+            )
+        if cache is not None:
+            prepare_folder(cache)
+        self.masks, self.resample, self.seed = tuple(masks), resample, seed
+        self.cache = cache if augment is None else None
+        self.maps, self.calibration_width, self.augment = maps, calibration_width, augment
+        self.items = [(v, i) for v, volume in enumerate(self.volumes) for i in range(volume.n_slices)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """For each item what must be equal within a batch."""
+        shapes = [(v.n_coils - _n_dead(v), *v.matrix, *v.recon_shape, int(v.noise is not None)) for v in self.volumes]
+        return [shapes[v] for v, _ in self.items]
+
+    def __getitem__(self, item: int | Draw | tuple[int, int]) -> Example:
+        index, epoch = item if isinstance(item, tuple) else (item, 0)
+        v, slice_index = self.items[index]
+        volume = self.volumes[v]
+        k = self._fully_sampled(volume, slice_index)
+        boxes = _on_grid(volume.boxes_of(slice_index), volume.recon_shape, k)
+        name = f"{volume.path.name}/{slice_index}/{epoch}" if self.resample else volume.path.name
+        if self.augment is not None:
+            images, boxes = self.augment(ifft(k.data), boxes, _hash(f"{self.seed}/{volume.path.name}/{slice_index}/{epoch}"))
+            k = k.after("augment", data=fft(images))
+        images = ifft(k.data)
+        mask = k.mask if not self.masks else k.mask & self._draw(name, k).to(torch.bool)
+        k.data.masked_fill_(~mask, 0)  # from here on nobody sees what was not acquired, but for the truth below
+        k = k.after("undersample", mask=mask)
+        sensitivities = cached_maps(k, self.cache, self.maps, self.calibration_width)
+        # A file that was undersampled when it was made has no truth to offer.
+        complete = not volume.has_mask
+        return Example(
+            y=k.data,
+            op=Sense(sensitivities, mask, noise_std=k.header.noise_std or 1.0, n_averages=_counted(k)),
+            target=(images * sensitivities.conj()).sum(0) if complete else None,
+            truth=torch.linalg.vector_norm(images, dim=0) if complete else None,
+            keys=(Key(volume.path.name, slice_index, volume.patient, digest(mask, (k.data.shape[-2], k.data.shape[-1]))),),
+            boxes=(boxes,),
+            recon_shapes=(volume.recon_shape,),
+            attributes=(volume.attributes,),
+        )
+
+    def _fully_sampled(self, volume: Volume, slice_index: int) -> KSpace:
+        """A slice as `recon run` would prepare it: whitened where the noise is known, without readout oversampling."""
+        k, noise = volume.load(slice_index), volume.noise
+        if noise is not None and "whiten" not in k.header.steps:
+            k = preprocess.whiten(preprocess.drop_dead_coils(k, noise)[0], noise)
+        return preprocess.remove_oversampling(k)
+
+    def _draw(self, name: str, k: KSpace) -> Tensor:
+        chosen = self.masks[_hash(f"{self.seed}/{name}") % len(self.masks)]
+        key = f"{self.seed}/{name}" if self.resample else name
+        return chosen.draw((k.data.shape[-2], k.data.shape[-1]), key)
+
+
+class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
+    """Batches of equal shape, in an order that depends on seed and epoch alone; with several processes, each gets its share.
+
+    All processes get the same number of batches: where they do not come out even, the first of the epoch's batches are given
+    out again (rows of results are keyed by file and slice, so that doubles can be told), or with `drop_last` the last are left
+    out.
+
+    Parameters
+    ----------
+    shapes
+        Shape of each item; `KSpaceDataset.shapes`.
+    batch_size
+        Items in a batch; the last batch of a shape may be smaller.
+    shuffle
+        Whether the order is random, another one in each epoch (`set_epoch`).
+    drop_last
+        Leave out smaller batches.
+    seed
+        Seed of the order.
+    n_replicas, rank
+        Number of processes, and which one this is.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        n_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < n_replicas:
+            raise ValueError(f"batch size {batch_size}, rank {rank} of {n_replicas}: impossible")
+        self.batch_size, self.shuffle, self.drop_last, self.seed = batch_size, shuffle, drop_last, seed
+        self.n_replicas, self.rank, self.epoch = n_replicas, rank, 0
+        groups: dict[Shape, list[int]] = {}
+        for index, shape in enumerate(shapes):
+            groups.setdefault(shape, []).append(index)
+        self._groups = list(groups.values())
+
+    @property
+    def sampler(self) -> ShapeBatchSampler:
+        """Itself: Lightning calls ``set_epoch`` on ``loader.batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order, and through the items the random masks, of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        n = sum(len(self._cut(group)) for group in self._groups)
+        return n // self.n_replicas if self.drop_last else -(-n // self.n_replicas)
+
+    def __iter__(self) -> Iterable[list[Draw]]:  # type: ignore[override]
+        generator = torch.Generator().manual_seed(_hash(f"{self.seed}/{self.epoch}"))
+        batches = []
+        for group in self._groups:
+            order = [group[i] for i in torch.randperm(len(group), generator=generator)] if self.shuffle else group
+            batches += self._cut(order)
+        if self.shuffle:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+        total = len(self) * self.n_replicas
+        for number in range(self.rank, total, self.n_replicas):
+            yield [Draw(index, self.epoch) for index in batches[number % len(batches)]]
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return [batch for batch in batches if len(batch) == self.batch_size] if self.drop_last else batches
+
+
+def find_volumes(paths: Path | Sequence[Path]) -> list[Path]:
+    """The volumes among files and folders (not their subfolders), sorted.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    given = [paths] if isinstance(paths, Path) else list(paths)
+    found = []
+    for path in given:
+        if not path.exists():
+            raise InputError("no such file or folder", path)
+        inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError("there are no .h5 files", path)
+        found += inside
+    return found
+
+
+def open_volumes(files: Sequence[Path]) -> list[Volume]:
+    """Open every file; those that cannot be used are named all at once.
+
+    Raises
+    ------
+    InputError
+        If some cannot be used, or there are none.
+    """
+    volumes, failures = [], []
+    for path in files:
+        try:
+            volumes.append(open_volume(path))
+        except InputError as error:
+            failures.append(f"{path} ({error.what})")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(files)} files cannot be used: {', '.join(failures)}", fix="leave them out")
+    if not volumes:
+        raise InputError("there are no files to read")
+    return volumes
+
+
+def split_by_patient(files: Sequence[Path], fractions: Sequence[float], seed: int = 0) -> list[list[Path]]:
+    """Divide files so that no patient is in two parts: neighbouring slices, and scans of one head, resemble each other.
+
+    Patients are ordered by a hash of seed and pseudonym, so a patient stays in place when others are added, as far as the
+    fractions allow. A file without ``patient_id`` is a patient of its own.
+
+    Parameters
+    ----------
+    files
+        fastMRI-style volumes.
+    fractions
+        Share of the patients of each part, adding up to 1 at most; what is left over is in none. Every part with a share gets
+        at least one patient.
+    seed
+        Another seed, another division.
+
+    Returns
+    -------
+    list
+        The files of each part, in the order given.
+
+    Raises
+    ------
+    InputError
+        If there are fewer patients than parts.
+    ValueError
+        If the fractions are negative or add up to more than 1.
+    """
+    if any(f < 0 for f in fractions) or sum(fractions) > 1 + 1e-9:
+        raise ValueError(f"fractions {tuple(fractions)} must be positive and add up to 1 at most")
+    patient_of = {volume.path: volume.patient for volume in open_volumes(files)}
+    patients = sorted(set(patient_of.values()), key=lambda name: _hash(f"{seed}/{name}"))
+    wanted = [f > 0 for f in fractions]
+    if len(patients) < sum(wanted):
+        raise InputError(f"{len(patients)} patients in {len(files)} files cannot be divided into {sum(wanted)} parts")
+    sizes = _apportion(len(patients), fractions)
+    parts, start = [], 0
+    for size in sizes:
+        members = set(patients[start : start + size])
+        parts.append([path for path in map(Path, files) if patient_of[path] in members])
+        start += size
+    return parts
+
+
+def _apportion(n: int, fractions: Sequence[float]) -> list[int]:
+    """Whole numbers near ``n * fractions``, none of a positive fraction below 1, their sum that of the fractions rounded."""
+    total = max(round(n * sum(fractions)), sum(f > 0 for f in fractions))
+    sizes = [max(int(n * f), 1) if f > 0 else 0 for f in fractions]
+    while sum(sizes) != total:
+        step = 1 if sum(sizes) < total else -1
+        movable = [i for i, size in enumerate(sizes) if fractions[i] > 0 and size + step >= 1]
+        i = max(movable, key=lambda i: step * (n * fractions[i] - sizes[i]))
+        sizes[i] += step
+    return sizes
+
+
+def _hash(text: str) -> int:
+    """63 bits of a text, the same in every process (Python's own hash is not)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def _n_dead(volume: Volume) -> int:
+    return 0 if volume.noise is None else len(preprocess.dead_coils(volume.noise))
+
+
+def _counted(k: KSpace) -> Tensor | None:
+    return None if k.n_averages is None else k.n_averages * k.mask
+
+
+def _on_grid(boxes: Tensor, recon_shape: tuple[int, int], k: KSpace) -> Tensor:
+    """Boxes ``(n 5)`` in points of the image delivered, moved to points of the whole image."""
+    shift = [n // 2 - m // 2 for n, m in zip(k.data.shape[-2:], recon_shape, strict=True)]
+    return boxes + torch.tensor([0, *shift, *shift])

@@ -1,0 +1,128 @@
+"""One example for training or comparison, and a batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kspace.operators import Sense
+
+Shape = tuple[int, ...]
+
+
+class Key(NamedTuple):
+    """Which slice an example is, and under which mask: results with equal keys may be compared."""
+
+    file: str
+    slice: int
+    patient: str
+    mask: str
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What a scan acquired, how, and what it should have shown. Of one slice, or a batch of them.
+
+    Attributes
+    ----------
+    y
+        Complex64 ``(*batch coil ky kx)``, zero where not acquired.
+    op
+        The operator with maps from the acquired samples.
+    target
+        Complex64 ``(*batch y x)``: the coil images of the fully sampled data, combined with the maps of `op`. None where the
+        file is undersampled itself.
+    truth
+        Real ``(*batch y x)``: root sum of squares of these coil images, whose centre of `recon_shapes` is fastMRI's target.
+    keys
+        Which slice and mask; one for each example of a batch.
+    boxes
+        For each example its regions of interest, float32 ``(n 5)``: class, y0, x0, y1, x1 in points of `target`.
+    recon_shapes
+        For each example the points ``(y, x)`` of the image to deliver, the centre of `target`.
+    attributes
+        For each example the attributes of its file (``acquisition``, ``max`` in the units of the file, ...).
+    """
+
+    y: Tensor
+    op: Sense
+    target: Tensor | None
+    truth: Tensor | None
+    keys: tuple[Key, ...]
+    boxes: tuple[Tensor, ...]
+    recon_shapes: tuple[tuple[int, int], ...]
+    attributes: tuple[dict[str, Any], ...]
+
+    def to(self, device: torch.device | str) -> Example:
+        """The example with its tensors on `device`."""
+        return self._map(lambda x: x.to(device))
+
+    def pin_memory(self) -> Example:
+        """The example with its tensors in page-locked memory: `DataLoader` calls this."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Example:
+        counts = self.op.n_averages
+        return replace(
+            self,
+            y=change(self.y),
+            op=replace(
+                self.op,
+                maps=change(self.op.maps),
+                mask=change(self.op.mask),
+                n_averages=None if counts is None else change(counts),
+            ),
+            target=None if self.target is None else change(self.target),
+            truth=None if self.truth is None else change(self.truth),
+            boxes=tuple(change(box) for box in self.boxes),
+        )
+
+
+def collate(examples: Sequence[Example]) -> Example:
+    """Join single examples of equal shape into a batch.
+
+    Masks of whole lines are joined with point masks at the size of the latter; examples without `n_averages` count as measured
+    once beside others that have them.
+
+    Raises
+    ------
+    ValueError
+        If shapes or noise levels differ, or only some have a target.
+    """
+    shapes = {tuple(example.y.shape) for example in examples}
+    levels = {example.op.noise_std for example in examples}
+    if len(shapes) != 1 or len(levels) != 1:
+        raise ValueError(
+            f"a batch needs one shape and one noise level; got {sorted(shapes)} and {sorted(levels)}: use ShapeBatchSampler"
+        )
+    masks = [example.op.mask for example in examples]
+    counts = [example.op.n_averages for example in examples]
+    n_averages = None
+    if any(count is not None for count in counts):
+        n_averages = _stack([m.to(torch.int32) if c is None else c for m, c in zip(masks, counts, strict=True)])
+    return Example(
+        y=torch.stack([example.y for example in examples]),
+        op=Sense(torch.stack([e.op.maps for e in examples]), _stack(masks), levels.pop(), n_averages),
+        target=_stack_optional([example.target for example in examples]),
+        truth=_stack_optional([example.truth for example in examples]),
+        keys=tuple(key for example in examples for key in example.keys),
+        boxes=tuple(box for example in examples for box in example.boxes),
+        recon_shapes=tuple(shape for example in examples for shape in example.recon_shapes),
+        attributes=tuple(entry for example in examples for entry in example.attributes),
+    )
+
+
+def _stack(masks: Sequence[Tensor]) -> Tensor:
+    n_kx = max(mask.shape[-1] for mask in masks)
+    return torch.stack([mask.expand(*mask.shape[:-1], n_kx) for mask in masks])
+
+
+def _stack_optional(images: Sequence[Tensor | None]) -> Tensor | None:
+    present = [image for image in images if image is not None]
+    if present and len(present) != len(images):
+        raise ValueError("a batch cannot mix examples with and without a target")
+    return torch.stack(present) if present else None
