@@ -7,7 +7,7 @@ floats come back from the stored integers as ``value * RescaleSlope``, the same 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from kspace.container import Header, Image
 from recon.geometry import Stack, patient_m, slice_stacks, voxel_m
@@ -28,7 +28,6 @@ FULL_SCALE = 32767
 TEXTS = {  # DICOM keyword: (ISMRMRD name, greatest length); what is not known is left out, or empty where DICOM demands it
     "StudyDescription": ("studyDescription", 64),
     "ProtocolName": ("protocolName", 64),
-    "BodyPartExamined": ("bodyPartExamined", 16),
     "InstitutionName": ("institutionName", 64),
     "StationName": ("stationName", 16),
     "ManufacturerModelName": ("systemModel", 64),
@@ -62,47 +61,38 @@ def write_dicom(folder: Path, series: Sequence[Series], record: RunRecord) -> li
     return [_write_series(folder, one, record, scan, now) for one in series]
 
 
-def quantise(values: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], str]:
-    """Integers and the slope that turns them back into `values`, within half a step.
+def find_slope(values: Iterable[NDArray[Any]]) -> tuple[str, type[np.integer[Any]]]:
+    """The slope of a series of float32 arrays as DICOM writes it, at most 16 characters, and the integer type to store.
 
-    Parameters
-    ----------
-    values
-        float32 arrays of one series.
-
-    Returns
-    -------
-    list of ndarray, str
-        uint16 (int16 where a value is negative), and the slope as DICOM writes it (a decimal string of at most 16 characters).
+    Signed where a value is negative. ``round(value / slope)`` fits the type, and times the slope it is within half a step.
     """
-    greatest = max(float(np.abs(v).max()) for v in values)
-    signed = any(float(v.min()) < 0 for v in values)
+    greatest, signed = 0.0, False
+    for array in values:
+        greatest = max(greatest, float(np.abs(array).max()))
+        signed = signed or float(array.min()) < 0
     # The slope is rounded upwards to the digits that fit, before it is used: the text in the file is the number that was used.
     slope = f"{greatest / FULL_SCALE * (1 + 1e-9):.9e}" if greatest > 0 else "1"
-    step = float(slope)
-    return [np.rint(v.astype(np.float64) / step).astype(np.int16 if signed else np.uint16) for v in values], slope
+    return slope, np.int16 if signed else np.uint16
 
 
 def _write_series(folder: Path, series: Series, record: RunRecord, scan: str, now: datetime) -> dict[str, Any]:
-    stored, slope = quantise([pixels(image) for image in series.images])
+    slope, dtype = find_slope(pixels(image) for image in series.images)
     stacks = {index: stack for stack in slice_stacks(series.images) for index in stack.slices}
     common = _common(series, record, slope, scan, now)
     times = {volume: time for time, volume in enumerate(series.volumes, start=1)}
-    # Images come by slice, then time; within a slab of several z every z is a slice of its own.
-    places: list[tuple[int, int]] = []
-    for image_slice in dict.fromkeys(image.header.index.slice for image in series.images):
-        members = [i for i, image in enumerate(series.images) if image.header.index.slice == image_slice]
-        places += [(i, z) for z in range(series.images[members[0]].data.shape[0]) for i in members]
-    for number, (i, z) in enumerate(places, start=1):
-        image = series.images[i]
-        ds = _instance(common, image, z, stacks[image.header.index.slice], series)
-        ds.InstanceNumber = number
-        ds.AcquisitionNumber = times[volume_of(image)]
-        if len(times) > 1:
-            ds.TemporalPositionIdentifier, ds.NumberOfTemporalPositions = times[volume_of(image)], len(times)
-        _set_pixels(ds, stored[i][z])
-        path = folder / f"{series.number:03d}_{number:05d}.dcm"
-        pydicom.dcmwrite(path, ds, enforce_file_format=True)
+    number = 0
+    for image in series.images:
+        stored = np.rint(pixels(image).astype(np.float64) / float(slope)).astype(dtype)
+        time = times[volume_of(image)]
+        # Within a slab every z is a slice of its own.
+        for z in range(len(stored)):
+            number += 1
+            ds = _instance(common, image, z, stacks[image.header.index.slice])
+            ds.InstanceNumber, ds.AcquisitionNumber = number, time
+            if len(times) > 1:
+                ds.TemporalPositionIdentifier, ds.NumberOfTemporalPositions = time, len(times)
+            _set_pixels(ds, stored[z])
+            pydicom.dcmwrite(folder / f"{series.number:03d}_{number:05d}.dcm", ds, enforce_file_format=True)
     return {"number": series.number, "series_instance_uid": series.uid, "rescale_slope": float(slope)}
 
 
@@ -126,6 +116,9 @@ def _common(series: Series, record: RunRecord, slope: str, scan: str, now: datet
         text = plain(str(study.get(name) or ""), length)
         if text or keyword in TYPE_2:
             setattr(ds, keyword, text)
+    body_part = re.sub("[^A-Z0-9 _]", "", str(study.get("bodyPartExamined") or "").upper())[:16].strip()
+    if body_part:
+        ds.BodyPartExamined = body_part
     _set_patient_and_times(ds, study)
     _set_acquisition(ds, header)
     ds.ImageComments = comments(series, record)[:10240]
@@ -200,7 +193,7 @@ def _equipment(series: Series, record: RunRecord, now: datetime) -> Dataset:
     return item
 
 
-def _instance(common: Dataset, image: Image, z: int, stack: Stack, series: Series) -> Dataset:
+def _instance(common: Dataset, image: Image, z: int, stack: Stack) -> Dataset:
     """One slice: its identity and its place."""
     ds = Dataset()
     ds.update(common)
@@ -230,7 +223,7 @@ def _set_pixels(ds: Dataset, stored: NDArray[Any]) -> None:
 def _uid(value: object) -> str | None:
     """The header's UID where it is a valid one."""
     text = str(value or "").strip()
-    return text if text and UID(text).is_valid else None
+    return text if re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", text) and len(text) <= 64 else None
 
 
 def _ds(value: float) -> str:

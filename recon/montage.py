@@ -96,8 +96,9 @@ def write_montage(path: Path, images: Sequence[Image], record: RunRecord) -> Non
     slices, n_slices, n_volumes = choose_tiles(images)
     tiles = [_tile(image, z, low, high) for image, z, _ in slices]
     labels = [label for _, _, label in slices]
-    letters = [view_of(image.header.geometry).letters for image, _, _ in slices]
-    columns, scale = _grid(tiles)
+    letters = [_letters(image.header.geometry) for image, _, _ in slices]
+    # With several volumes each has its own row, as long as that is readable.
+    columns, scale = _grid(tiles, n_slices if n_volumes > 1 and len(tiles) == n_slices * n_volumes else None)
     drawn = [_draw_tile(*args, scale) for args in zip(tiles, labels, letters, strict=True)]
     picture = _assemble(drawn, columns, _caption(images, record, (low, high), len(slices), n_slices * n_volumes))
     info = PngInfo()
@@ -152,7 +153,12 @@ def _tile(image: Image, z: int, low: float, high: float) -> Picture.Image:
     return picture if size == picture.size else picture.resize(size, Picture.Resampling.BICUBIC)
 
 
-def _grid(tiles: Sequence[Picture.Image]) -> tuple[int, float]:
+def _letters(geometry: Geometry) -> tuple[str, str, str, str]:
+    """Letters at the edges; none where the directions are only assumed, for a wrong R is worse than no R."""
+    return ("", "", "", "") if geometry.nominal else view_of(geometry).letters
+
+
+def _grid(tiles: Sequence[Picture.Image], row: int | None) -> tuple[int, float]:
     """Columns, and the magnification of all tiles: about as wide as 3:2, few empty cells, no tile larger than `TILE`."""
     width, height = max(t.width for t in tiles), max(t.height for t in tiles)
 
@@ -160,7 +166,7 @@ def _grid(tiles: Sequence[Picture.Image]) -> tuple[int, float]:
         rows = math.ceil(len(tiles) / columns)
         return abs(math.log(columns * width / (rows * height) / 1.5)) + (columns * rows - len(tiles)) / len(tiles)
 
-    columns = min(range(1, len(tiles) + 1), key=cost)
+    columns = row if row and 3 <= row <= 12 else min(range(1, len(tiles) + 1), key=cost)
     longer = max(width, height)
     return columns, max(0.05, min(TILE / longer, (WIDTH / columns) / width))
 
@@ -185,7 +191,7 @@ def _caption(images: Sequence[Image], record: RunRecord, scale: tuple[float, flo
     title = " · ".join(t for t in (Path(record.source).name, method_of(images[0].role, record)) if t)
     if record.generated and images[0].role == "main":
         title += " (trained generator)"
-    parts = [", ".join(planes), f"grey scale {scale[0]:.3g} to {scale[1]:.3g}"]
+    parts = [", ".join(planes), f"grey scale {scale[0]:.3g} to {scale[1]:.3g} (99.5th percentile)"]
     volumes = len({volume_of(image) for image in images})
     parts.append("label: slice" if volumes == 1 else "label: slice / volume")
     if shown < total:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,12 @@ def write_mrd(
     write_images(path, mrd_images(series, record, complex_images), xml)
 
 
-def mrd_images(series: Sequence[Series], record: RunRecord, complex_images: bool = False) -> list[Any]:
-    """`ismrmrd.Image` of every image, in order; `image_index` counts from 1 within a series."""
-    made = []
+def mrd_images(series: Sequence[Series], record: RunRecord, complex_images: bool = False) -> Iterator[Any]:
+    """Yield the `ismrmrd.Image` of every image, in order; `image_index` counts from 1 within a series."""
     for one in series:
         for number, image in enumerate(one.images, start=1):
             values = pixels(image, complex_images)
-            made.append(make_image(image, values, one.number, number, image_meta(one, image, record)))
-    return made
+            yield make_image(image, values, one.number, number, image_meta(one, image, record))
 
 
 def image_meta(series: Series, image: Image, record: RunRecord) -> dict[str, str | list[str]]:

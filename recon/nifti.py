@@ -96,6 +96,7 @@ def _nifti(
 def _voxels(stack: Stack, images: Sequence[Image], complex_images: bool, warnings: list[str]) -> NDArray[Any]:
     """``(x, y, z, volume)``, zero where a volume lacks a slice."""
     volumes = volume_list(images)
+    number = {volume: v for v, volume in enumerate(volumes)}
     place = {slice_index: z for z, slice_index in enumerate(stack.slices)}
     nz, ny, nx = stack.image.data.shape
     depth = nz if len(place) == 1 else len(place)
@@ -106,7 +107,7 @@ def _voxels(stack: Stack, images: Sequence[Image], complex_images: bool, warning
         z = place.get(image.header.index.slice)
         if z is None:
             continue
-        volume = volumes.index(volume_of(image))
+        volume = number[volume_of(image)]
         absent.discard((volume, z))
         out[volume, z : z + nz] = pixels(image, complex_images)
         _check_moved(image, stack, z, warnings)

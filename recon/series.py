@@ -66,7 +66,7 @@ class RunRecord:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Images of one role and one contrast, of one matrix, in the order in which they are numbered: by slice, then time.
+    """Images of one role and one contrast, of one matrix, in the order in which they are numbered.
 
     Attributes
     ----------
@@ -77,7 +77,8 @@ class Series:
     role, contrast
         See `Image` and `ImageIndex`.
     images
-        At least one.
+        At least one. Volume after volume, the slices of each by their place along the slice direction: converters take the
+        first two instances of a series for neighbouring slices.
     image_type
         DICOM ImageType.
     description
@@ -117,21 +118,26 @@ def make_series(images: Sequence[Image], record: RunRecord) -> list[Series]:
     for number, (role, contrast) in enumerate(keys, start=1):
         members = [image for image in images if image.role == role and image.header.index.contrast == contrast]
         check_images(members)
-        order = [s for stack in slice_stacks(members) for s in stack.slices]
-        members.sort(key=lambda image: (order.index(image.header.index.slice), volume_of(image)))
         found.append(
             Series(
                 number=number,
                 uid=new_uid(),
                 role=role,
                 contrast=contrast,
-                images=tuple(members),
+                images=tuple(in_order(members)),
                 image_type=_image_type(role, members[0], record),
                 description=_description(role, members[0].header, record),
                 window=window(members),
             )
         )
     return found
+
+
+def in_order(images: Sequence[Image]) -> list[Image]:
+    """Images of one series, volume after volume, the slices of each along the slice direction, stack by stack."""
+    slices = [s for stack in slice_stacks(images) for s in stack.slices]
+    place = {s: p for p, s in enumerate(slices)}
+    return sorted(images, key=lambda image: (volume_of(image), place[image.header.index.slice]))
 
 
 def check_images(images: Sequence[Image]) -> None:

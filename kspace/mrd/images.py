@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ def make_image(image: Image, pixels: NDArray[Any], series: int, number: int, met
     return made
 
 
-def write_images(path: str | os.PathLike[str], images: Sequence[ismrmrd.Image], xml: str | bytes | None = None) -> None:
+def write_images(path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], xml: str | bytes | None = None) -> None:
     """Write MRD images into a new file: group ``dataset``, one ``image_<series>`` per series, in the order given.
 
     Parameters
@@ -96,7 +96,7 @@ def write_images(path: str | os.PathLike[str], images: Sequence[ismrmrd.Image], 
     path
         File that must not exist.
     images
-        From `make_image`. Images of one series share matrix and number type.
+        From `make_image`; a generator keeps only one in memory. Images of one series share matrix and number type.
     xml
         ISMRMRD header of the scan, stored as ``dataset/xml``, where tools that convert images look for it.
 
@@ -105,15 +105,26 @@ def write_images(path: str | os.PathLike[str], images: Sequence[ismrmrd.Image], 
     InputError
         If images of one series differ in matrix or number type.
     """
-    series = sorted({image.image_series_index for image in images})
+    heads: dict[int, list[NDArray[Any]]] = {}
+    texts: dict[int, list[str]] = {}
     with h5py.File(path, "x") as file:
-        group = file.create_group(GROUP)
+        root = file.create_group(GROUP)
         if xml is not None:
-            stored = group.create_dataset("xml", shape=(1,), dtype=h5py.special_dtype(vlen=bytes))
+            stored = root.create_dataset("xml", shape=(1,), dtype=h5py.special_dtype(vlen=bytes))
             stored[0] = xml if isinstance(xml, bytes) else xml.encode()
-        for number in series:
-            members = [image for image in images if image.image_series_index == number]
-            _write_series(group.create_group(f"image_{number}"), members, path)
+        for image in images:
+            number = image.image_series_index
+            text = _attributes(image)
+            head = np.frombuffer(image.getHead(), image_header_dtype).copy()
+            head["attribute_string_len"] = len(text)
+            heads.setdefault(number, []).append(head)
+            texts.setdefault(number, []).append(text)
+            _append(root.require_group(f"image_{number}"), image, path)
+        for number in heads:
+            group = root[f"image_{number}"]
+            group.create_dataset("header", data=np.concatenate(heads[number]), maxshape=(None,))
+            text_type = h5py.special_dtype(vlen=str)
+            group.create_dataset("attributes", (len(texts[number]),), text_type, maxshape=(None,))[:] = texts[number]
 
 
 def read_images(path: str | os.PathLike[str], group: str = GROUP) -> list[StoredImage]:
@@ -165,22 +176,20 @@ def _image_type(pixels: NDArray[Any]) -> int:
     return int(ismrmrd.IMTYPE_REAL if pixels.size and pixels.min() < 0 else ismrmrd.IMTYPE_MAGNITUDE)
 
 
-def _write_series(group: h5py.Group, images: Sequence[ismrmrd.Image], path: str | os.PathLike[str]) -> None:
-    shape, dtype = images[0].data.shape, images[0].data.dtype
-    if any(image.data.shape != shape or image.data.dtype != dtype for image in images):
-        kinds = ", ".join(sorted({f"{image.data.dtype} {image.data.shape}" for image in images}))
-        raise InputError(f"images of one series must share matrix and number type; got {kinds}", path)
-    stored = COMPLEX if dtype == np.complex64 else dtype
-    heads = np.empty(len(images), image_header_dtype)
-    texts = [_attributes(image) for image in images]
-    data = group.create_dataset("data", (len(images), *shape), stored, maxshape=(None, *shape), chunks=(1, *shape))
-    for i, (image, text) in enumerate(zip(images, texts, strict=True)):
-        heads[i] = np.frombuffer(image.getHead(), image_header_dtype)[0]
-        heads[i]["attribute_string_len"] = len(text)
-        data[i] = np.ascontiguousarray(image.data).view(stored)
-    group.create_dataset("header", data=heads, maxshape=(None,))
-    attributes = group.create_dataset("attributes", (len(images),), h5py.special_dtype(vlen=str), maxshape=(None,))
-    attributes[:] = texts
+def _append(group: h5py.Group, image: ismrmrd.Image, path: str | os.PathLike[str]) -> None:
+    values = np.ascontiguousarray(image.data)
+    stored = COMPLEX if values.dtype == np.complex64 else values.dtype
+    if "data" not in group:
+        group.create_dataset("data", (0, *values.shape), stored, maxshape=(None, *values.shape), chunks=(1, *values.shape))
+    data = group["data"]
+    if data.shape[1:] != values.shape or data.dtype != stored:
+        raise InputError(
+            f"images of one series must share matrix and number type; got {data.dtype} {data.shape[1:]} "
+            f"and {values.dtype} {values.shape}",
+            path,
+        )
+    data.resize(len(data) + 1, axis=0)
+    data[-1] = values.view(stored)
 
 
 def _attributes(image: ismrmrd.Image) -> str:
