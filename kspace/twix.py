@@ -1,8 +1,8 @@
 """Siemens raw data (twix, ``meas_*.dat``) to ISMRMRD, through `twixtools`, an optional dependency.
 
 The samples are copied as they are: no conjugation, no reversal, no removal of oversampling, no correction. What the readouts
-mean is said with ISMRMRD's flags and counters, as ``siemens_to_ismrmrd`` says it, so that one reader decides. Of a file that holds
-several measurements the last is the scan; noise readouts of the others are put before it.
+mean is said with ISMRMRD's flags and counters, as ``siemens_to_ismrmrd`` says it, so that one reader decides. Of a file that
+holds several measurements the last is the scan; noise readouts of the others are put before it.
 
 The names of patients are not copied.
 """
@@ -169,7 +169,7 @@ def _find_measurements(raw: mmap.mmap, path: Path) -> list[tuple[int, int, bool]
         length = length or (size - offset if count == 1 else 0)
         if length == 0 or offset < RAID_HEADER + count * RAID_ENTRY or offset + length > size:
             raise InputError(
-                f"measurement {i + 1} of {count} should end at byte {offset + length}, the file has {size}: truncated, or not twix",
+                f"measurement {i + 1} of {count} should end at byte {offset + length} of {size}: truncated, or not twix",
                 path,
                 "copy it again from the scanner",
             )
