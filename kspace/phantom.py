@@ -186,7 +186,7 @@ def uniform_coil() -> Coils:
 def head_coils(
     n_coils: int,
     centre_m: Sequence[float] = (0.0, 0.0, 0.0),
-    radius_m: float = 0.13,
+    radius_m: float = 0.14,
     loop_m: float = 0.06,
     period_m: float = 0.4,
 ) -> Coils:
@@ -194,7 +194,8 @@ def head_coils(
 
     A loop's sensitivity is that of a magnetic dipole of its size, ``B_x - i B_y`` by reciprocity, fitted (ridge least squares)
     by the 31 exponentials whose frequencies are at most 2 periods within `period_m`. What counts is the fit: it is smooth,
-    complex, and exact in k-space. Eight coils have a g-factor of about 1.2 at R = 3.
+    complex, and exact in k-space. Over a head, the root sum of squares of eight coils lies between 0.9 and 1.05, and their
+    g-factor at R = 3 is about 1.3.
 
     Parameters
     ----------
@@ -207,17 +208,23 @@ def head_coils(
     period_m
         Distance at which the sensitivities repeat; it must exceed the phantom.
     """
-    line = np.linspace(-0.11, 0.11, 9)
-    points = np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
+    line = np.linspace(-0.11, 0.11, 12)
+    points = np.stack(np.meshgrid(line, line, np.linspace(-0.08, 0.08, 7), indexing="ij"), -1).reshape(-1, 3)
+    points = points[np.hypot(points[:, 0], points[:, 1]) < 0.75 * radius_m]
     steps = np.stack(np.meshgrid([-2, -1, 0, 1, 2], [-2, -1, 0, 1, 2], [-1, 0, 1], indexing="ij"), -1).reshape(-1, 3)
     frequencies = steps[(steps**2).sum(1) <= 4] / period_m
     waves = np.exp(2j * np.pi * points @ frequencies.T)
-    fields = np.stack([_dipole(points - at, -at / np.hypot(*at[:2]), loop_m) for at in _loops(n_coils, radius_m)], -1)
+    fields = np.stack([_dipole(points - at, _inward(at), loop_m) for at in _loops(n_coils, radius_m)], -1)
     normal = waves.conj().T @ waves + 1e-3 * len(points) * np.eye(len(frequencies))
     coefficients = np.linalg.solve(normal, waves.conj().T @ fields).T
     # Every exponential is 1 at the centre, so the sum of the coefficients is the sensitivity there.
     coefficients /= np.linalg.norm(coefficients.sum(1))
     return Coils(frequencies, coefficients * np.exp(-2j * np.pi * frequencies @ np.asarray(centre_m, float)))
+
+
+def _inward(at: Real) -> Real:
+    radial = at * (1, 1, 0)
+    return -radial / np.linalg.norm(radial)
 
 
 def _loops(n_coils: int, radius_m: float) -> list[Real]:

@@ -14,7 +14,7 @@ from kspace.scan import Protocol, Scan, accelerate, add_noise_scan, cartesian, c
 from kspace.simulate import write_scan
 
 HEAD_CENTRE_M = (0.006, -0.012, 0.021)
-NOISE_STD = 0.013  # of a sample; the brain's intensity is 0.5
+NOISE_STD = 0.016  # of a sample; the brain's intensity is 0.5
 
 
 def demo(output: Path = Path("demo"), method: str = "sense", force: bool = False) -> int:

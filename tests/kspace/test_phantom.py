@@ -140,11 +140,11 @@ def test_head_coils_are_a_useful_array() -> None:
     x = _grid(24, 0.2)
     maps = coils.maps(x[None] + centre[0], x[:, None] + centre[1], np.full((1, 1), centre[2]))
     rss = np.linalg.norm(maps, axis=0)[(x[None] ** 2 + x[:, None] ** 2) < 0.09**2]
-    assert 0.5 < rss.min() < rss.max() < 1.5
+    assert 0.8 < rss.min() < rss.max() < 1.1
     # g-factor of R = 3 along y, over the points that fold together (Pruessmann 1999).
     folded = maps[:, [4, 12, 20], 6:18]
     gram = np.einsum("cix,cjx->xij", folded.conj(), folded)
     g = np.sqrt(np.einsum("xii,xii->xi", np.linalg.inv(gram), gram).real)
-    assert 1 < g.mean() < 1.6
+    assert 1 < g.mean() < 1.7
     assert isinstance(uniform_coil(), Coils)
     np.testing.assert_array_equal(uniform_coil().maps(x, x, x), np.ones((1, 24)))
