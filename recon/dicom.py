@@ -158,9 +158,11 @@ def _set_acquisition(ds: Dataset, header: Header) -> None:
     """Parameters of the sequence; ISMRMRD's times are milliseconds, as DICOM's."""
     study, contrast = header.study, header.index.contrast
     kind = re.sub("[^a-z]", "", str(study.get("sequence_type") or "").lower())
-    inversion = _nth(study.get("TI"), contrast)
-    # DICOM allows an inversion time only where the sequence is said to invert. RM, research mode, where it is not known.
-    ds.ScanningSequence = [SEQUENCES.get(kind, "RM"), *(["IR"] if inversion else [])]
+    # Only the sequence's name decides: Siemens headers hold an inversion time for sequences that do not invert, too, and DICOM
+    # allows one only where the sequence is said to invert. RM, research mode, stands for what is not known.
+    inverts = "inversion" in kind or kind.startswith("ir") or kind in ("tir", "tirm", "flair", "mprage")
+    inversion = _nth(study.get("TI"), contrast) if inverts else None
+    ds.ScanningSequence = [SEQUENCES.get(kind.removeprefix("ir"), "RM"), *(["IR"] if inverts else [])]
     ds.SequenceVariant, ds.ScanOptions = "NONE", ""
     is_3d = header.encoded_matrix[2] > 1 or header.recon_matrix[2] > 1
     ds.MRAcquisitionType = "3D" if is_3d else "2D"

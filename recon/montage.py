@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +143,8 @@ def _spread(n: int, m: int) -> list[int]:
 def _tile(image: Image, z: int, low: float, high: float) -> Picture.Image:
     """The slice turned, its grey values 0 to 1, its pixels made square."""
     view = view_of(image.header.geometry)
-    values = np.clip((view.apply(pixels(image)[z]) - low) / (high - low), 0, 1)
+    only = replace(image, data=image.data[z : z + 1])
+    values = np.clip((view.apply(pixels(only)[0]) - low) / (high - low), 0, 1)
     dx, dy, _ = voxel_m(image)
     across, down = (dy, dx) if view.transpose else (dx, dy)
     height, width = values.shape

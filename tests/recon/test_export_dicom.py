@@ -78,6 +78,7 @@ CASES = {
     ),
     "3-D, negative values": lambda: ([make_image((5, 8, 9), (90, 80, 50), gain=-1, role="phase")], make_record()),
     "tiny values, no thickness": lambda: ([make_image(fov_mm=(100, 100, 0), gain=1e-9)], make_record(source_sha256="")),
+    "inversion recovery": lambda: (scan(STUDY | {"sequence_type": "IR"}), make_record()),
     "nothing but zeros": lambda: ([make_image(gain=0, nominal=True)], make_record(versions={}, description="")),
 }
 
@@ -198,15 +199,25 @@ def test_what_the_header_says_is_carried(tmp_path: Path) -> None:
     assert (str(first.PatientName), first.PatientID, first.PatientBirthDate) == ("Doe^Jané", "0815", "19700203")
     assert (first.StudyDate, first.StudyTime, first.PatientPosition) == ("20240506", "070809.25", "FFS")
     assert (first.StudyInstanceUID, first.FrameOfReferenceUID) == ("1.2.840.4.5", "1.3.12.2.1107.5.2")
-    assert (first.RepetitionTime, first.InversionTime, first.FlipAngle) == (4000, 120, 150)
+    assert (first.RepetitionTime, first.FlipAngle) == (4000, 150)
     assert (first.EchoTime, last.EchoTime) == (10, 100)
     assert (first.EchoNumbers, last.EchoNumbers) == (1, 2)
-    assert list(first.ScanningSequence) == ["SE", "IR"]
+    assert first.ScanningSequence == "SE"
     assert first.MagneticFieldStrength == 2.89362
     assert first.ImagingFrequency == pytest.approx(123.25, abs=1e-3)
     assert (first.Manufacturer, first.ManufacturerModelName) == ("SIEMENS", "Skyra")
     assert len(first.SeriesDescription) <= 64
     assert first.SeriesDescription.startswith("t2_tse_long name with / and")
+
+
+@pytest.mark.parametrize(("kind", "sequence"), [("IR_TSE", ["SE", "IR"]), ("Flash", "GR"), ("mystery", "RM"), (None, "RM")])
+def test_an_inversion_time_is_believed_only_of_sequences_that_invert(
+    tmp_path: Path, kind: str | None, sequence: object
+) -> None:
+    export([make_image(study={"sequence_type": kind, "TI": (300.0,)})], make_record(), tmp_path, "scan", ("dicom",))
+    ds = read(tmp_path / "scan_dicom")[0]
+    assert ds.ScanningSequence == sequence
+    assert ("InversionTime" in ds) == (kind == "IR_TSE")
 
 
 def test_invalid_uids_of_the_header_are_replaced(tmp_path: Path) -> None:
