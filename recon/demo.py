@@ -37,20 +37,23 @@ def demo(output: Path = Path("demo"), method: str = "sense", force: bool = False
     int
         0.
     """
-    # Torch and SigPy take seconds to import; the checks above them should not.
-    scan = output / "phantom.h5"
-    if scan.exists() and not force:
-        raise InputError("the file exists", scan, "give --force to overwrite it, or another --output")
+    path = output / "phantom.h5"
+    if path.exists() and not force:
+        raise InputError("the file exists", path, "give --force to overwrite it, or another --output")
+    # The pipeline takes seconds to import: a mistake above should be told before.
     from recon.pipeline import Options, run
 
+    options = Options(method=method, force=force)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the output folder ({error.strerror})", output, "choose a writable one") from error
-    print(f"writing {scan}: 3 slices of 8 coils, 256x256, R = 3", flush=True)
-    write_scan(head_scan(), scan)
-    print(f"reconstructing it: recon run {scan} -o {output} --method {method}", flush=True)
-    return run([scan], output, Options(method=method, force=force))
+    scan = head_scan()
+    x, y, _ = scan.spaces[0].recon_matrix
+    print(f"writing {path}: {x}x{y}, {scan.coils.n_coils} coils, R = {scan.spaces[0].acceleration[0]}", flush=True)
+    write_scan(scan, path)
+    print(f"reconstructing it: recon run {path} -o {output} --method {method}", flush=True)
+    return run([path], output, options)
 
 
 def head_scan(matrix: int = 256, n_slices: int = 3, n_coils: int = 8, factor: int = 3, noise_std: float = NOISE_STD) -> Scan:

@@ -1,0 +1,80 @@
+"""The demo's images must show its phantom: right in place and intensity, without the aliasing of R = 3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import recon.demo
+from kspace.errors import InputError
+from kspace.scan import Scan
+from kspace.simulate import true_image
+from recon.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Scan:
+    scan = head_scan(matrix=96, n_slices=2)
+    monkeypatch.setattr(recon.demo, "head_scan", lambda: scan)
+    return scan
+
+
+def _truth(scan: Scan, index: int) -> np.ndarray:
+    """What SENSE with maps of unit root sum of squares shows of whitened data: the rss of the true, whitened coil images."""
+    whiten = np.linalg.inv(np.linalg.cholesky(scan.covariance))
+    return np.linalg.norm(np.einsum("ij,jyx->iyx", whiten, true_image(scan, scan.coils, slice=index)[:, 0]), axis=0)
+
+
+def test_demo_shows_the_phantom(small: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo(tmp_path / "demo") == 0
+    named = [Path(line) for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
+    assert {p.name for p in named} == {"phantom.mrd.h5", "phantom.nii.gz", "phantom.png", "phantom_dicom", "phantom.json"}
+    assert all(p.exists() for p in named)
+    assert json.loads((tmp_path / "demo" / "phantom.json").read_text())["warnings"] == []
+    with h5py.File(tmp_path / "demo" / "phantom.mrd.h5", "r") as file:
+        (series,) = (group["data"][:] for name, group in file["dataset"].items() if name.startswith("image_"))
+    for index in range(2):
+        truth, image = _truth(small, index), series[index, 0, 0]
+        inside = truth > 0.1 * truth.max()
+        assert np.linalg.norm((image - truth)[inside]) < 0.06 * np.linalg.norm(truth[inside])
+        # What is aliased by a third of the field of view looks like the truth moved there: 0.07 of it, zero-filled.
+        ghost = np.roll(truth, 32, axis=0) * ~inside
+        assert np.abs((image * ghost).sum()) < 0.05 * (ghost**2).sum()
+
+
+def test_demo_does_not_overwrite(small: Scan, tmp_path: Path) -> None:
+    (tmp_path / "phantom.h5").write_text("mine")
+    with pytest.raises(InputError, match=r"the file exists in .*phantom.h5; give --force"):
+        demo(tmp_path)
+    assert (tmp_path / "phantom.h5").read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot make the output folder \(.*\) in .*file"):
+        demo(tmp_path / "file" / "demo")
+
+
+def test_scan_is_what_the_demo_says() -> None:
+    scan = head_scan()
+    assert scan.spaces[0].encoded_matrix == (512, 256, 1)
+    assert scan.spaces[0].acceleration == (3, 1)
+    assert scan.spaces[0].calibration_mode == "embedded"
+    assert scan.coils.n_coils == 8
+    assert set(scan.heads["idx"]["slice"][scan.imaging].tolist()) == {0, 1, 2}
+
+
+def test_head_looks_forward_and_has_its_large_ventricle_on_the_right() -> None:
+    phantom = head_phantom(HEAD_CENTRE_M)
+    x, y, z = HEAD_CENTRE_M
+    assert phantom.image(x, y - 0.04, z) == pytest.approx(0.78)  # the bright ellipse lies to the front, -y
+    assert phantom.image(x - 0.0215, y - 0.004, z) == pytest.approx(0.18)
+    assert phantom.image(x - 0.0350, y - 0.004, z) == pytest.approx(0.18)  # the patient's right is -x
+    assert phantom.image(x + 0.0350, y - 0.004, z) == pytest.approx(0.60)
+    assert phantom.image(x, y - 0.0965, z) == pytest.approx(0.85)
+    assert phantom.image(x, y - 0.0990, z) == 0
+    grid = np.linspace(-0.1, 0.1, 201)
+    values = phantom.image(x + grid, y + grid[:, None], np.full((1, 1), z))
+    assert values.min() > -1e-12
+    assert values.max() < 1.2
