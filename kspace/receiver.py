@@ -132,12 +132,12 @@ def maps_from_images(coil_images: Tensor) -> Tensor:
     weight = virtual.abs().square()
     maps, filled = torch.zeros_like(product), torch.zeros_like(weight, dtype=torch.bool)
     width = max(coil_images.shape[-2:])
-    for sigma in (0.02, 0.04, 0.08, 0.16, 0.32, 1.0):
+    for sigma in (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0):
         near = _blur(weight, sigma * width)
         use = ~filled & ((near > 0.05 * near.max()) if sigma < 1 else torch.ones_like(filled))
         maps = torch.where(use, _blur(product, sigma * width) / near.clamp_min(torch.finfo(near.dtype).tiny), maps)
         filled |= use
-    smooth = _blur(maps, 0.03 * width)  # joins the pieces
+    smooth = _blur(maps, 0.012 * width)  # joins the pieces
     return smooth.to(torch.complex64)
 
 
