@@ -5,8 +5,10 @@ Every estimate here first multiplies by the mask: a sample that was not acquired
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,18 +16,22 @@ from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft, resize
 
-Method = Literal["espirit", "jsense"]
+METHODS = ("espirit", "jsense")
 
 # Below, the calibration matrix has too few rows to tell the signal from the null space.
 _SPARE_LINES = 2
 
 
+class NoCalibration(InputError):
+    """There are not enough calibration samples around the centre of k-space to estimate coil maps from."""
+
+
 def estimate_maps(
     k: KSpace,
-    method: Method = "espirit",
+    method: str = "espirit",
     calibration_width: int = 24,
     *,
-    kernel_width: int = 6,
+    kernel_width: int | None = None,
     threshold: float = 0.02,
     crop: float = 0.8,
 ) -> Tensor:
@@ -39,11 +45,12 @@ def estimate_maps(
     k
         k-space ``(*batch coil ky kx)``.
     method
-        ``espirit``: Uecker et al. 2014, doi:10.1002/mrm.24751. ``jsense``: Ying and Sheng 2007, doi:10.1002/mrm.21245, by SigPy.
+        ``espirit``: Uecker et al. 2014, doi:10.1002/mrm.24751. ``jsense``: Ying and Sheng 2007, doi:10.1002/mrm.21245,
+        by SigPy.
     calibration_width
         At most so many calibration samples are used along each axis.
     kernel_width
-        ESPIRiT: samples along each axis of a calibration kernel.
+        ESPIRiT: samples along each axis of a calibration kernel. Default: 6, fewer where the calibration block is small.
     threshold
         ESPIRiT: singular values below `threshold` times the largest belong to the null space.
     crop
@@ -58,10 +65,12 @@ def estimate_maps(
 
     Raises
     ------
+    NoCalibration
+        If there are too few calibration lines.
     InputError
-        If samples are not finite, if `method` is not known, or if there are too few calibration lines.
+        If samples are not finite, or `method` is not known.
     """
-    if method not in ("espirit", "jsense"):
+    if method not in METHODS:
         raise InputError(f"unknown method '{method}' for coil maps", k.header.source or None, "use espirit or jsense")
     if k.n_coils == 1:
         return torch.ones(k.data.shape, dtype=torch.complex64, device=k.data.device)
@@ -84,9 +93,69 @@ def estimate_maps(
         if key not in regions:
             regions[key] = calibration_region(plane_mask)
         size = min(regions[key][0], calibration_width), min(regions[key][1], calibration_width)
-        _check_size(size, kernel_width, k.header.source)
-        out.copy_(_espirit(resize(plane, size), (plane.shape[-2], plane.shape[-1]), kernel_width, threshold, crop))
+        width = kernel_width or _kernel_width(size)
+        _check_size(size, width, k.header.source)
+        out.copy_(_espirit(resize(plane, size), (plane.shape[-2], plane.shape[-1]), width, threshold, crop))
     return maps.reshape(data.shape)
+
+
+def load_maps(path: Path, k: KSpace) -> Tensor:
+    """Read coil maps that were made elsewhere.
+
+    Parameters
+    ----------
+    path
+        ``.npy``, or HDF5 with a dataset ``maps``: complex ``(coil y x)``, or ``(slice coil y x)`` from which the slice of `k`
+        is taken.
+    k
+        The k-space they are for, ``(*batch coil ky kx)``.
+
+    Returns
+    -------
+    Tensor
+        complex64 ``(*batch coil y x)``, scaled so that the squared magnitudes sum to 1 over the coils where any is non-zero.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or its maps do not fit `k`.
+    """
+    maps = torch.from_numpy(_read_array(path)).to(torch.complex64)
+    if maps.ndim == 4 and k.data.ndim == 3:
+        index = k.header.index.slice
+        if index >= len(maps):
+            raise InputError(f"maps of {len(maps)} slices, slice {index} is asked for", path, "give maps of every slice")
+        maps = maps[index]
+    if maps.shape not in (k.data.shape, k.data.shape[-3:]):
+        raise InputError(
+            f"maps of shape {tuple(maps.shape)}, the data need (coil y x) = {tuple(k.data.shape[-3:])}",
+            path,
+            "make them on the grid of the data after oversampling was removed, for the same coils",
+        )
+    if not bool(torch.isfinite(torch.view_as_real(maps)).all()):
+        raise InputError("maps with values that are not finite", path, "set them to zero where they are not known")
+    maps = maps / maps.abs().max().clamp(min=1e-30)
+    total = torch.linalg.vector_norm(maps, dim=-3, keepdim=True)
+    maps = torch.where(total > 1e-6, maps / total.clamp(min=1e-30), 0)
+    return maps.expand(k.data.shape).to(k.data.device)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    import h5py
+
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            with h5py.File(path, "r") as f:
+                array = f["maps"][()]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(
+            f"coil maps that cannot be read ({error})", path, "give .npy, or HDF5 with a dataset 'maps'"
+        ) from error
+    if array.ndim not in (3, 4) or not np.issubdtype(array.dtype, np.number):
+        raise InputError(f"{array.dtype} of shape {array.shape} where complex ([slice,] coil, y, x) belongs", path)
+    return np.asarray(array)
 
 
 def calibration_region(mask: Tensor) -> tuple[int, int]:
@@ -174,16 +243,22 @@ def _calibration_samples(k: KSpace) -> tuple[Tensor, Tensor]:
     return torch.where(mask, k.data, 0), mask
 
 
+def _kernel_width(size: tuple[int, int]) -> int:
+    """Width of the kernels for a calibration block: with few positions for a wide kernel, the signal space stays unseen and
+    the maps come out empty."""
+    return min(6, max(3, math.ceil(0.4 * min(size))))
+
+
 def _check_size(size: tuple[int, int], kernel_width: int, source: str) -> None:
     needed = kernel_width + _SPARE_LINES
     if size[0] < needed:
-        raise InputError(
+        raise NoCalibration(
             f"{size[0]} calibration lines around the centre of k-space, {needed} are needed",
             source or None,
             "estimate the maps with jsense, or give maps",
         )
     if size[1] < needed:
-        raise InputError(
+        raise NoCalibration(
             f"{size[1]} calibration samples per line around the centre of k-space, {needed} are needed",
             source or None,
             "estimate the maps with jsense, or give maps",
@@ -217,7 +292,7 @@ def _espirit(calibration: Tensor, shape: tuple[int, int], kernel_width: int, thr
 
 
 def _smooth_phase(maps: Tensor, calibration: Tensor) -> Tensor:
-    """Give the maps ``(coil y x)`` the phase at which the principal combination of the calibration's coils is real, positive."""
+    """Give the maps ``(coil y x)`` the phase at which the principal combination of the coils is real and positive."""
     principal = torch.linalg.eigh(torch.einsum("cyx,dyx->cd", calibration, calibration.conj()))[1][:, -1]
     reference = torch.einsum("cyx,c->yx", maps, principal.conj())
     return maps * torch.where(reference == 0, 1, reference.conj() / reference.abs().clamp(min=1e-30))

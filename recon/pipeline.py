@@ -18,18 +18,20 @@ from tqdm import tqdm
 from kspace import coils, preprocess
 from kspace.container import Image, ImageIndex, KSpace
 from kspace.errors import InputError
+from kspace.fourier import ifft
 from kspace.masks import acceleration, digest
 from kspace.mrd import Noise, read_noise
 from kspace.operators import Sense
 from recon import reconstructors
 from recon.export import RunRecord, check_outputs, export
-from recon.selection import parse_selection
+from recon.selection import index_name, parse_selection
 from recon.source import Source, open_source
 from recon.versions import versions
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("mrd", "dicom", "nifti", "png")
+SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
             images = reconstruct_encoding(source, e, reconstructor, options, journal)
             record = _record(source, options, reconstructor, journal)
             with journal.step("export"):
-                written += export(images, record, output, stems[e], options.formats, options.complex, options.force)
+                written += export(images, record, output, stems[e], options.formats, options.complex, options.force, source.xml)
             written += source.export_extra(images, output, stems[e], options.force)
     return written
 
@@ -207,26 +209,42 @@ def reconstruct_image(
     """One image: whiten, remove oversampling, estimate maps, reconstruct, bring to the recon matrix."""
     with journal.step("preprocess"):
         k = prepare(k, noise, options, journal)
+    shape = (k.data.shape[-2], k.data.shape[-1])
+    journal.masks.append(
+        {"image": index_name(k.header.index), "digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
+    )
     if reconstructor is None:
         with journal.step("reconstruct"):
-            planes = reconstructors.rss(k.data)
+            # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
+            coil_images = preprocess.to_recon_matrix(_volume(ifft(k.data)), k.header)
+            volume = coil_images.abs().square().sum(0).sqrt()
     else:
         with journal.step("maps"):
             maps = _maps(k, noise, source, options, journal)
         op = Sense(maps, k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
+        _check_support(k, op, journal)
         with journal.step("reconstruct"):
             planes = reconstructor(k.data, op)
-    shape = tuple(k.data.shape[-2:])
-    journal.masks.append(
-        {"image": index_name(k.header.index), "digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
-    )
-    with journal.step("finish"):
-        # (y x) of a 2-D scan is one slice; the planes (x z y) of a decoupled 3-D scan are turned back to (z y x).
-        volume = planes.unsqueeze(0) if planes.ndim == 2 else planes.permute(1, 2, 0)
-        volume = preprocess.to_recon_matrix(volume, k.header)
-        if not torch.isfinite(torch.view_as_real(volume) if volume.is_complex() else volume).all():
-            raise InputError(f"{options.method} gave values that are not finite", source.path, "try --method zero-filled")
+            volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-3)), k.header)[0]
+    if not torch.isfinite(torch.view_as_real(volume) if volume.is_complex() else volume).all():
+        raise InputError(f"{options.method} gave values that are not finite", source.path, "try --method zero-filled")
     return Image(volume, k.header)
+
+
+def _volume(planes: Tensor) -> Tensor:
+    """``(coil z y x)`` from the plane ``(coil y x)`` of a 2-D scan, or the planes ``(x coil z y)`` of a decoupled 3-D one."""
+    return planes.unsqueeze(-3) if planes.ndim == 3 else planes.permute(1, 2, 3, 0)
+
+
+def _check_support(k: KSpace, op: Sense, journal: Journal) -> None:
+    """Say so where the coil maps are empty although there is signal: a blank image must not look like a result."""
+    energy = ifft(k.data).abs().square().sum(-3)
+    inside = float((energy * op.support).sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny))
+    if energy.max() > 0 and inside < SUPPORT_HOLDS:
+        journal.warn(
+            f"{index_name(k.header.index)}: the coil maps cover {100 * inside:.0f} % of the signal's energy; "
+            "with few calibration lines try --maps jsense, or give --maps FILE"
+        )
 
 
 def prepare(k: KSpace, noise: Noise | None, options: Options, journal: Journal) -> KSpace:
@@ -248,13 +266,9 @@ def prepare(k: KSpace, noise: Noise | None, options: Options, journal: Journal) 
     return k
 
 
-def index_name(index: ImageIndex) -> str:
-    """``slice 3, repetition 2``: what of an index is not zero, for people."""
-    parts = [f"{name} {value}" for name, value in vars(index).items() if value]
-    return ", ".join(reversed(parts)) or "slice 0"
-
-
 def _reconstructor(options: Options) -> Callable[[Tensor, Sense], Tensor] | None:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device", "--device", "use --device cpu")
     if options.method == "rss":
         if options.lamda is not None:
             raise InputError("rss has no regularisation weight", "--lamda", "leave it out")

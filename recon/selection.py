@@ -1,10 +1,11 @@
-"""Selections of numbers as people write them: ``0,3-5``."""
+"""Images of a scan in words, and selections of them as people write them: ``0,3-5``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
+from kspace.container import ImageIndex
 from kspace.errors import InputError
 
 
@@ -31,3 +32,9 @@ def parse_selection(text: str | None, available: Iterable[int], option: str) -> 
             raise InputError(f"'{part.strip()}' selects what is not there", option, f"the file has {there}")
         chosen |= known & set(range(first, last + 1))
     return chosen
+
+
+def index_name(index: ImageIndex) -> str:
+    """``slice 3, repetition 2``: what of an index is not zero, for people."""
+    parts = [f"{name} {value}" for name, value in vars(index).items() if value]
+    return ", ".join(reversed(parts)) or "slice 0"

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,15 +21,12 @@ class Source(Protocol):
 
     path: Path
     kind: str
-    expects_noise: bool
+    expects_noise: bool  # whether to say so where there is no noise scan
+    encodings: Sequence[int]  # those that can be reconstructed
 
     @property
     def stem(self) -> str:
         """Stem of the names of what is written."""
-
-    @property
-    def encodings(self) -> Sequence[int]:
-        """Indices of the encodings of the file."""
 
     @property
     def noise(self) -> Noise | None:
@@ -37,6 +35,10 @@ class Source(Protocol):
     @property
     def warnings(self) -> Sequence[str]:
         """What was noticed so far."""
+
+    @property
+    def xml(self) -> str | None:
+        """The ISMRMRD header, for the images that carry it along; None where there is none."""
 
     def sha256(self) -> str:
         """Checksum of the file."""
@@ -73,7 +75,12 @@ def open_source(path: Path) -> Iterator[Source]:
         with tempfile.TemporaryDirectory(prefix="recon-twix-") as folder:
             converted = Path(folder) / f"{path.stem}.h5"
             twix.to_ismrmrd(path, converted)
-            yield MrdSource(converted, original=path, kind="Siemens twix")
+            try:
+                yield MrdSource(converted, original=path, kind="Siemens twix")
+            except InputError as error:
+                if error.where is None or Path(error.where) != converted:
+                    raise
+                raise InputError(error.what, path, error.fix) from error  # a person knows the file that they gave
     elif fastmri_h5.is_fastmri(path):
         yield FastmriSource(path)
     else:
@@ -86,39 +93,45 @@ class MrdSource:
     expects_noise = True
 
     def __init__(self, path: Path, original: Path | None = None, kind: str = "ISMRMRD") -> None:
-        self._scan = mrd.open_scan(path)
+        self.scan = mrd.open_scan(path)
         self.path, self.kind = original or path, kind
+        used = [e for e in self.scan.encodings if e.n_readouts]
+        self.encodings: Sequence[int] = [e.index for e in used if e.refusal is None]
+        self._refused = [f"left out encoding {e.index}: {e.refusal}" for e in used if e.refusal is not None]
 
     @property
     def stem(self) -> str:
         return self.path.stem
 
     @property
-    def encodings(self) -> Sequence[int]:
-        return range(len(self._scan.encodings))
-
-    @property
     def noise(self) -> Noise | None:
-        return self._scan.noise
+        return self.scan.noise
 
     @property
     def warnings(self) -> Sequence[str]:
-        return self._scan.warnings
+        return (*self._refused, *self.scan.warnings)
+
+    @property
+    def xml(self) -> str | None:
+        return self.scan.xml
 
     def sha256(self) -> str:
         return _sha256(self.path)
 
     def images(self, encoding: int) -> list[ImageIndex]:
-        return self._scan.images(encoding)
+        return self.scan.images(encoding)
 
     def incomplete(self, encoding: int) -> list[tuple[ImageIndex, str]]:
-        return self._scan.incomplete(encoding)
+        return self.scan.incomplete(encoding)
 
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
-        return self._scan.load(encoding, index)
+        return self.scan.load(encoding, index)
 
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
-        return self._scan.load_average(encoding, index)
+        repetitions = {replace(i, repetition=0): i for i in self.images(encoding) if i.repetition != index.repetition}
+        if replace(index, repetition=0) not in repetitions:
+            return None
+        return self.scan.load_average(encoding, index)
 
     def export_extra(self, images: Sequence[Image], output: Path, stem: str, force: bool) -> list[Path]:
         return []
@@ -130,12 +143,16 @@ class FastmriSource:
     kind = "fastMRI"
     expects_noise = False
     encodings: Sequence[int] = (0,)
-    noise = None
     warnings: Sequence[str] = ()
+    xml = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._volume = fastmri_h5.open_volume(path)
+        self.volume = fastmri_h5.open_volume(path)
+
+    @property
+    def noise(self) -> Noise | None:
+        return self.volume.noise
 
     @property
     def stem(self) -> str:
@@ -145,13 +162,13 @@ class FastmriSource:
         return _sha256(self.path)
 
     def images(self, encoding: int) -> list[ImageIndex]:
-        return [ImageIndex(slice=i) for i in range(self._volume.n_slices)]
+        return [ImageIndex(slice=i) for i in range(self.volume.n_slices)]
 
     def incomplete(self, encoding: int) -> list[tuple[ImageIndex, str]]:
         return []
 
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
-        return self._volume.load(index.slice)
+        return self.volume.load(index.slice)
 
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
         return None

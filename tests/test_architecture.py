@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 
 OWNERS = {
     "ismrmrd": ("kspace/mrd/",),
-    "twixtools": ("kspace/twix.py",),
-    "pydicom": ("recon/dicom.py", "kspace/images.py"),
+    "twixtools": ("kspace/twix.py", "kspace/twix_header.py"),
+    "pydicom": ("recon/dicom.py", "kspace/images.py", "kspace/groups.py"),
     "nibabel": ("recon/nifti.py", "kspace/images.py"),
     "pytorch_lightning": ("recon/train.py",),
     "jsonargparse": ("recon/cli.py", "recon/train.py"),

@@ -1,0 +1,124 @@
+"""``recon info``: what is in a raw file, in words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from kspace import fastmri_h5, mrd
+from kspace.container import ImageIndex
+from kspace.errors import InputError
+from recon.selection import index_name
+from recon.source import FastmriSource, MrdSource, open_source
+
+
+def info(inputs: list[Path]) -> int:
+    """Say what is in raw files: matrix, coils, acceleration, slices, noise, warnings. Only headers are read.
+
+    Parameters
+    ----------
+    inputs
+        ISMRMRD HDF5, fastMRI HDF5 or Siemens twix (.dat) files.
+
+    Returns
+    -------
+    int
+        0, or 2 where a file could not be read; the others are described.
+    """
+    failed = 0
+    for path in inputs:
+        try:
+            print("\n".join(describe(path)))
+        except InputError as error:
+            if len(inputs) == 1:
+                raise
+            print(f"recon: error: {error}", file=sys.stderr, flush=True)
+            failed += 1
+    return 2 if failed else 0
+
+
+def describe(path: Path) -> Iterator[str]:
+    """The lines that describe one file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    """
+    with open_source(path) as source:
+        yield f"{path}: {source.kind}"
+        if isinstance(source, MrdSource):
+            yield from _describe_scan(source.scan)
+        elif isinstance(source, FastmriSource):
+            yield from _describe_volume(source.volume)
+        for message in source.warnings:
+            yield f"  warning: {message}"
+
+
+def _describe_scan(scan: mrd.Scan) -> Iterator[str]:
+    yield f"  {scan.n_readouts} readouts; noise: {_describe_noise(scan.noise)}"
+    for encoding in scan.encodings:
+        yield (
+            f"  encoding {encoding.index}: {encoding.trajectory}, {encoding.n_readouts} imaging readouts, "
+            f"{encoding.n_coils} coils"
+        )
+        yield (
+            f"    encoded {_matrix(encoding.encoded_matrix)} over {_mm(encoding.encoded_fov_m)} mm, "
+            f"recon {_matrix(encoding.recon_matrix)} over {_mm(encoding.recon_fov_m)} mm (x, y, z)"
+        )
+        if encoding.refusal is not None:
+            yield f"    cannot be reconstructed: {encoding.refusal}"
+        elif encoding.n_readouts:
+            yield from _describe_encoding(scan, encoding)
+
+
+def _describe_encoding(scan: mrd.Scan, encoding: mrd.Encoding) -> Iterator[str]:
+    ky, kz = encoding.acceleration
+    mode = f" (calibrationMode {encoding.calibration_mode})" if encoding.calibration_mode else ""
+    yield f"    acceleration {ky:g} x {kz:g}, calibration {encoding.calibration}{mode}, centre of k-space {encoding.centre}"
+    images = scan.images(encoding.index)
+    yield f"    images: {_describe_images(images)}"
+    for index, reason in scan.incomplete(encoding.index):
+        yield f"    incomplete: {index_name(index)}: {reason}"
+    if images:
+        header = scan.header(encoding.index, images[0])
+        facts = [str(header.study[name]) for name in ("protocolName", "systemVendor", "systemModel") if header.study.get(name)]
+        if field := header.study.get("systemFieldStrength_T"):
+            facts.append(f"{field:.3g} T")
+        yield f"    scan: {', '.join(facts) or 'unnamed'}"
+        yield f"    first image at {_mm(header.geometry.position_m)} mm (LPS){', directions nominal' * header.geometry.nominal}"
+
+
+def _describe_noise(noise: mrd.Noise | None) -> str:
+    if noise is None:
+        return "no noise scan (reconstruction goes on unwhitened; --noise FILE gives a separate one)"
+    std = np.sqrt(np.real(np.diag(noise.covariance)))
+    dwell = f", dwell {noise.dwell_s * 1e6:.3g} us" if noise.dwell_s else ""
+    return f"{noise.n_samples} samples{dwell}, standard deviation {std.min():.3g} to {std.max():.3g} over the coils"
+
+
+def _describe_images(images: list[ImageIndex]) -> str:
+    if not images:
+        return "none complete"
+    counts = [(name, len({getattr(i, name) for i in images})) for name in ("slice", "repetition", "phase", "set", "contrast")]
+    return f"{len(images)} complete ({', '.join(f'{n} {name}s' if n > 1 else f'1 {name}' for name, n in counts)})"
+
+
+def _describe_volume(volume: fastmri_h5.Volume) -> Iterator[str]:
+    (n_ky, n_kx), (n_y, n_x) = volume.matrix, volume.recon_shape
+    sampled = volume.mask.float().mean().item()
+    yield f"  {volume.n_slices} slices, {volume.n_coils} coils, readout {n_kx}, phase {n_ky}; recon {n_x} x {n_y} (x, y)"
+    yield f"  acquisition {volume.attributes.get('acquisition', 'not named')}, patient {volume.patient}"
+    yield f"  sampled: {100 * sampled:.1f} % ({'fully' if sampled == 1 else f'acceleration {1 / sampled:.2f}'})"
+    yield f"  target: {volume.target_name or 'none'}"
+
+
+def _matrix(matrix: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, matrix))
+
+
+def _mm(fov_m: tuple[float, float, float]) -> str:
+    return " x ".join(f"{1000 * v:g}" for v in fov_m)
