@@ -151,7 +151,7 @@ def _by_number(key: str, members: Sequence[Path], group_size: int) -> list[Group
         if not chunks or number >= chunks[-1][0] + group_size:
             chunks.append((number, []))
         chunks[-1][1].append(path)
-    width = len(str(chunks[-1][0]))
+    width = len(str(max(file_number(path) for path in members)))
     return [Group(name := f"{key}_{number:0{width}d}", name, tuple(files)) for number, files in chunks]
 
 

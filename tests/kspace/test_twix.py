@@ -252,7 +252,7 @@ def test_a_hostile_file_is_refused(gre: Path, tmp_path: Path, name: str, message
 def test_damage_anywhere_is_an_input_error_or_harmless(gre: Path, tmp_path: Path, data: st.DataObject) -> None:
     raw = bytearray(gre.read_bytes())
     (length,) = struct.unpack_from("<I", raw, 10240)
-    regions = [(0, 200), (10240, 10600), (10240 + length, 10240 + length + 3 * READOUT)]
+    regions = [(0, 200), (10240, 10600), (10240, 10240 + length), (10240 + length, 10240 + length + 3 * READOUT)]
     for _ in range(4):
         start, stop = data.draw(st.sampled_from(regions))
         raw[data.draw(st.integers(start, stop - 1))] = data.draw(st.integers(0, 255))

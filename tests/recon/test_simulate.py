@@ -1,0 +1,228 @@
+"""Folders of images become volumes that a reader of fastMRI's format takes for scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kspace import fastmri_h5
+from kspace.augment import Augment
+from kspace.dataset import KSpaceDataset, find_volumes
+from kspace.errors import InputError
+from kspace.fourier import ifft
+from kspace.images import read_image
+from kspace.phantom import Phantom, ellipsoid, head_coils
+from kspace.scan import Protocol, accelerate, add_noise_scan, cartesian, coil_covariance
+from kspace.simulate import write_scan
+from kspace.synthesis import crop_to_matrix
+from recon.simulate import measure_receiver, simulate
+
+MATRIX = (32, 24)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two folders of ten pictures each, with a box in each, bright where the box is."""
+    folder = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(1, 11):
+            y, x = np.mgrid[:64, :48]
+            picture = 60.0 * ((y - 32) ** 2 / 28**2 + (x - 24) ** 2 / 20**2 < 1)
+            cy, cx = rng.integers(20, 44), rng.integers(16, 32)
+            picture += 150 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 18)
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / name / f"{number}.png")
+            text = f"2 {(cx + 0.5) / 48} {(cy + 0.5) / 64} {12 / 48} {12 / 64}\n"
+            (folder / name / f"{number}.txt").write_text(text)
+    return folder
+
+
+def _volumes(folder: Path) -> dict[str, fastmri_h5.Volume]:
+    return {path.relative_to(folder).as_posix(): fastmri_h5.open_volume(path) for path in sorted(folder.rglob("*.h5"))}
+
+
+def test_volumes_are_groups_and_show_the_pictures(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    simulate(images, tmp_path / "out", matrix=MATRIX, coils=3, snr=1000, group_size=5)
+    volumes = _volumes(tmp_path / "out")
+    assert list(volumes) == ["a_01.h5", "a_06.h5", "b_01.h5", "b_06.h5"]
+    assert "20 slices" in capsys.readouterr().out
+    volume = volumes["b_06.h5"]
+    assert (volume.n_slices, volume.n_coils, volume.matrix) == (5, 3, MATRIX)
+    assert volume.attributes["simulated"]
+    assert volume.attributes["images"].splitlines() == [f"b/{n}.png" for n in range(6, 11)]
+    assert volume.patient == "b_06"
+    assert volume.load(0).header.geometry.nominal
+    covariance = volume.noise_covariance
+    assert covariance is not None
+    inverse = torch.linalg.inv(covariance)
+    for i in range(5):
+        # Row 0 is the picture's top, and the optimally combined magnitude is the picture's.
+        picture = torch.from_numpy(read_image(images / "b" / f"{6 + i}.png")[0])
+        expected = crop_to_matrix(picture, MATRIX).abs()
+        y = ifft(volume.load(i).data)
+        combined = torch.einsum("iyx,ij,jyx->yx", y.conj(), inverse, y).real.clamp_min(0).sqrt()
+        combined = combined * (expected * combined).sum() / combined.square().sum()
+        assert float((combined - expected).abs().max()) < 0.02 * float(expected.max())
+        (box,) = volume.boxes_of(i)
+        label, y0, x0, y1, x1 = box.tolist()
+        assert label == 2
+        assert (y1 - y0, x1 - x0) == pytest.approx((6, 6), abs=1e-3)
+        peak = divmod(int(expected.argmax()), MATRIX[1])
+        assert (y0 + y1) / 2 == pytest.approx(peak[0] + 0.5, abs=1)
+        assert (x0 + x1) / 2 == pytest.approx(peak[1] + 0.5, abs=1)
+
+
+def test_splits_follow_the_group_rule(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    simulate(images, tmp_path / "out", matrix=MATRIX, coils=2, group_size=4, split=0.2, gap=1)
+    found = {name: volume.attributes["images"].splitlines() for name, volume in _volumes(tmp_path / "out").items()}
+    assert found["val/a_09.h5"] == ["a/9.png", "a/10.png"]
+    assert found["train/a_05.h5"] == ["a/5.png", "a/6.png", "a/7.png"]
+    assert sum(len(names) for names in found.values()) == 18
+    assert "2 images between training and validation were left out" in capsys.readouterr().out
+
+
+def test_what_is_written_depends_on_pictures_options_and_seed_alone(images: Path, tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        torch.manual_seed(len(name))
+        simulate(images, tmp_path / name, matrix=MATRIX, coils=2, snr=10, snr_max=30, seed=seed)
+    one, two, three = (fastmri_h5.open_volume(tmp_path / name / "b.h5").load(4).data for name in ("one", "two", "three"))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+    (images / "a" / "3.png").unlink()
+    simulate(images, tmp_path / "four", matrix=MATRIX, coils=2, snr=10, snr_max=30, seed=0)
+    four = fastmri_h5.open_volume(tmp_path / "four" / "b.h5").load(4).data
+    assert torch.equal(one, four)  # what happens to one patient is nothing to another
+    assert fastmri_h5.open_volume(tmp_path / "four" / "a.h5").n_slices == 9
+
+
+def test_bad_images_are_named_and_skipped_only_if_asked(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "a" / "4.png").write_bytes((images / "a" / "4.png").read_bytes()[:60])
+    (images / "b" / "2.txt").write_text("nonsense")
+    Image.new("L", (16, 16), 9).save(images / "b" / "7.png")
+    with pytest.raises(InputError, match=r"cannot read the image.*a/4\.png.*--skip-bad"):
+        simulate(images, tmp_path / "out", matrix=MATRIX, coils=2)
+    simulate(images, tmp_path / "out", matrix=MATRIX, coils=2, skip_bad=True, force=True)
+    said = capsys.readouterr()
+    for name in ("a/4.png", "b/2.txt", "b/7.png"):
+        assert name in said.err
+    assert "fewer than the matrix 32 x 24" in said.err
+    assert "3 bad images were skipped" in said.out
+    volumes = _volumes(tmp_path / "out")
+    assert [volume.n_slices for volume in volumes.values()] == [9, 8]
+    assert [row[0] for row in volumes["b.h5"].boxes] == list(range(8))  # numbered without the skipped ones
+
+
+def test_a_folder_of_bad_images_is_an_error_after_all(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(b"x")
+    Image.new("L", (48, 64)).save(tmp_path / "images" / "2.png")
+    with pytest.raises(InputError, match=r"none of the images could be used; the first: .*1\.png"):
+        simulate(tmp_path / "images", tmp_path / "out", matrix=MATRIX, skip_bad=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images"):
+        simulate(tmp_path / "empty", tmp_path / "out")
+
+
+def test_existing_volumes_are_kept_and_nothing_is_begun(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.h5").write_text("precious")
+    with pytest.raises(InputError, match=r"1 of the volumes exist.*--force"):
+        simulate(images, tmp_path / "out", matrix=MATRIX)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.h5"]
+    with pytest.raises(InputError, match="a gap of 3 files without a split"):
+        simulate(images, tmp_path / "out", matrix=MATRIX, gap=3, force=True)
+
+
+def test_every_format_becomes_a_volume(tmp_path: Path) -> None:
+    import nibabel
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    stack = np.random.default_rng(0).random((3, 40, 30)).astype(np.float32)
+    np.save(folder / "x.npy", stack)
+    nibabel.Nifti1Image(stack.T, np.diag([-1.0, -1, 1, 1])).to_filename(folder / "sub-1.nii.gz")
+    Image.fromarray(stack[0]).save(folder / "y.tif")
+    simulate(folder, tmp_path / "out", matrix=(20, 20), coils=2, snr=500)
+    assert {name: volume.n_slices for name, volume in _volumes(tmp_path / "out").items()} == {
+        "images.h5": 1, "images_sub-1.h5": 3, "images_x.h5": 3,
+    }  # fmt: skip
+    nifti, array = (fastmri_h5.open_volume(tmp_path / "out" / f"images_{name}.h5") for name in ("sub-1", "x"))
+    assert nifti.patient == "sub-1"
+    for i in range(3):
+        magnitude, other = nifti.target(i), array.target(i)
+        assert magnitude is not None
+        assert other is not None
+        # Different coils, so different shading, of the same picture.
+        assert float(torch.corrcoef(torch.stack([magnitude.flatten(), other.flatten()]))[0, 1]) > 0.8
+
+
+def test_coils_measured_from_a_scan_are_used(images: Path, tmp_path: Path) -> None:
+    phantom = Phantom((ellipsoid((0.0, 0.0, 0.0), (0.09, 0.1, 0.09)),))
+    protocol = Protocol(matrix=(48, 48, 1), fov_m=(0.24, 0.24, 0.005), n_slices=1)
+    scan = add_noise_scan(cartesian(protocol, phantom, head_coils(6), coil_covariance(6, 1e-9)))
+    write_scan(accelerate(scan, 2, calibration=24), tmp_path / "scan.h5")
+    maps, covariance = measure_receiver(tmp_path / "scan.h5")
+    x = (np.arange(64) - 32) * 0.24 / 64
+    truth = torch.from_numpy(head_coils(6).maps(x[None, :], x[:, None], np.zeros((1, 1)))).to(torch.complex64)
+    cosine = (maps.conj() * truth).sum(0).abs() / (
+        torch.linalg.vector_norm(maps, dim=0) * torch.linalg.vector_norm(truth, dim=0)
+    )
+    inside = torch.from_numpy((x[None, :] / 0.08) ** 2 + (x[:, None] / 0.09) ** 2 < 1)
+    assert float(cosine[inside].min()) > 0.98
+    assert covariance is not None
+    simulate(images, tmp_path / "out", matrix=MATRIX, coils=3, maps_from=tmp_path / "scan.h5")
+    volume = fastmri_h5.open_volume(tmp_path / "out" / "a.h5")
+    assert volume.n_coils == 6
+    measured = volume.noise_covariance
+    assert measured is not None
+    ratio = measured.to(torch.complex128) / covariance
+    torch.testing.assert_close(ratio.abs(), torch.full_like(ratio.abs(), float(ratio[0, 0].abs())), rtol=1e-3, atol=0)
+
+
+def test_training_examples_come_out_of_it(images: Path, tmp_path: Path) -> None:
+    simulate(images, tmp_path / "out", matrix=MATRIX, coils=4, snr=50)
+    files = find_volumes(tmp_path / "out")
+    plain, augmented = KSpaceDataset(files), KSpaceDataset(files, augment=Augment(), seed=3)
+    example = plain[0]
+    assert example.op.noise_std == 1.0  # whitened by the covariance in the file
+    assert example.target is not None
+    assert len(example.boxes[0]) == 1
+    changed, again, next_epoch = augmented[0, 0], augmented[0, 0], augmented[0, 1]
+    assert changed.y.shape == example.y.shape
+    assert torch.equal(changed.y, again.y)
+    assert not torch.equal(changed.y, next_epoch.y)
+    for number in range(4):
+        one = augmented[number, 0]
+        assert one.target is not None
+        (box,) = one.boxes[0]
+        peak = divmod(int(one.target.abs().argmax()), MATRIX[1])
+        assert box[1] - 1 <= peak[0] + 0.5 <= box[3] + 1  # the box is still where the picture is brightest
+        assert box[2] - 1 <= peak[1] + 0.5 <= box[4] + 1
+
+
+def test_whitened_espirit_maps_explain_the_data(images: Path, tmp_path: Path) -> None:
+    """The noise that the file announces is what is left over when its own maps are fitted to the data."""
+    simulate(images, tmp_path / "out", matrix=(48, 48), coils=4, snr=30)
+    example = KSpaceDataset([tmp_path / "out" / "a.h5"])[3]
+    assert example.target is not None
+    residual = example.y - example.op.forward(example.target)
+    freedoms = 1 - 1 / 4  # one unknown per pixel, four samples
+    assert float(residual.abs().square().mean()) == pytest.approx(freedoms, rel=0.15)
+
+
+def test_the_command_line(images: Path, tmp_path: Path) -> None:
+    from recon.cli import execute
+
+    argv = ["simulate", str(images), str(tmp_path / "out"), "--matrix", "32", "24", "--coils", "2", "--group-size", "5"]
+    assert execute([*argv, "--split", "0.2", "--gap", "2"]) == 0
+    assert execute(argv[:3]) == 2  # smaller than the default matrix
+    with h5py.File(tmp_path / "out" / "train" / "a_01.h5", "r") as file:
+        assert file["kspace"].shape == (5, 2, 24, 32)
