@@ -48,6 +48,7 @@ from models.interface import Discriminator, Gan, Generator, LearningRate, LossTe
 from models.layers import (
     BatchStatistics2d,
     Consistency,
+    Norm,
     PatchCritic,
     PatchCriticOptions,
     SameConv2d,
@@ -57,6 +58,7 @@ from models.layers import (
     from_channels,
     he_initialise,
     magnitude,
+    normalisation,
     pad_to_multiple,
     slice_scale,
     starting_image,
@@ -73,15 +75,16 @@ Variant = Literal["code", "paper"]
 
 
 class Block(nn.Module):
-    """``x + conv(act(conv(act(x))))``, 3x3."""
+    """``x + conv(act(norm(conv(act(norm(x))))))``, 3x3."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Norm) -> None:
         super().__init__()
-        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        first = nn.Conv2d(width, width, 3, padding=1)
+        self.body = nn.Sequential(normalisation(norm, width), nn.LeakyReLU(0.2), first, normalisation(norm, width))
+        self.last = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.first(F.leaky_relu(x, 0.2))
-        out: Tensor = x + self.second(F.leaky_relu(hidden, 0.2))
+        out: Tensor = x + self.last(F.leaky_relu(self.body(x), 0.2))
         return out
 
 
@@ -91,17 +94,17 @@ class ResNet(nn.Module):
     Squares of `fold` x `fold` pixels are folded into channels: at the same cost the network sees `fold` times as far.
     """
 
-    def __init__(self, width: int, blocks: int, fold: int) -> None:
+    def __init__(self, width: int, blocks: int, fold: int, norm: Norm) -> None:
         super().__init__()
         self.fold = fold
-        self.body = nn.Sequential(nn.Conv2d(2 * fold**2, width, 3, padding=1), *(Block(width) for _ in range(blocks)))
+        self.body = nn.Sequential(nn.Conv2d(2 * fold**2, width, 3, padding=1), *(Block(width, norm) for _ in range(blocks)))
         self.tail = nn.Sequential(nn.Conv2d(width, width, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 1), nn.LeakyReLU(0.2))
         self.last = nn.Conv2d(width, 2 * fold**2, 1)
         he_initialise(self)
         for module in self.body.modules():
             if isinstance(module, Block):
-                # Without normalisation each block would double the variance; near the identity it does not.
-                module.second.weight.data.mul_(0.1)
+                # Each block would double the variance; near the identity it does not.
+                module.last.weight.data.mul_(0.1)
         zero_last(self.last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,6 +121,8 @@ class RawGenerator(Generator):
         Channels, residual blocks and folding of each network (`ResNet`); 128, 5 and 1 in the paper.
     cascades
         Number of networks, each with weights of its own.
+    norm
+        ``none`` or ``instance``; ``batch`` would tie a slice's result to its batch.
     start, start_lamda
         Start from the SENSE solve with this regularisation, or from ``A^H y``. The networks' last layers start at zero, so an
         untrained cascade returns what data consistency makes of it.
@@ -133,6 +138,7 @@ class RawGenerator(Generator):
         blocks: int = 5,
         fold: int = 2,
         cascades: int = 3,
+        norm: Norm = "none",
         start: Start = "sense",
         start_lamda: float = 0.01,
         consistency: bool = True,
@@ -144,7 +150,7 @@ class RawGenerator(Generator):
         if min(width, blocks, fold, cascades) < 1:
             raise ValueError("width, blocks, fold and cascades are at least 1")
         self.start, self.start_lamda, self.tolerance = start, start_lamda, tolerance
-        self.networks = nn.ModuleList(ResNet(width, blocks, fold) for _ in range(cascades))
+        self.networks = nn.ModuleList(ResNet(width, blocks, fold, norm) for _ in range(cascades))
         self.consistency = nn.ModuleList(
             Consistency(lamda, learn_lamda, exact=True, tolerance=tolerance) for _ in range(cascades if consistency else 0)
         )

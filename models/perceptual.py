@@ -87,7 +87,7 @@ class Vgg(nn.Module):
         found = []
         for i, layer in enumerate(self.features):
             x = layer(x)
-            if self.places[i] in self.taps:
+            if self.places.get(i) in self.taps:
                 found.append(x)
         return found
 

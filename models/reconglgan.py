@@ -122,7 +122,7 @@ class RawGenerator(Generator):
         self,
         width: int = 32,
         depth: int = 3,
-        norm: Norm = "instance",
+        norm: Norm = "none",
         start: Start = "sense",
         start_lamda: float = 0.01,
         consistency: bool = True,

@@ -1,0 +1,296 @@
+"""The published presets against the facts of their papers and codes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kspace.errors import InputError
+from kspace.operators import Sense
+from models import dagan, gancs, reconglgan, refinegan
+from models.interface import Gan, LearningRate, total
+from models.layers import to_channels
+from models.systems import build, build_generator
+from tests.models.scans import ellipses, scan
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_parameter_counts() -> None:
+    with torch.device("meta"):
+        assert count(dagan.PublishedGenerator()) == 98_587_393
+        assert count(dagan.PublishedGenerator(refine=False)) == 98_587_393
+        assert count(dagan.PublishedCritic()) == 48_141_633
+        chain = refinegan.PublishedGenerator()
+        assert count(chain.reconstruct) == count(chain.refine) == 14_979_394
+        assert count(chain) == 29_958_788
+        assert count(refinegan.PublishedCritic()) == 11_002_433
+        assert count(refinegan.PublishedCritic(batch_norm=True)) == 11_002_433
+        assert count(gancs.PublishedGenerator()) == 3_118_978
+        assert count(gancs.PublishedCritic()) == 65_785
+        assert count(reconglgan.PublishedGenerator()) == 31_044_289
+        assert count(reconglgan.PublishedCritic()) == 9_063_681
+        assert count(reconglgan.PublishedCritic(context=False)) == 8_578_689
+
+
+def sizes(network: Any, x: torch.Tensor) -> list[tuple[int, ...]]:
+    found = []
+    for layer in network:
+        x = layer(x)
+        found.append(tuple(x.shape[1:]))
+    return found
+
+
+def test_dagan_halves_eight_times() -> None:
+    with torch.device("meta"):
+        g = dagan.PublishedGenerator()
+        shapes = sizes(g.down, torch.empty(2, 1, 256, 256))
+    assert shapes == [
+        (64, 128, 128),
+        (128, 64, 64),
+        (256, 32, 32),
+        (512, 16, 16),
+        (512, 8, 8),
+        (512, 4, 4),
+        (512, 2, 2),
+        (512, 1, 1),
+    ]
+    assert isinstance(g.down[0][1], nn.Identity), "no normalisation after the first and the last"
+    assert isinstance(g.down[7][1], nn.Identity)
+
+
+def test_dagan_refinement_adds_the_clipped_input() -> None:
+    """Same weights with and without: clip(tanh + input, -1, 1) against tanh, seen from outside."""
+    y, op, _ = scan((256, 256), n_coils=1, batch=(1,))
+    plain = dagan.PublishedGenerator(refine=False, width=2).eval()
+    refined = dagan.PublishedGenerator(refine=True, width=2).eval()
+    refined.load_state_dict(plain.state_dict())
+    tanh = 2 * plain(y, op).real - 1
+    zero_filled = 2 * op.adjoint(y).abs() - 1
+    torch.testing.assert_close(2 * refined(y, op).real - 1, (tanh + zero_filled).clamp(-1, 1), rtol=0, atol=1e-5)
+
+
+def test_dagan_weights_of_code_and_paper() -> None:
+    off = {"system": "dagan", "preset": "published", "generator": {"width": 2}, "discriminator": {"width": 2}}
+    gan = build({**off, "losses": {"perceptual": 0.0}})
+    assert {t.name: t.weight for t in gan.g_terms} == {"image": 15.0, "frequency": pytest.approx(6553.6), "adversarial": 1.0}
+    y, op, target = scan((256, 256), n_coils=1, batch=(2,))
+    step = gan.step(y, op, target)
+    values = total(gan.g_terms, step)[1]
+    x, t = (2 * a.detach().abs().numpy() - 1 for a in (step.image, target))
+    root = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(x, t, strict=True)]
+    assert values["image"].item() == pytest.approx(np.mean(root), rel=1e-4)
+    moduli = [np.abs(np.fft.fft2((a + 1) / 2)) for a in (x, t)]
+    published = 0.1 * ((moduli[0] - moduli[1]) ** 2).mean()
+    assert 6553.6 * values["frequency"].item() == pytest.approx(published, rel=1e-3)
+    paper = build({**off, "losses": {"variant": "paper", "perceptual": 0.0}})
+    values = total(paper.g_terms, step)[1]
+    assert values["image"].item() == pytest.approx(((x - t) ** 2).mean(), rel=1e-4)
+    assert paper.g_terms[0].weight == 7.5
+
+
+def test_refinegan_representation_is_that_of_8_bit_files() -> None:
+    """The published forward model on the published representation, written out, against the generator's first stages."""
+    generator = refinegan.PublishedGenerator(width=2)
+    value = torch.round(255 * ellipses((256, 256)).abs())
+    scaled_re, scaled_im = (value / 255 - 0.5) * 2, (torch.zeros(256, 256) / 255 - 0.5) * 2
+    mask = torch.rand(256, 256) < 0.3
+    mask[128, 128] = True
+    zero_filled = np.fft.ifft2(np.fft.fft2(torch.complex(scaled_re, scaled_im).numpy()) * np.fft.ifftshift(mask.numpy()))
+    op = Sense(torch.ones(1, 256, 256, dtype=torch.complex64), mask)
+    y = op.forward((value / 255).to(torch.complex64))
+    # The origin of our transform is the centre; that of the published one the corner: a mask moved is the same operator.
+    stages = generator.stages(y, op)
+    m = refinegan.display(stages["start"])[0]
+    np.testing.assert_allclose(m[0].numpy() + 1j * m[1].numpy(), zero_filled, atol=1e-4)
+    for name in ("after_0", "image"):
+        torch.testing.assert_close(op.forward(stages[name]), y, rtol=0, atol=1e-4)
+    assert (op.forward(stages["before_1"]) - y).abs().max() > 1e-3
+    added = to_channels(2 * (stages["before_0"] - stages["start"]))
+    assert added.abs().max() <= 1, "the network ends in tanh"
+
+
+def test_refinegan_without_the_data_consistency_of_the_code() -> None:
+    y, op, _ = scan((256, 256), n_coils=1, batch=(1,))
+    stages = refinegan.PublishedGenerator(consistency=False, width=2).stages(y, op)
+    assert torch.equal(stages["before_0"], stages["after_0"])
+    assert torch.equal(stages["before_1"], stages["image"])
+
+
+def test_refinegan_normalises_a_batch_as_batches_of_one() -> None:
+    y, op, _ = scan((256, 256), n_coils=1, batch=(2,))
+    generator = refinegan.PublishedGenerator(width=2)
+    together = generator(y, op)
+    alone = generator(y[1], Sense(op.maps[1], op.mask))
+    torch.testing.assert_close(together[1], alone, rtol=1e-4, atol=1e-5)
+    mixed = refinegan.PublishedGenerator(batch_norm=True, width=2)
+    mixed.load_state_dict(generator.state_dict(), strict=False)
+    assert (mixed(y, op)[1] - alone).abs().max() > 1e-4
+
+
+def test_refinegan_loss_is_the_sum_of_the_published_single_terms() -> None:
+    gan = build({"system": "refinegan", "preset": "published", "generator": {"width": 2}, "discriminator": {"width": 2}})
+    y, op, target = scan((256, 256), n_coils=1, batch=(2,), lines=False)
+    with torch.no_grad():
+        step = gan.step(y, op, target)
+        found = total(gan.g_terms, step)[0].item()
+        expected = 0.0
+        show = refinegan.display
+        for before, after in (("before_0", "after_0"), ("before_1", "image")):
+            for k in range(2):
+                x = show(target[k])
+                expected += 5 * (show(step.stages[after][k]) - x).abs().mean().item()
+                expected += 500 * (show(step.stages[before][k]) - x).abs().mean().item()
+                unnormalised = 256 * 2 * (op.forward(step.stages[before]) - y)[k]
+                expected += 0.25 * to_channels(unnormalised).abs().mean().item()
+                image = show(step.stages[after][k])
+                expected += 1e-4 * (image.diff(dim=2).abs().sum() + image.diff(dim=3).abs().sum()).item()
+                expected += 2 * -gan.discriminators[0](step.stages[after][k]).mean().item()
+        kernels = [
+            m.weight.abs().sum().item() for m in gan.generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)
+        ]
+    assert found == pytest.approx(expected + 1e-5 * sum(kernels), rel=1e-3)
+
+
+def test_refinegan_paper_is_a_log_gan() -> None:
+    small = {"system": "refinegan", "preset": "published", "generator": {"width": 2}, "discriminator": {"width": 2}}
+    gan = build({**small, "losses": {"variant": "paper"}})
+    assert [t.name for t in gan.g_terms] == ["image", "kspace", "adversarial"]
+    assert gan.g_terms[0].weight == 20
+    only = build({**small, "losses": {"variant": "paper", "kspace": 0.0}})
+    assert [t.name for t in only.g_terms] == ["image", "adversarial"], "a weight that is given is used"
+
+
+def test_clipping_leaves_normalisation_alone_unless_asked() -> None:
+    gan: Gan = build({"system": "refinegan", "preset": "published", "generator": {"width": 2}, "discriminator": {"width": 2}})
+    critic = gan.discriminators[0]
+    norm = next(m for m in critic.modules() if isinstance(m, nn.InstanceNorm2d))
+    nn.init.ones_(norm.weight)
+    gan.schedule.clamp(critic)
+    convs = [m.weight.abs().max().item() for m in critic.modules() if isinstance(m, nn.Conv2d)]
+    assert max(convs) == pytest.approx(0.01)
+    assert norm.weight.min() == 1
+    from dataclasses import replace
+
+    replace(gan.schedule, clip_norms=True).clamp(critic)
+    assert norm.weight.max().item() == pytest.approx(0.01)
+
+
+def test_gancs_projects_onto_the_null_space() -> None:
+    y, op, _ = scan((32, 16), n_coils=1, lines=True)
+    for variant in ("code", "paper"):
+        generator = build_generator({"system": "gancs", "preset": "published", "generator": {"variant": variant, "width": 4}})
+        stages = generator.stages(y, op)
+        null = stages["proposal"] - op.normal(stages["proposal"])
+        torch.testing.assert_close(stages["image"], null + stages["start"], rtol=1e-4, atol=1e-5)
+
+
+def test_gancs_shares_of_the_loss_never_turn_negative() -> None:
+    gan = build({"system": "gancs", "preset": "published", "generator": {"width": 4}})
+    weights = {t.name: t for t in gan.g_terms}
+    assert set(weights) == {"image_l1", "adversarial"}
+    for n in (0, 1999):
+        assert weights["image_l1"].at(n) == 1
+        assert weights["adversarial"].at(n) == 0
+    for n in range(2000, 2020):
+        f = min(1.0, 0.75 + 1 / math.sqrt(n - 1994))
+        assert weights["image_l1"].at(n) == pytest.approx(f)
+        assert weights["adversarial"].at(n) == pytest.approx(1 - f)
+        assert weights["adversarial"].at(n) >= 0
+    paper = build(
+        {
+            "system": "gancs",
+            "preset": "published",
+            "generator": {"width": 4},
+            "losses": {"variant": "paper", "ssim": 0.2, "l1": 0.5},
+        }
+    )
+    late = {t.name: t.at(10**9) for t in paper.g_terms}
+    f = pytest.approx(0.975 * 0.8 * 0.5, rel=1e-3)
+    assert late == {
+        "image_l1": f,
+        "image_l2": f,
+        "ssim": pytest.approx(0.195, rel=1e-3),
+        "kspace": 1.0,
+        "adversarial": pytest.approx(0.025, rel=1e-2),
+    }
+
+
+def test_gancs_raw_starts_on_pixels_alone() -> None:
+    ramp = gancs.Ramp(0.01, 500)
+    assert [ramp(n) for n in (0, 499, 500, 750, 1000, 5000)] == pytest.approx([0, 0, 0, 0.005, 0.01, 0.01])
+
+
+def test_reconglgan_cuts_image_and_target_at_the_same_place() -> None:
+    x = torch.arange(2 * 10 * 12.0).reshape(2, 1, 10, 12)
+    roi = torch.tensor([[2, 4, 6, 8], [8, 10, 10, 12]])
+    cut = reconglgan.cut(x, roi, (4, 6))
+    assert torch.equal(cut[0, 0], x[0, 0, 2:6, 3:9])
+    assert torch.equal(cut[1, 0], x[1, 0, 6:10, 6:12]), "a window that would reach out is moved inside"
+
+
+def test_reconglgan_finds_the_region_of_highest_energy() -> None:
+    target = torch.zeros(2, 16, 24, dtype=torch.complex64)
+    target[0, 9:15, 3:12] = 1j
+    target[1, 0:6, 15:24] = 2
+    boxes = reconglgan.highest_energy(target)
+    assert boxes.tolist() == [[9, 3, 15, 12], [0, 15, 6, 24]]
+
+
+def test_boxes_of_the_data_set_win_where_there_are_any() -> None:
+    gan = build({"system": "reconglgan", "generator": {"width": 4}})
+    y, op, target = scan((32, 24))
+    given = torch.tensor([[4, 4, 12, 12], [0, 0, 0, 0]])
+    roi = gan.step(y, op, target, roi=given).roi
+    assert roi is not None
+    assert roi[0].tolist() == [4, 4, 12, 12]
+    scale = gan.generator.scale(y, op)
+    assert torch.equal(roi[1], reconglgan.highest_energy(target / scale)[1]), "a box without area is none"
+    with pytest.raises(ValueError, match="regions of interest"):
+        gan.discriminators[0](target)
+
+
+def test_reconglgan_critic_sees_the_region() -> None:
+    critic = reconglgan.PublishedCritic()
+    image = torch.rand(1, 160, 160).to(torch.complex64)
+    whole = critic.whole(image.abs()[None])
+    local = critic.local(image.abs()[None][..., 40:100, 50:110])  # type: ignore[misc]
+    expected = critic.join(torch.cat([whole[-1], local[-1]], 1))
+    torch.testing.assert_close(critic(image, torch.tensor([[60, 70, 80, 90]])), expected)
+
+
+@pytest.mark.parametrize(("system", "size"), [("dagan", 256), ("refinegan", 256), ("reconglgan", 160)])
+def test_other_sizes_are_refused(system: str, size: int) -> None:
+    generator = build_generator({"system": system, "preset": "published", "generator": {"width": 2}})
+    y, op, _ = scan((64, 48), n_coils=1)
+    with pytest.raises(InputError, match=f"takes {size}x{size} images, got 64x48; use its raw preset"):
+        generator(y, op)
+
+
+def test_optimisers_as_published() -> None:
+    at = LearningRate(1e-4, "step", every=5, factor=0.5).at
+    assert [at(0, epoch, 1) for epoch in (0, 4, 5, 10)] == pytest.approx([1e-4, 1e-4, 5e-5, 2.5e-5])
+    rate = refinegan.ADAM.lr.at
+    assert [rate(0, epoch, 1) for epoch in (0, 50, 100, 150, 500, 900)] == pytest.approx(
+        [1e-4, 0.65e-4, 3e-5, 2.5e-5, 1e-6, 1e-6]
+    )
+    steps = LearningRate(1e-5, "step", "step", every=10_000, factor=0.5)
+    assert [steps.at(n, 0, 1) for n in (9_999, 10_000)] == pytest.approx([1e-5, 5e-6])
+    cosine = LearningRate(1.0, "cosine", warm_up=4)
+    assert [cosine.at(n, 0, 100) for n in (0, 50, 100)] == pytest.approx([0.25, 0.5, 0], abs=1e-9)
+    glgan = build({"system": "reconglgan", "preset": "published", "generator": {"width": 2}})
+    assert isinstance(glgan.d_optimiser.build(glgan.discriminators[0].parameters()), torch.optim.SGD)
+    adam = refinegan.ADAM.build(nn.Linear(1, 1).parameters())
+    assert adam.defaults["betas"] == (0.5, 0.999)
+    assert adam.defaults["eps"] == 1e-3
+    with pytest.raises(ValueError, match="needs every"):
+        LearningRate(1.0, "step")
+    with pytest.raises(ValueError, match="needs points"):
+        LearningRate(1.0, "piecewise")

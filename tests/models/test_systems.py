@@ -1,0 +1,79 @@
+"""Finding systems and building them from plain options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kspace.errors import InputError
+from models import dagan
+from models.systems import build, build_generator, find_systems, resolve
+
+
+def test_the_four_are_found() -> None:
+    assert {"dagan", "refinegan", "gancs", "reconglgan"} <= set(find_systems())
+    assert "layers" not in find_systems()
+
+
+def test_only_what_differs_is_given() -> None:
+    config = {"system": "dagan", "generator": {"width": 4}, "g_optimiser": {"lr": {"start": 0.5}}, "losses": {"r1": 1}}
+    found = resolve(config)
+    assert found["preset"] == "raw"
+    assert found["generator"]["width"] == 4
+    assert found["generator"]["depth"] == 3
+    assert found["g_optimiser"]["lr"]["start"] == 0.5
+    assert found["g_optimiser"]["lr"]["kind"] == "cosine", "the rest of a nested section keeps its defaults"
+    assert found["losses"]["r1"] == 1.0
+    assert [t.name for t in build(config).d_terms] == ["critic", "r1"]
+
+
+def test_a_term_of_weight_zero_is_gone_and_with_the_game_its_critic_loss() -> None:
+    gan = build({"system": "dagan", "generator": {"width": 4}, "losses": {"adversarial": 0, "frequency": 0}})
+    assert [t.name for t in gan.g_terms] == ["image"]
+    assert gan.d_terms == ()
+
+
+def test_inference_needs_no_perceptual_weights() -> None:
+    assert isinstance(build_generator({"system": "dagan", "losses": {"perceptual": 1.0}}), dagan.RawGenerator)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "unknown system 'None' in system; choose from dagan"),
+        ({"system": "dagen"}, "unknown system 'dagen'"),
+        ({"system": "dagan", "preset": "row"}, "dagan has no preset 'row' in preset; choose from raw, published"),
+        ({"system": "dagan", "generatr": {}}, "unknown key 'generatr' in the configuration; the keys are discriminator"),
+        ({"system": "dagan", "generator": {"widht": 3}}, "unknown key 'widht' in generator; the keys are width"),
+        ({"system": "dagan", "losses": {"imagee": 3}}, "unknown key 'imagee' in losses; the keys are image"),
+        ({"system": "dagan", "losses": {"image": "1e-5"}}, "expected float, got '1e-5' in losses.image; write 1.0e-5"),
+        ({"system": "dagan", "generator": {"width": 3.5}}, "expected int, got 3.5 in generator.width"),
+        ({"system": "dagan", "generator": {"width": True}}, "expected int, got True"),
+        ({"system": "dagan", "generator": {"width": 0}}, "a U-Net needs width >= 1"),
+        ({"system": "dagan", "generator": {"start": "zero"}}, "got 'zero' in generator.start; choose from sense, adjoint"),
+        ({"system": "dagan", "generator": 7}, "expected a section of keys and values, got 7 in generator"),
+        ({"system": "dagan", "g_optimiser": {"betas": [0.5]}}, "in g_optimiser.betas"),
+        ({"system": "dagan", "g_optimiser": {"lr": {"kind": "step"}}}, "needs every >= 1 in g_optimiser.lr"),
+    ],
+)
+def test_what_is_not_known_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(config)
+
+
+def test_lists_of_a_file_become_tuples_and_none_stays() -> None:
+    gan = build({"system": "dagan", "generator": {"width": 4}, "g_optimiser": {"betas": [0.5, 1]}, "schedule": {"clip": None}})
+    assert gan.g_optimiser.betas == (0.5, 1.0)
+    assert gan.schedule.clip is None
+
+
+def test_every_option_is_plain_data_in_the_config_of_the_gan() -> None:
+    gan = build({"system": "refinegan", "generator": {"width": 4}})
+    assert gan.config == resolve({"system": "refinegan", "generator": {"width": 4}})
+    torch.manual_seed(3)
+    a = build_generator(gan.config)
+    torch.manual_seed(3)
+    b = build_generator({"system": "refinegan", "generator": {"width": 4}})
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
