@@ -33,6 +33,8 @@ def _guard(path: Path) -> Iterator[None]:
     ours stays a traceback."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
         kind = "is truncated" if "truncated" in text else "is damaged, or is being written"
@@ -82,6 +84,7 @@ def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
     with _guard(path):
         names = [name for name in file if _is_scan(file, name)]
         half = [name for name in file if isinstance(file.get(name), h5py.Group) and {"xml", "data"} & set(file[name])]
+        found = ", ".join(list(file)[:8]) or "nothing"
     if group is not None:
         if group not in names:
             raise InputError(f"no raw scan in group '{group}', there are: {', '.join(names) or 'none'}", path)
@@ -97,7 +100,6 @@ def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
     if half:
         lacking = "acquisitions ('data')" if "xml" in file[half[0]] else "XML header ('xml')"
         raise InputError(f"the ISMRMRD group '{half[0]}' has no {lacking}", path, "convert the scan again")
-    found = ", ".join(list(file)[:8]) or "nothing"
     raise InputError(f"HDF5 but not ISMRMRD: expected a group with 'xml' and 'data', found {found}", path)
 
 
@@ -132,7 +134,8 @@ def read_heads(group: h5py.Group, path: Path) -> np.ndarray:
         dataset = group["data"]
         stored, plist = dataset.id.get_storage_size(), dataset.id.get_create_plist()
     size = path.stat().st_size
-    _check_acquisitions(dataset, path)
+    with _guard(path):
+        _check_acquisitions(dataset, path)
     plain = plist.get_nfilters() == 0
     needed = dataset.size * dataset.dtype.itemsize
     if needed > (stored if plain else 1000 * size):
