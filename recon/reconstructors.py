@@ -1,0 +1,270 @@
+"""Reconstructors: values called ``(y, op) -> image``, so that zero-filled, SENSE, compressed sensing and GAN look alike.
+
+All are positively homogeneous: ``r(c * y, op with c * noise_std) == c * r(y, op)`` for c > 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from kspace.errors import InputError
+from kspace.fourier import ifft
+from kspace.operators import Sense as SenseOperator
+
+if TYPE_CHECKING:
+    from recon.solvers import Plane
+    from recon.sparsity import Sparsity
+
+
+class Reconstructor(Protocol):
+    """Anything called ``(y, op) -> image``: `y` complex ``(*batch coil ky kx)``, the image complex ``(*batch y x)``."""
+
+    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ZeroFilled:
+    """``A^H y``: the coil images of the zero-filled k-space, combined with the maps."""
+
+    name: ClassVar[str] = "zero-filled"
+
+    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
+        return op.adjoint(y)
+
+
+@dataclass(frozen=True)
+class Sense:
+    """``argmin 1/2 ||W^(1/2)(A x - y)||^2 + lamda/2 ||x||^2``. Pruessmann et al. 2001, doi:10.1002/mrm.1241.
+
+    Preconditioned conjugate gradients (SigPy's), to the minimum.
+
+    Attributes
+    ----------
+    lamda
+        Noise variance over signal variance. The norm of A is 1 for normalised maps, so this needs no scale.
+    iterations
+        At most so many.
+    tolerance
+        Relative residual, in the norm of the preconditioner, at which the iteration stops.
+    """
+
+    name: ClassVar[str] = "sense"
+    lamda: float = 1e-2
+    iterations: int = 100
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _check(self, lowest=0.0)
+
+    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
+        return _each_plane(y, op, self._solve)
+
+    def _solve(self, plane: Plane) -> Tensor:
+        from recon import solvers
+
+        return solvers.least_squares(plane, self.lamda, self.iterations, self.tolerance)
+
+
+@dataclass(frozen=True)
+class L1Wavelet:
+    """``argmin 1/2 ||W^(1/2)(A x - y)||^2 + lamda max|A^H W y| ||Psi x||_1``, Psi wavelets averaged over all shifts.
+
+    Lustig, Donoho and Pauly 2007, doi:10.1002/mrm.21391; `recon.sparsity.Wavelet` says which norm it is exactly.
+
+    Attributes
+    ----------
+    lamda
+        Relative to max|A^H W y|, the largest pixel of the zero-filled image.
+    iterations
+        At most so many iterations of ADMM.
+    tolerance
+        Relative change of the image in one iteration at which it stops.
+    wavelet
+        Orthogonal wavelet, under PyWavelets' name.
+    levels
+        Depth of the transform.
+    """
+
+    name: ClassVar[str] = "l1-wavelet"
+    lamda: float = 2e-3
+    iterations: int = 200
+    tolerance: float = 2e-4
+    wavelet: str = "db2"
+    levels: int = 4
+
+    def __post_init__(self) -> None:
+        _check(self)
+        import pywt
+
+        if self.wavelet not in pywt.wavelist(kind="discrete") or not pywt.Wavelet(self.wavelet).orthogonal:
+            raise InputError(f"'{self.wavelet}' is not an orthogonal wavelet", self.name, "choose db2, sym4, haar, ...")
+
+    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
+        return _each_plane(y, op, self._solve)
+
+    def regulariser(self, shape: tuple[int, int]) -> Sparsity:
+        """The norm, without its weight, for images of `shape`."""
+        from recon.sparsity import Wavelet
+
+        return Wavelet(shape, self.wavelet, self.levels)
+
+    def _solve(self, plane: Plane) -> Tensor:
+        from recon import solvers
+
+        return solvers.sparse(plane, self.regulariser(plane.shape), self.lamda, self.iterations, self.tolerance)
+
+
+@dataclass(frozen=True)
+class TotalVariation:
+    """``argmin 1/2 ||W^(1/2)(A x - y)||^2 + lamda max|A^H W y| TV(x)``, isotropic. Block et al. 2007, doi:10.1002/mrm.21236.
+
+    Attributes
+    ----------
+    lamda
+        Relative to max|A^H W y|, the largest pixel of the zero-filled image.
+    iterations
+        At most so many iterations of ADMM.
+    tolerance
+        Relative change of the image in one iteration at which it stops.
+    """
+
+    name: ClassVar[str] = "tv"
+    lamda: float = 2e-3
+    iterations: int = 200
+    tolerance: float = 2e-4
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
+        return _each_plane(y, op, self._solve)
+
+    def regulariser(self, shape: tuple[int, int]) -> Sparsity:
+        """The norm, without its weight, for images of `shape`."""
+        from recon.sparsity import Gradient
+
+        return Gradient(shape)
+
+    def _solve(self, plane: Plane) -> Tensor:
+        from recon import solvers
+
+        return solvers.sparse(plane, self.regulariser(plane.shape), self.lamda, self.iterations, self.tolerance)
+
+
+METHODS: dict[str, Callable[..., Reconstructor]] = {cls.name: cls for cls in (ZeroFilled, Sense, L1Wavelet, TotalVariation)}
+
+
+def make(method: str, **options: Any) -> Reconstructor:
+    """The reconstructor called `method`, with `options` for its attributes.
+
+    Raises
+    ------
+    InputError
+        If there is no such method, it has no such option, or a value is out of range.
+    """
+    if method not in METHODS:
+        fix = f"choose from {', '.join(METHODS)}"
+        if method == "rss":
+            raise InputError("'rss' is a magnitude, not a reconstruction that others can be compared with", None, fix)
+        raise InputError(f"unknown method '{method}'", None, fix)
+    known = [f.name for f in fields(METHODS[method])]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            fix = f"its options are {', '.join(known)}" if known else "it has none"
+            raise InputError(f"method '{method}' has no option '{option}'", None, fix)
+    return METHODS[method](**options)
+
+
+def rss(y: Tensor) -> Tensor:
+    """Root sum of squares over the coils of the zero-filled coil images.
+
+    Parameters
+    ----------
+    y
+        Complex ``(*batch coil ky kx)``, zero where not sampled.
+
+    Returns
+    -------
+    Tensor
+        Real ``(*batch y x)``. A magnitude, for export and as reported truth; not a reconstructor.
+    """
+    return torch.linalg.vector_norm(ifft(y), dim=-3)
+
+
+def objective(method: L1Wavelet | TotalVariation | Sense, image: Tensor, y: Tensor, op: SenseOperator) -> float:
+    """The value that `method` minimises, at `image`, for one plane; relative to ``max|A^H W y| ** 2`` and the largest weight.
+
+    Parameters
+    ----------
+    method
+        With its weight.
+    image, y, op
+        Complex ``(y x)``, complex ``(coil ky kx)``, and the forward model of that plane.
+
+    Returns
+    -------
+    float
+        In double precision.
+    """
+    from kspace.fourier import to_corner
+    from recon.solvers import Plane
+
+    plane = Plane.of(y, op)
+    x = to_corner(image).to(torch.complex128) / plane.scale
+    if isinstance(method, Sense):
+        return plane.misfit(x) + 0.5 * method.lamda * float(x.abs().square().sum())
+    g = method.regulariser(plane.shape)
+    return plane.misfit(x) + method.lamda * float(g.norm(g.forward(x)))
+
+
+def _each_plane(y: Tensor, op: SenseOperator, solve: Callable[[Plane], Tensor]) -> Tensor:
+    """Solve every plane of a batch by itself, on the CPU, where SigPy's algorithms work."""
+    from recon.solvers import Plane
+
+    if y.ndim < 3 or y.shape[-3:] != op.maps.shape[-3:]:
+        raise ValueError(f"k-space of shape {tuple(y.shape)} does not fit maps of shape {tuple(op.maps.shape)}")
+    batch = torch.broadcast_shapes(y.shape[:-3], op.maps.shape[:-3], op.mask.shape[:-3])
+    n_planes = math.prod(batch)
+    samples = y.expand(*batch, *y.shape[-3:]).reshape(n_planes, *y.shape[-3:])
+    maps, mask, counts = (_planes(t, batch) for t in (op.maps, op.mask, op.n_averages))
+    assert maps is not None
+    assert mask is not None
+    images = []
+    for i in range(n_planes):
+        part = SenseOperator(maps[i], mask[i], op.noise_std, None if counts is None else counts[i])
+        plane = Plane.of(samples[i], part)
+        images.append(plane.finish(solve(plane) if plane.scale > 0 else torch.zeros_like(plane.rhs)))
+    stacked = torch.stack(images) if images else samples.new_zeros((0, *y.shape[-2:]))
+    return stacked.reshape(*batch, *y.shape[-2:]).to(device=y.device, dtype=y.dtype)
+
+
+def _planes(x: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
+    """`x`, broadcastable to ``(*batch coil y x)``, as ``(plane coil y x)`` without copies where it can be."""
+    if x is None:
+        return None
+    while x.ndim < 3:
+        x = x.unsqueeze(0)
+    return x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
+
+
+def _check(method: Any, lowest: float | None = None) -> None:
+    """Refuse values that have no meaning. `lowest` is the smallest weight that has one; None: it must be positive."""
+    lamda = method.lamda
+    good = math.isfinite(lamda) and (lamda > 0 if lowest is None else lamda >= lowest)
+    if not good:
+        bound = "positive" if lowest is None else f"at least {lowest:g}"
+        raise InputError(f"lamda must be finite and {bound}; got {lamda}", f"method {method.name}", "choose 1e-4 to 1e-1")
+    if method.iterations < 1:
+        raise InputError(f"iterations must be at least 1; got {method.iterations}", f"method {method.name}", "leave it out")
+    if not (math.isfinite(method.tolerance) and method.tolerance >= 0):
+        raise InputError(f"tolerance must be at least 0; got {method.tolerance}", f"method {method.name}", "leave it out")
