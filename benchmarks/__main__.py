@@ -15,7 +15,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="which (default: all)")
     names = parser.parse_args().names or NAMES
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}")
+    n_cores = len(os.sched_getaffinity(0))
+    print(f"{platform.processor() or platform.machine()}, {n_cores} cores, Python {platform.python_version()}")
     for name in names:
         print(f"\n{name}", flush=True)
         for what, value, unit, note in importlib.import_module(f"benchmarks.{name}").run():
