@@ -99,7 +99,7 @@ def generator(*key: object) -> torch.Generator:
 def simulate_example(image: Tensor, rng: torch.Generator, options: SynthesisOptions, source: str = "") -> Simulation:
     """One picture to whitened multi-coil k-space, for training without a copy of the data set on disk.
 
-    Coils, SNR, phase and noise are drawn from `rng`. About 25 ms for 8 coils of 256 x 256 from 512 x 512 on one CPU core.
+    Coils, SNR, phase and noise are drawn from `rng`. 20 to 35 ms for 8 coils of 256 x 256 from 512 x 512 on one CPU core.
 
     Parameters
     ----------
