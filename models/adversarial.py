@@ -8,13 +8,14 @@ with batch normalisation never mixes the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.interface import Step, frozen
+from models.interface import LossTerm, Step, frozen, terms
 
 Kind = Literal["minimax", "non_saturating", "lsgan", "wgan"]
 
@@ -46,6 +47,20 @@ def _critic(real: Tensor, fake: Tensor, kind: Kind, label: float) -> Tensor:
     if kind == "wgan":
         return fake.mean() - real.mean()
     raise ValueError(f"unknown adversarial loss {kind!r}; one of minimax, non_saturating, lsgan, wgan")
+
+
+def critic_terms(
+    plays: float, kind: Kind, gradient_penalties: float, r1s: float, stages: Sequence[str] = ("image",)
+) -> tuple[LossTerm, ...]:
+    """The terms of a critic: its loss, averaged over `stages` and times `plays`, and its penalties where they have a weight.
+
+    None at all where `plays` is 0: a game without a generator term needs no critic.
+    """
+    return terms(
+        LossTerm("critic", plays / len(stages), partial(critic, kind=kind, stages=stages)),
+        LossTerm("gradient_penalty", gradient_penalties if plays else 0.0, gradient_penalty),
+        LossTerm("r1", r1s if plays else 0.0, r1),
+    )
 
 
 def adversarial(step: Step, kind: Kind, stages: Sequence[str] = ("image",)) -> Tensor:

@@ -38,9 +38,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kspace.errors import InputError
 from kspace.operators import Sense
-from models.adversarial import Kind, adversarial, critic, r1
+from models.adversarial import Kind, adversarial, critic, critic_terms
+from models.extra import Extra, extra_terms
 from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, terms
 from models.layers import (
     BiasedBatchNorm2d,
@@ -53,6 +53,7 @@ from models.layers import (
     activations,
     from_channels,
     magnitude,
+    refuse_other_size,
     slice_scale,
     starting_image,
     to_channels,
@@ -120,12 +121,13 @@ class RawGenerator(Generator):
 
 @dataclass(frozen=True)
 class RawLosses:
-    """Weights of the terms; 0 switches one off. `kind` is the adversarial loss, `r1` the weight of its penalty."""
+    """Weights of the terms; 0 switches one off. `kind` is the adversarial loss, the penalties weigh against the critic's."""
 
     image: float = 1.0
     frequency: float = 0.1
     perceptual: float = 0.0
     adversarial: float = 0.01
+    gradient_penalty: float = 0.0
     r1: float = 0.0
     kind: Kind = "non_saturating"
 
@@ -135,24 +137,22 @@ def raw(
     discriminator: PatchCriticOptions = PatchCriticOptions(spectral=True),
     losses: RawLosses = RawLosses(),
     perceptual: Perceptual = Perceptual(),
+    extra: Extra = Extra(),
     g_optimiser: Optimiser = Optimiser(),
     d_optimiser: Optimiser = Optimiser(LearningRate(1e-4), betas=(0.5, 0.999)),
     schedule: Schedule = Schedule(),
 ) -> Gan:
     """DAGAN on complex multi-coil data."""
-    plays = 1.0 if losses.adversarial else 0.0
+    plays = 1.0 if losses.adversarial or extra.feature_matching else 0.0
     g_terms = terms(
         LossTerm("image", losses.image, relative),
         LossTerm("frequency", losses.frequency, frequency),
         perceptual_term("perceptual", losses.perceptual, perceptual),
         LossTerm("adversarial", losses.adversarial, partial(adversarial, kind=losses.kind)),
     )
-    d_terms = terms(
-        LossTerm("critic", plays, partial(critic, kind=losses.kind)),
-        LossTerm("r1", plays * losses.r1, r1),
-    )
+    d_terms = critic_terms(plays, losses.kind, losses.gradient_penalty, losses.r1)
     networks = (PatchCritic(magnitude, 1, discriminator),)
-    return Gan(generator, networks, g_terms, d_terms, g_optimiser, d_optimiser, schedule)
+    return Gan(generator, networks, g_terms + extra_terms(extra), d_terms, g_optimiser, d_optimiser, schedule)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -191,7 +191,8 @@ class PublishedGenerator(Generator):
 
     def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         """``start`` (zero-filled) and ``image``, magnitudes in [0, 1] as complex images."""
-        zero_filled = _square(op.adjoint(y))
+        refuse_other_size(op.maps, SIZE, "DAGAN")
+        zero_filled = op.adjoint(y)
         x = 2 * magnitude(zero_filled) - 1
         h, skips = x, []
         for down in self.down:
@@ -234,7 +235,7 @@ class PublishedCritic(Discriminator):
                 nn.init.normal_(m.weight, std=0.02)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
-        found = activations(self.layers, display(_square(image)))
+        found = activations(self.layers, display(image))
         found[-1] = self.act(found[-1] + self.residual(found[-1]))
         return [*found, self.out(found[-1].flatten(1))]
 
@@ -254,14 +255,6 @@ def _initialise(network: nn.Module, std: float) -> None:
 def display(image: Tensor) -> Tensor:
     """Complex ``(*batch y x)`` with magnitudes in [0, 1] to what the paper computes on: ``(n 1 y x)`` in [-1, 1]."""
     return 2 * magnitude(image) - 1
-
-
-def _square(image: Tensor) -> Tensor:
-    if image.shape[-2:] != (SIZE, SIZE):
-        raise InputError(
-            f"DAGAN as published takes {SIZE}x{SIZE} images, got {image.shape[-2]}x{image.shape[-1]}", fix="use its raw preset"
-        )
-    return image
 
 
 @dataclass(frozen=True)

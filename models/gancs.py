@@ -43,7 +43,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.operators import Sense, data_consistency
-from models.adversarial import Kind, adversarial, critic, r1
+from models.adversarial import Kind, adversarial, critic, critic_terms
+from models.extra import Extra, extra_terms
 from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, Step, terms
 from models.layers import (
     BatchStatistics2d,
@@ -190,6 +191,7 @@ class RawLosses:
     perceptual: float = 0.0
     adversarial: float = 0.01
     hold: int = 500
+    gradient_penalty: float = 0.0
     r1: float = 0.0
     kind: Kind = "lsgan"
 
@@ -199,12 +201,13 @@ def raw(
     discriminator: PatchCriticOptions = PatchCriticOptions(spectral=True),
     losses: RawLosses = RawLosses(),
     perceptual: Perceptual = Perceptual(),
+    extra: Extra = Extra(),
     g_optimiser: Optimiser = Optimiser(),
     d_optimiser: Optimiser = Optimiser(LearningRate(1e-4), betas=(0.5, 0.999)),
     schedule: Schedule = Schedule(),
 ) -> Gan:
     """GANCS on complex multi-coil data."""
-    plays = 1.0 if losses.adversarial else 0.0
+    plays = 1.0 if losses.adversarial or extra.feature_matching else 0.0
     ramp = Ramp(losses.adversarial, losses.hold) if losses.adversarial else 0.0
     g_terms = terms(
         LossTerm("image", losses.image, relative),
@@ -212,12 +215,9 @@ def raw(
         perceptual_term("perceptual", losses.perceptual, perceptual),
         LossTerm("adversarial", ramp, partial(adversarial, kind=losses.kind)),
     )
-    d_terms = terms(
-        LossTerm("critic", plays, partial(critic, kind=losses.kind)),
-        LossTerm("r1", plays * losses.r1, r1),
-    )
+    d_terms = critic_terms(plays, losses.kind, losses.gradient_penalty, losses.r1)
     networks = (PatchCritic(magnitude, 1, discriminator),)
-    return Gan(generator, networks, g_terms, d_terms, g_optimiser, d_optimiser, schedule)
+    return Gan(generator, networks, g_terms + extra_terms(extra), d_terms, g_optimiser, d_optimiser, schedule)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kspace.errors import InputError
 from kspace.operators import Sense, data_consistency
 from models.interface import Discriminator
 
@@ -49,6 +50,13 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, Callable[[Tensor]
     top, left = more_y // 2, more_x // 2
     padded = F.pad(x, (left, more_x - left, top, more_y - top), mode="replicate") if more_y or more_x else x
     return padded, lambda out: out[..., top : top + n_y, left : left + n_x]
+
+
+def refuse_other_size(x: Tensor, size: int, system: str) -> None:
+    """Raise `InputError` unless the last two axes are `size` x `size`, as the published network needs them."""
+    if x.shape[-2:] != (size, size):
+        came = f"{x.shape[-2]}x{x.shape[-1]}"
+        raise InputError(f"{system} as published takes {size}x{size} images, got {came}", fix="use its raw preset")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -318,6 +326,40 @@ class UNet(nn.Module):
         return crop(self.last(x))
 
 
+class Spectral(nn.Module):
+    """A layer whose weights are divided by their largest singular value (Miyato 2018, arXiv 1802.05957).
+
+    One power iteration per call in training. PyTorch's own parametrisation cannot be sent to spawned processes.
+    """
+
+    u: Tensor
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("u", F.normalize(torch.randn(layer.weight.shape[0]), dim=0))
+
+    def weight(self) -> Tensor:
+        """The layer's weights over their largest singular value, as far as the iterations have found it."""
+        matrix = self.layer.weight.flatten(1)
+        with torch.no_grad():
+            v = F.normalize(matrix.T @ self.u, dim=0)
+            u = F.normalize(matrix @ v, dim=0)
+            if self.training:
+                self.u.copy_(u)
+        return self.layer.weight / (u @ matrix @ v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(self.layer, {"weight": self.weight()}, (x,))
+        return out
+
+
+def maybe_spectral(layer: nn.Conv2d | nn.Linear, spectral: bool) -> nn.Module:
+    """`layer`, initialised, with spectral normalisation where asked for."""
+    he_initialise(layer)
+    return Spectral(layer) if spectral else layer
+
+
 @dataclass(frozen=True)
 class PatchCriticOptions:
     """Channels of the first level, halvings, normalisation, and whether layers are spectrally normalised."""
@@ -346,11 +388,9 @@ class PatchCritic(Discriminator):
         self.layers = nn.ModuleList()
         for level, (a, b) in enumerate(pairwise(widths)):
             norm = "none" if level == 0 else options.norm
-            self.layers.append(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), normalisation(norm, b), nn.LeakyReLU(0.2)))
-        self.layers.append(nn.Conv2d(widths[-1], 1, 3, padding=1))
-        he_initialise(self)
-        for module in [m for m in self.modules() if isinstance(m, nn.Conv2d) and options.spectral]:
-            nn.utils.parametrizations.spectral_norm(module)
+            conv = maybe_spectral(nn.Conv2d(a, b, 4, 2, 1), options.spectral)
+            self.layers.append(nn.Sequential(conv, normalisation(norm, b), nn.LeakyReLU(0.2)))
+        self.layers.append(maybe_spectral(nn.Conv2d(widths[-1], 1, 3, padding=1), options.spectral))
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
         x, _ = pad_to_multiple(self.view(image), 2**self.depth)

@@ -184,6 +184,16 @@ def cyclic_image(step: Step, stages: Sequence[str] = ("image",)) -> Tensor:
 # Parameters
 
 
+def generator_kernels(step: Step) -> Tensor:
+    """Sum of the absolute values of the generator's convolution kernels."""
+    return kernel_l1(step.generator)
+
+
+def critic_kernels(step: Step) -> Tensor:
+    """The same of the critic's."""
+    return kernel_l1(step.discriminator)
+
+
 def kernel_l1(network: nn.Module) -> Tensor:
     """Sum of the absolute values of all convolution kernels."""
     return _sum(m.weight.abs().sum() for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.errors import InputError
-from models.features import load_mr_features
+from models.features import MrFeatures, load_mr_features
 from models.interface import LossTerm, Step
 from models.layers import magnitude
 
@@ -79,6 +79,10 @@ class Vgg(nn.Module):
         self.features = nn.Sequential(*layers[: deepest + 1])
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """See `activations`."""
+        return self.activations(x)
+
+    def activations(self, x: Tensor) -> list[Tensor]:
         """Magnitudes in [0, 1], real ``(n 1 y x)``, to the activations at the taps."""
         if self.size is not None:
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
@@ -184,27 +188,27 @@ class Perceptual:
     size: int | None = None
 
 
-def feature_extractor(options: Perceptual) -> Callable[[Tensor], list[Tensor]]:
-    """The trained feature network: magnitudes in [0, 1], ``(n 1 y x)``, to a list of activations.
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A frozen feature network as a function that follows its input from device to device.
 
-    It follows its input from device to device. Raises `InputError` where its weights are not to be had.
+    Called with magnitudes in [0, 1], real ``(n 1 y x)``, it gives a list of activations.
     """
-    network: nn.Module
+
+    network: MrFeatures | Vgg
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        self.network.to(x.device)
+        return self.network.features(x) if isinstance(self.network, MrFeatures) else self.network.activations(x)
+
+
+def feature_extractor(options: Perceptual) -> Extractor:
+    """The trained feature network; raises `InputError` where its weights are not to be had."""
     if options.features == "mr":
-        mr = load_mr_features(Path(options.weights) if options.weights is not None else None)
-        network, extract = mr, mr.features
-    else:
-        if options.features not in SOURCES:
-            raise InputError(f"unknown features {options.features!r}", fix=f"choose from mr, {', '.join(SOURCES)}")
-        vgg = load_vgg(options.features, options.taps, options.size, options.weights)
-        network, extract = vgg, vgg.__call__
-
-    def run(x: Tensor) -> list[Tensor]:
-        network.to(x.device)
-        found: list[Tensor] = extract(x)
-        return found
-
-    return run
+        return Extractor(load_mr_features(Path(options.weights) if options.weights is not None else None))
+    if options.features not in SOURCES:
+        raise InputError(f"unknown features {options.features!r}", fix=f"choose from mr, {', '.join(SOURCES)}")
+    return Extractor(load_vgg(options.features, options.taps, options.size, options.weights))
 
 
 def perceptual_term(name: str, weight: float, options: Perceptual, relative: bool = True) -> LossTerm:
@@ -239,6 +243,8 @@ def perceptual(step: Step, extract: Callable[[Tensor], list[Tensor]], relative: 
         wanted = extract(target)
     distances = []
     for a, b in zip(extract(image), wanted, strict=True):
-        error = (a - b).square().mean()
-        distances.append(error / b.square().mean().clamp(min=1e-12) if relative else error)
+        error = (a - b).square().mean((1, 2, 3))
+        # A slice without features, a black one, has no relative distance: its own counts as it is.
+        energy = b.square().mean((1, 2, 3))
+        distances.append((error / torch.where(energy > 0, energy, 1) if relative else error).mean())
     return torch.stack(distances).mean()

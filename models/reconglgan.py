@@ -39,9 +39,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kspace.errors import InputError
 from kspace.operators import Sense
-from models.adversarial import Kind, adversarial, critic, r1
+from models.adversarial import Kind, adversarial, critic, critic_terms
+from models.extra import Extra, extra_terms
 from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, Step, terms
 from models.layers import (
     Consistency,
@@ -50,8 +50,9 @@ from models.layers import (
     UNet,
     activations,
     from_channels,
-    he_initialise,
     magnitude,
+    maybe_spectral,
+    refuse_other_size,
     slice_scale,
     starting_image,
     to_channels,
@@ -165,12 +166,9 @@ class ContextCritic(Discriminator):
     def __init__(self, options: CriticOptions) -> None:
         super().__init__()
         self.fraction = options.roi_fraction
-        self.whole = _branch(options.width, options.depth)
-        self.local = _branch(options.width, options.depth) if options.context else None
-        self.join = nn.Linear(128 if options.context else 64, 1)
-        he_initialise(self)
-        for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear) and options.spectral]:
-            nn.utils.parametrizations.spectral_norm(module)
+        self.whole = _branch(options)
+        self.local = _branch(options) if options.context else None
+        self.join = maybe_spectral(nn.Linear(128 if options.context else 64, 1), options.spectral)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
         x = magnitude(image)
@@ -183,13 +181,15 @@ class ContextCritic(Discriminator):
         return [*found, self.join(torch.cat(ends, 1))]
 
 
-def _branch(width: int, depth: int) -> nn.ModuleList:
-    widths = [1, *(width * min(2**level, 8) for level in range(depth))]
+def _branch(options: CriticOptions) -> nn.ModuleList:
+    widths = [1, *(options.width * min(2**level, 8) for level in range(options.depth))]
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
+        conv = maybe_spectral(nn.Conv2d(a, b, 4, 2, 1), options.spectral)
         # One more row and column, so that a single pixel is enough.
-        layers.append(nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)))
-    layers.append(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * widths[-1], 64), nn.LeakyReLU(0.2)))
+        layers.append(nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), conv, nn.LeakyReLU(0.2)))
+    dense = maybe_spectral(nn.Linear(16 * widths[-1], 64), options.spectral)
+    layers.append(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), dense, nn.LeakyReLU(0.2)))
     return nn.ModuleList(layers)
 
 
@@ -201,11 +201,12 @@ def _required(roi: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class RawLosses:
-    """Weights of the terms; 0 switches one off. `kind` is the adversarial loss, `r1` the weight of its penalty."""
+    """Weights of the terms; 0 switches one off. `kind` is the adversarial loss, the penalties weigh against the critic's."""
 
     image: float = 1.0
     perceptual: float = 0.0
     adversarial: float = 0.01
+    gradient_penalty: float = 0.0
     r1: float = 0.0
     kind: Kind = "non_saturating"
 
@@ -215,23 +216,22 @@ def raw(
     discriminator: CriticOptions = CriticOptions(),
     losses: RawLosses = RawLosses(),
     perceptual: Perceptual = Perceptual(),
+    extra: Extra = Extra(),
     g_optimiser: Optimiser = Optimiser(),
     d_optimiser: Optimiser = Optimiser(LearningRate(1e-4), betas=(0.5, 0.999)),
     schedule: Schedule = Schedule(),
 ) -> Gan:
     """Recon-GLGAN on complex multi-coil data."""
-    plays = 1.0 if losses.adversarial else 0.0
+    plays = 0.5 if losses.adversarial or extra.feature_matching else 0.0
     g_terms = terms(
         LossTerm("image", losses.image, relative),
         perceptual_term("perceptual", losses.perceptual, perceptual),
         LossTerm("adversarial", losses.adversarial, partial(adversarial, kind=losses.kind)),
     )
-    d_terms = terms(
-        LossTerm("critic", 0.5 * plays, partial(critic, kind=losses.kind)),
-        LossTerm("r1", plays * losses.r1, r1),
-    )
+    d_terms = critic_terms(plays, losses.kind, losses.gradient_penalty, losses.r1)
     find = partial(highest_energy, fraction=discriminator.roi_fraction)
-    return Gan(generator, (ContextCritic(discriminator),), g_terms, d_terms, g_optimiser, d_optimiser, schedule, find)
+    networks = (ContextCritic(discriminator),)
+    return Gan(generator, networks, g_terms + extra_terms(extra), d_terms, g_optimiser, d_optimiser, schedule, find)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -258,7 +258,8 @@ class PublishedGenerator(Generator):
 
     def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         """``start`` (zero-filled) and ``image``: real, and may be slightly negative, as the last layer is linear."""
-        start = _square(op.adjoint(y))
+        refuse_other_size(op.maps, SIZE, "Recon-GLGAN")
+        start = op.adjoint(y)
         x, skips = magnitude(start), []
         for level, encode in enumerate(self.encode):
             x = encode(F.max_pool2d(x, 2) if level else x)
@@ -275,13 +276,6 @@ def _double(a: int, b: int) -> nn.Sequential:
     for n in (a, b):
         layers += [nn.Conv2d(n, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
     return nn.Sequential(*layers)
-
-
-def _square(image: Tensor) -> Tensor:
-    if image.shape[-2:] != (SIZE, SIZE):
-        size = f"{image.shape[-2]}x{image.shape[-1]}"
-        raise InputError(f"Recon-GLGAN as published takes {SIZE}x{SIZE} images, got {size}", fix="use its raw preset")
-    return image
 
 
 class PublishedBranch(nn.Module):
@@ -312,7 +306,7 @@ class PublishedCritic(Discriminator):
         self.join = nn.Linear(128 if context else 64, 1)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
-        x = magnitude(_square(image))
+        x = magnitude(image)
         found: list[Tensor] = self.whole(x)
         ends = [found[-1]]
         if self.local is not None:

@@ -17,7 +17,7 @@ critic                 11,002,433 parameters, 8x8 map of scores                 
 adversarial            WGAN, clipped at 0.01                                       WGAN-GP, 0.01
 image terms            L1 after (5) and before (500) data consistency              error over that of the start, every stage
 k-space term           0.25 * L1 of the samples, unnormalised F                    loop over the measurement, relative L1, 0.1
-others                 total variation 1e-4, L1 of kernels 1e-5                    `cyclic_image`, `total_variation`: off
+others                 total variation 1e-4, L1 of kernels 1e-5                    `cyclic_image`, `extra`: off
 optimiser              Adam 1e-4, 0.5, eps 1e-3, 5 pieces                          Adam 1e-3, cosine
 =====================  ==========================================================  =============================================
 
@@ -47,9 +47,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kspace.errors import InputError
 from kspace.operators import Sense, data_consistency
-from models.adversarial import Kind, adversarial, critic, gradient_penalty, r1
+from models.adversarial import Kind, adversarial, critic, critic_terms
+from models.extra import Extra, extra_terms
 from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, terms
 from models.layers import (
     Consistency,
@@ -64,6 +64,7 @@ from models.layers import (
     he_initialise,
     normalisation,
     pad_to_multiple,
+    refuse_other_size,
     slice_scale,
     starting_image,
     to_channels,
@@ -71,9 +72,10 @@ from models.layers import (
     zero_last,
 )
 from models.losses import (
+    critic_kernels,
     cyclic_image,
     cyclic_measurement,
-    kernel_l1,
+    generator_kernels,
     kspace_masked,
     l1,
     orthonormal_weight,
@@ -84,9 +86,6 @@ from models.perceptual import Perceptual, perceptual_term
 
 SIZE = 256
 NormLayer = Callable[[int], nn.Module]
-
-# ---------------------------------------------------------------------------------------------------------------------------
-# Blocks
 
 
 class Residual(nn.Module):
@@ -227,7 +226,6 @@ class RawLosses:
     image: float = 1.0
     cyclic_measurement: float = 0.1
     cyclic_image: float = 0.0
-    total_variation: float = 0.0
     perceptual: float = 0.0
     adversarial: float = 0.01
     gradient_penalty: float = 10.0
@@ -240,6 +238,7 @@ def raw(
     discriminator: PatchCriticOptions = PatchCriticOptions(),
     losses: RawLosses = RawLosses(),
     perceptual: Perceptual = Perceptual(),
+    extra: Extra = Extra(),
     g_optimiser: Optimiser = Optimiser(),
     d_optimiser: Optimiser = Optimiser(LearningRate(1e-4), betas=(0.5, 0.9)),
     schedule: Schedule = Schedule(),
@@ -247,22 +246,17 @@ def raw(
     """RefineGAN on complex multi-coil data."""
     assert isinstance(generator, RawGenerator)
     after = tuple(f"after_{k}" for k in range(len(generator.networks)))
-    plays = 1.0 if losses.adversarial else 0.0
+    plays = 1.0 if losses.adversarial or extra.feature_matching else 0.0
     g_terms = terms(
         LossTerm("image", losses.image / len(after), partial(relative, stages=after)),
         LossTerm("cyclic_measurement", losses.cyclic_measurement, cyclic_measurement),
         LossTerm("cyclic_image", losses.cyclic_image, cyclic_image),
-        LossTerm("total_variation", losses.total_variation, total_variation),
         perceptual_term("perceptual", losses.perceptual, perceptual),
         LossTerm("adversarial", losses.adversarial / len(after), partial(adversarial, kind=losses.kind, stages=after)),
     )
-    d_terms = terms(
-        LossTerm("critic", plays / len(after), partial(critic, kind=losses.kind, stages=after)),
-        LossTerm("gradient_penalty", plays * losses.gradient_penalty, gradient_penalty),
-        LossTerm("r1", plays * losses.r1, r1),
-    )
+    d_terms = critic_terms(plays, losses.kind, losses.gradient_penalty, losses.r1, after)
     networks = (PatchCritic(to_channels, 2, discriminator),)
-    return Gan(generator, networks, g_terms, d_terms, g_optimiser, d_optimiser, schedule)
+    return Gan(generator, networks, g_terms + extra_terms(extra), d_terms, g_optimiser, d_optimiser, schedule)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -272,15 +266,8 @@ def raw(
 class PublishedGenerator(Generator):
     """S = DC(G1(M) + M), T = DC(G2(S) + S) on 256x256 images in the published representation.
 
-    Parameters
-    ----------
-    consistency
-        DC: exact replacement of the samples, as in the code; False: as in the paper's figure.
-    batch_norm
-        Normalise over the batch. Published is a batch of one, that is, statistics of the image itself in training and running
-        averages at test time; that is the default, whatever the batch size.
-    width
-        Channels of the first level; 64 as published.
+    `consistency` False drops DC, as in the paper's figure. Published is a batch of one, that is, normalisation with the image's
+    own statistics in training and running averages at test time: so it is here for any batch size, unless `batch_norm`.
     """
 
     def __init__(self, consistency: bool = True, batch_norm: bool = False, width: int = 64) -> None:
@@ -292,9 +279,7 @@ class PublishedGenerator(Generator):
 
     def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         """``start`` (M), ``before_0``, ``after_0`` (Sp, S), ``before_1``, ``image`` (Tp, T), in the units of `y`."""
-        if op.maps.shape[-2:] != (SIZE, SIZE):
-            size = f"{op.maps.shape[-2]}x{op.maps.shape[-1]}"
-            raise InputError(f"RefineGAN as published takes {SIZE}x{SIZE} images, got {size}", fix="use its raw preset")
+        refuse_other_size(op.maps, SIZE, "RefineGAN")
         ones = torch.ones((*y.shape[:-3], *y.shape[-2:]), dtype=y.dtype, device=y.device)
         y = 2 * y - op.forward((1 + 1j) * ones)
         image = op.adjoint(y)
@@ -375,11 +360,8 @@ class PublishedLosses:
 CODE = {"image": 5.0, "image_before": 500.0, "kspace": 0.25, "total_variation": 1e-4, "kernels": 1e-5, "adversarial": 1.0}
 VARIANTS = {"code": CODE, "paper": {"image": 10.0, "kspace": 1.0, "adversarial": 1.0}}
 STAGES, BEFORE = ("after_0", "image"), ("before_0", "before_1")
-ADAM = Optimiser(
-    LearningRate(1e-4, "piecewise", points=((0, 1.0), (100, 0.3), (200, 0.2), (300, 0.1), (400, 0.02), (500, 0.01))),
-    betas=(0.5, 0.999),
-    eps=1e-3,
-)
+PIECES = ((0, 1.0), (100, 0.3), (200, 0.2), (300, 0.1), (400, 0.02), (500, 0.01))
+ADAM = Optimiser(LearningRate(1e-4, "piecewise", points=PIECES), betas=(0.5, 0.999), eps=1e-3)
 
 
 def published(
@@ -401,13 +383,13 @@ def published(
         LossTerm("image_before", 2 * losses.weight("image_before"), partial(l1, view=display, stages=BEFORE)),
         LossTerm("kspace", 2 * kspace, partial(kspace_masked, view=_twice, stages=BEFORE, over_all=True)),
         LossTerm("total_variation", 2 * losses.weight("total_variation"), variation),
-        LossTerm("kernels", losses.weight("kernels"), lambda step: kernel_l1(step.generator)),
+        LossTerm("kernels", losses.weight("kernels"), generator_kernels),
         LossTerm("adversarial", 4 * losses.weight("adversarial"), partial(adversarial, kind=kind, stages=STAGES)),
     )
     plays = 1.0 if losses.weight("adversarial") else 0.0
     d_terms = terms(
         LossTerm("critic", 4 * plays, partial(critic, kind=kind, stages=STAGES)),
-        LossTerm("kernels", plays * losses.weight("kernels"), lambda step: kernel_l1(step.discriminator)),
+        LossTerm("kernels", plays * losses.weight("kernels"), critic_kernels),
     )
     networks = (PublishedCritic(discriminator.batch_norm, discriminator.width),)
     return Gan(generator, networks, g_terms, d_terms, g_optimiser, d_optimiser, schedule)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,10 @@ def test_hints_of_the_published_configurations_build(system: str) -> None:
     for section in sections:
         preset = "published" if any("variant" in v for v in section.values()) else "raw"
         resolve({"system": system, "preset": preset, **section})
+
+
+@pytest.mark.parametrize(("system", "preset"), cases())
+def test_spawned_training_processes_can_be_handed_the_system(system: str, preset: str) -> None:
+    gan = build(small(system, preset))
+    again = pickle.loads(pickle.dumps(gan))  # noqa: S301 - our own bytes, as torch.multiprocessing sends them
+    assert [t.name for t in again.g_terms] == [t.name for t in gan.g_terms]

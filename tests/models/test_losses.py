@@ -15,7 +15,7 @@ from kspace.operators import Sense
 from models import losses
 from models.adversarial import adversarial, critic, feature_matching, gradient_penalty, r1
 from models.interface import Discriminator, Generator, LossTerm, Step, frozen, terms, total
-from models.layers import PatchCritic, PatchCriticOptions, magnitude, to_channels
+from models.layers import PatchCritic, PatchCriticOptions, Spectral, magnitude, to_channels
 from tests.models.scans import scan
 
 
@@ -293,9 +293,18 @@ def test_spectral_normalisation_bounds_each_layer() -> None:
     spectral = PatchCritic(magnitude, 1, PatchCriticOptions(width=4, depth=2, spectral=True))
     for _ in range(60):
         spectral(torch.randn(1, 16, 16, dtype=torch.complex64))
-    for module in spectral.modules():
-        if isinstance(module, nn.Conv2d):
-            assert torch.linalg.matrix_norm(module.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
+    layers = [m for m in spectral.modules() if isinstance(m, Spectral)]
+    assert len(layers) == 3
+    for layer in layers:
+        assert torch.linalg.matrix_norm(layer.weight().flatten(1), 2).item() == pytest.approx(1, abs=0.02)
+        conv = layer.layer
+        assert isinstance(conv, nn.Conv2d)
+        x = torch.randn(2, conv.in_channels, 8, 8)
+        plain = torch.nn.functional.conv2d(x, layer.weight(), conv.bias, conv.stride, conv.padding)  # type: ignore[arg-type]
+        torch.testing.assert_close(layer(x), plain, rtol=1e-3, atol=1e-3)
+    before = [layer.u.clone() for layer in layers]
+    spectral.eval()(torch.randn(1, 16, 16, dtype=torch.complex64))
+    assert all(torch.equal(layer.u, u) for layer, u in zip(layers, before, strict=True)), "scoring changes nothing"
 
 
 # ------------------------------------------------------------------------------------------------------------ terms and sums

@@ -182,7 +182,7 @@ def test_distance_by_hand() -> None:
     torch.testing.assert_close(perceptual.perceptual(step, extract, relative=False), (plain[0] + plain[1]) / 2)
     peak = b.amax((1, 2, 3), keepdim=True)
     pairs = list(zip(extract(a / peak), extract(b / peak), strict=True))
-    relative = [(p - q).square().mean() / q.square().mean() for p, q in pairs]
+    relative = [((p - q).square().mean((1, 2, 3)) / q.square().mean((1, 2, 3))).mean() for p, q in pairs]
     value = perceptual.perceptual(step, extract)
     torch.testing.assert_close(value, (relative[0] + relative[1]) / 2)
     scaled = Step({"image": 1e5 * image}, 1e5 * target, y, op, Plain())

@@ -9,7 +9,9 @@ import torch
 
 from kspace.errors import InputError
 from models import dagan
+from models.interface import total
 from models.systems import build, build_generator, find_systems, resolve
+from tests.models.scans import scan
 
 
 def test_the_four_are_found() -> None:
@@ -77,3 +79,16 @@ def test_every_option_is_plain_data_in_the_config_of_the_gan() -> None:
     torch.manual_seed(3)
     b = build_generator({"system": "refinegan", "generator": {"width": 4}})
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("system", ["dagan", "refinegan", "gancs", "reconglgan"])
+def test_every_loss_is_a_key_of_a_configuration(system: str) -> None:
+    extra = dict.fromkeys(resolve({"system": system})["extra"], 0.1)
+    off = {"adversarial": 0.0, "gradient_penalty": 1.0, "r1": 1.0}
+    gan = build({"system": system, "generator": {"width": 4}, "extra": extra, "losses": off})
+    y, op, target = scan()
+    step = gan.step(y, op, target, number=10_000)
+    _, values = total(gan.g_terms, step)
+    assert {f"extra_{name}" for name in extra} <= set(values)
+    assert all(value.isfinite() for value in values.values())
+    assert [t.name for t in gan.d_terms] == ["critic", "gradient_penalty", "r1"], "feature matching needs a critic that learns"
