@@ -170,6 +170,7 @@ def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
         stems = {e: source.stem + (f"_enc{e}" if len(source.encodings) > 1 else "") for e in encodings}
         for stem in stems.values():
             check_outputs(output, stem, options.formats, options.force)
+            source.check_extra(output, stem, options.force)
         written: list[Path] = []
         for e in encodings:
             journal = Journal()
@@ -177,7 +178,7 @@ def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
             record = _record(source, options, reconstructor, journal)
             with journal.step("export"):
                 written += export(images, record, output, stems[e], options.formats, options.complex, options.force, source.xml)
-            written += source.export_extra(images, output, stems[e], options.force)
+            written += source.export_extra(images, output, stems[e], options.method, options.force)
     return written
 
 

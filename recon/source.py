@@ -55,7 +55,10 @@ class Source(Protocol):
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
         """The average over the repetitions of this image's slice; None where there is but one."""
 
-    def export_extra(self, images: Sequence[Image], output: Path, stem: str, force: bool) -> list[Path]:
+    def check_extra(self, output: Path, stem: str, force: bool) -> None:
+        """Refuse early what `export_extra` would refuse late."""
+
+    def export_extra(self, images: Sequence[Image], output: Path, stem: str, method: str, force: bool) -> list[Path]:
         """Write what belongs to this kind of file alone, and return the paths."""
 
 
@@ -133,7 +136,10 @@ class MrdSource:
             return None
         return self.scan.load_average(encoding, index)
 
-    def export_extra(self, images: Sequence[Image], output: Path, stem: str, force: bool) -> list[Path]:
+    def check_extra(self, output: Path, stem: str, force: bool) -> None:
+        pass
+
+    def export_extra(self, images: Sequence[Image], output: Path, stem: str, method: str, force: bool) -> list[Path]:
         return []
 
 
@@ -152,7 +158,8 @@ class FastmriSource:
 
     @property
     def noise(self) -> Noise | None:
-        return self.volume.noise
+        # Whitening changes the units: a volume with a target is reconstructed in those that the target has.
+        return self.volume.noise if self.volume.target_name is None else None
 
     @property
     def stem(self) -> str:
@@ -173,12 +180,16 @@ class FastmriSource:
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
         return None
 
-    def export_extra(self, images: Sequence[Image], output: Path, stem: str, force: bool) -> list[Path]:
+    def check_extra(self, output: Path, stem: str, force: bool) -> None:
         target = output / f"{stem}.h5"
         if target.exists() and target.samefile(self.path):
             raise InputError("the reconstruction would overwrite its own input", target, "choose another folder with -o")
-        fastmri_h5.write_reconstruction(target, [image.data for image in images])
-        return [target]
+        if target.exists() and not force:
+            raise InputError(f"{target.name} exists already", output, "give --force to replace it, or another -o")
+
+    def export_extra(self, images: Sequence[Image], output: Path, stem: str, method: str, force: bool) -> list[Path]:
+        data = [image.data for image in images]
+        return [fastmri_h5.write_reconstruction(output / f"{stem}.h5", data, attributes={"method": method}, force=force)]
 
 
 def _sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -232,3 +233,24 @@ def test_outputs_are_not_overwritten_and_inputs_not_touched(tmp_path: Path) -> N
         run([case.path], tmp_path, options)
     assert run([case.path], tmp_path, replace(options, force=True)) == 0
     assert (case.path.read_bytes(), case.path.stat().st_mtime_ns) == (content, time)
+
+
+def test_a_fastmri_volume_gives_a_submission_in_the_units_of_its_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from recon.convert import convert
+    from recon.evaluate import evaluate
+
+    case = rawfiles.noisy(tmp_path / "scan.h5", noise=0.01)
+    convert(case.path, tmp_path / "volume.h5")
+    for method in ("rss", "sense"):
+        assert run([tmp_path / "volume.h5"], tmp_path / method, Options(method=method, format="mrd")) == 0
+    with h5py.File(tmp_path / "volume.h5", "r") as volume, h5py.File(tmp_path / "rss" / "volume.h5", "r") as submission:
+        target, reconstruction = volume["reconstruction_rss"][()], submission["reconstruction"][()]
+    assert nrmse(reconstruction, target) < 1e-5
+    evaluate(tmp_path / "volume.h5", tmp_path / "sense" / "volume.h5")
+    assert "PSNR" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"volume.h5 exists already .* --force"):
+        run([tmp_path / "volume.h5"], tmp_path / "rss", Options(method="rss", format="png"))
+    with pytest.raises(InputError, match="would overwrite its own input"):
+        run([tmp_path / "volume.h5"], tmp_path, Options(method="rss", format="png", force=True))
