@@ -5,13 +5,14 @@ Slices of one patient resemble each other, so a split by slice would let a netwo
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kspace.errors import InputError
-from kspace.images import DICOM, STACKS, natural_key, stem, suffix
+from kspace.images import DICOM, STACKS, dicom_identity, natural_key, stem, suffix
 
 MAX_SLICES_OF_FOLDER = 512
 
@@ -166,17 +167,8 @@ def _natural_group(path: Path, root: Path) -> tuple[str, str | None]:
 
 
 def _dicom_group(path: Path, folder: str) -> tuple[str, str | None]:
-    import hashlib
-
-    import pydicom
-
-    try:
-        tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID", "SeriesInstanceUID"])
-        series, patient = str(tags.get("SeriesInstanceUID", "")), str(tags.get("PatientID", ""))
-    except Exception:  # a damaged file is reported, by name, when its pixels are read
-        return folder, None
-    digest = hashlib.sha256(patient.encode()).hexdigest()[:12] if patient else None
-    return (f"{folder}_{hashlib.sha256(series.encode()).hexdigest()[:8]}" if series else folder), digest
+    patient, series = (hashlib.sha256(text.encode()).hexdigest() if text else None for text in dicom_identity(path))
+    return (f"{folder}_{series[:8]}" if series else folder), patient[:12] if patient else None
 
 
 def _folder(path: Path, root: Path) -> str:

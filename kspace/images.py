@@ -236,6 +236,17 @@ def _read_numpy(path: Path) -> NDArray[Any]:
     return np.array(values if values.ndim == 3 else values[None])
 
 
+def dicom_identity(path: Path) -> tuple[str, str]:
+    """Patient ID and series UID of a DICOM file; empty where it does not say, or cannot be read (`read_image` says why)."""
+    import pydicom
+
+    try:
+        tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID", "SeriesInstanceUID"])
+        return str(tags.get("PatientID", "")), str(tags.get("SeriesInstanceUID", ""))
+    except Exception:  # decoders fail in many ways on damaged files; grouping needs none of them told apart
+        return "", ""
+
+
 def suffix(path: Path) -> str | None:
     """Which of `SUFFIXES` a file is to be read as, from its name or, for DICOM, its content; None for others."""
     name = path.name.lower()
