@@ -127,7 +127,7 @@ def _norm(gradient: Tensor) -> Tensor:
 def feature_matching(step: Step) -> Tensor:
     """Mean over the critic's layers, scores included, of ``mean |f(x) - f(target)|`` (Salimans 2016, arXiv 1606.03498).
 
-    Seitzer 2018 (doi:10.1007/978-3-030-00928-1_27) uses it this way. Features of the target are constants.
+    Seitzer 2018 (arXiv 1806.11216) uses it this way. Features of the target are constants.
     """
     with frozen(step.discriminator):
         fake = step.discriminator.features(step.image, step.roi)

@@ -1,4 +1,4 @@
-"""Recon-GLGAN: Murugesan et al., MLMIR 2019, doi:10.1007/978-3-030-33843-5_1; arXiv 1908.09262.
+"""Recon-GLGAN: Murugesan et al., MLMIR 2019, arXiv 1908.09262.
 
 A plain U-Net, and a critic with two branches: one looks at the whole image, one at a region of interest (in the paper, the
 heart).
