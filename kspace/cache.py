@@ -8,36 +8,40 @@ folder, and each carries a checksum, so that a damaged one is made again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import secrets
 import time
 import warnings
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kspace import coils
 from kspace.container import KSpace
 from kspace.errors import InputError
+from kspace.example import empty
 from kspace.fourier import resize
 
-MAGIC = b"recon coil maps 1\n"
+MAGIC = b"recon coil maps 2\n"
 _HEAD_BYTES = 128
 _LEFT_OVER_S = 86400
+
+Layout = Sequence[tuple[tuple[int, ...], torch.dtype]]
 
 
 def cached_maps(
     k: KSpace,
     folder: Path | None,
-    method: coils.Method = "espirit",
+    method: str = "espirit",
     calibration_width: int = 24,
 ) -> Tensor:
     """Coil maps of one plane from its acquired centre, read from `folder` where they were made before.
@@ -67,12 +71,47 @@ def cached_maps(
     if folder is None or k.n_coils == 1:  # the map of one coil is 1
         return _estimate(k, block, method, calibration_width)
     key = _key(k, block, method, calibration_width)
-    path = folder / key[:2] / f"{key}.maps"
-    maps = _read(path, key, tuple(k.data.shape))
-    if maps is None:
+    layout = [(tuple(k.data.shape), torch.complex64)]
+    return _get(folder, key, layout, lambda: (_estimate(k, block, method, calibration_width),))[0]
+
+
+def cached_references(
+    k: KSpace,
+    combine: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    folder: Path,
+    method: str = "espirit",
+    calibration_width: int = 24,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Coil maps as `cached_maps` makes them, and what follows from them and the fully sampled data, kept together.
+
+    Parameters
+    ----------
+    k
+        ``(coil ky kx)``: ``mask`` says what a scan acquired and the maps are made of, ``data`` are fully sampled.
+    combine
+        ``(data, maps) -> (target, truth)``, complex64 and float32 ``(y x)``: a function of these arguments alone.
+    folder, method, calibration_width
+        As for `cached_maps`.
+
+    Returns
+    -------
+    tuple
+        Maps, target and truth.
+    """
+    block = _central_block(k, method, calibration_width)
+    # The centre is in the key by its hash. What remains needs a checksum only: two states of one file must be told apart.
+    checksum = zlib.crc32(k.data.contiguous().view(torch.uint8).numpy().data)
+    text = f"{_key(k, block, method, calibration_width)} {checksum:08x} {combine.__module__}.{combine.__qualname__}"
+    key = hashlib.sha256(text.encode()).hexdigest()
+    plane = tuple(k.data.shape[-2:])
+    layout = [(tuple(k.data.shape), torch.complex64), (plane, torch.complex64), (plane, torch.float32)]
+
+    def make() -> tuple[Tensor, ...]:
         maps = _estimate(k, block, method, calibration_width)
-        _keep(path, key, maps)
-    return maps
+        return maps, *combine(k.data, maps)
+
+    maps, target, truth = _get(folder, key, layout, make)
+    return maps, target, truth
 
 
 def prepare_folder(folder: Path) -> None:
@@ -88,14 +127,15 @@ def prepare_folder(folder: Path) -> None:
         probe = folder / f".{secrets.token_hex(8)}.part"
         probe.touch()
         probe.unlink()
-        for left in folder.rglob(".*.part"):
-            if time.time() - left.stat().st_mtime > _LEFT_OVER_S:
-                left.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"the cache of coil maps cannot be written ({error.strerror or error})", folder) from error
+    for left in folder.rglob(".*.part"):
+        with contextlib.suppress(OSError):  # another process may have finished it, or removed it first
+            if time.time() - left.stat().st_mtime > _LEFT_OVER_S:
+                left.unlink()
 
 
-def _central_block(k: KSpace, method: coils.Method, width: int) -> tuple[Tensor, Tensor]:
+def _central_block(k: KSpace, method: str, width: int) -> tuple[Tensor, Tensor]:
     """What the maps are made of: the central samples ``(coil m n)``, zero where not acquired, and which were, ``(1 m n)``."""
     size = min(width, k.data.shape[-2]), min(width, k.data.shape[-1])
     if k.calibration is not None:
@@ -108,7 +148,7 @@ def _central_block(k: KSpace, method: coils.Method, width: int) -> tuple[Tensor,
     return torch.where(acquired, resize(k.data, size), 0), acquired
 
 
-def _estimate(k: KSpace, block: tuple[Tensor, Tensor], method: coils.Method, width: int) -> Tensor:
+def _estimate(k: KSpace, block: tuple[Tensor, Tensor], method: str, width: int) -> Tensor:
     """Maps from the central block alone, so that they depend on nothing that the key does not know."""
     matrix = k.data.shape[-2:]
     samples, acquired = (resize(x, matrix) for x in block)
@@ -133,37 +173,51 @@ def _program() -> str:
     return hashlib.sha256(inspect.getsource(coils).encode()).hexdigest()[:16]
 
 
-def _read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
-    """The maps of an entry; None where there is none, or where it is not what its name says."""
-    size = int(np.prod(shape)) * np.dtype(np.complex64).itemsize
+def _get(folder: Path, key: str, layout: Layout, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The arrays of an entry, read or made and kept."""
+    path = folder / key[:2] / f"{key}.maps"
+    arrays = _read(path, key, layout)
+    if arrays is None:
+        arrays = make()
+        _keep(path, key, arrays)
+    return arrays
+
+
+def _read(path: Path, key: str, layout: Layout) -> tuple[Tensor, ...] | None:
+    """The arrays of an entry; None where there is none, or where it is not what its name says."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in layout]
     try:
-        if path.stat().st_size != _HEAD_BYTES + size:
-            return None
-        content = np.fromfile(path, dtype=np.uint8)
+        with path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != _HEAD_BYTES + sum(sizes):
+                return None
+            head, content = file.read(_HEAD_BYTES), empty(sum(sizes))
+            n_read = file.readinto(content.numpy().data)
     except OSError:
         return None
-    samples = content[_HEAD_BYTES:]
-    if content[:_HEAD_BYTES].tobytes() != _head(key, samples):
+    if n_read != sum(sizes) or head != _head(key, zlib.crc32(content.numpy().data)):
         return None
-    return torch.from_numpy(samples.view(np.complex64).reshape(shape))
+    parts = content.split(sizes)
+    return tuple(part.view(dtype).reshape(shape) for part, (shape, dtype) in zip(parts, layout, strict=True))
 
 
-def _keep(path: Path, key: str, maps: Tensor) -> None:
-    samples = maps.cpu().contiguous().numpy().reshape(-1).view(np.uint8)
+def _keep(path: Path, key: str, arrays: tuple[Tensor, ...]) -> None:
+    parts = [array.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for array in arrays]
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
-            file.write(_head(key, samples))
-            file.write(samples.data)
+            file.write(_head(key, functools.reduce(lambda crc, part: zlib.crc32(part, crc), parts, 0)))
+            for part in parts:
+                file.write(part)
         os.replace(beside, path)
     except OSError as error:
         reason = f"coil maps cannot be kept in {path.parent.parent} ({error.strerror or error}): they are made again each time"
-        warnings.warn(reason, RuntimeWarning, stacklevel=3)
+        warnings.warn(reason, RuntimeWarning, stacklevel=4)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
-def _head(key: str, samples: NDArray[np.uint8]) -> bytes:
+def _head(key: str, checksum: int) -> bytes:
     # Padded, so that the samples behind it lie at an address that complex numbers may have.
-    return (MAGIC + key.encode() + b"%08x\n" % zlib.crc32(samples.data)).ljust(_HEAD_BYTES, b"\0")
+    return (MAGIC + key.encode() + b"%08x\n" % checksum).ljust(_HEAD_BYTES, b"\0")

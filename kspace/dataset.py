@@ -6,7 +6,6 @@ made from those samples, and the truth. What a scan would not have acquired reac
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,17 +14,18 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from kspace import coils, preprocess
-from kspace.cache import cached_maps, prepare_folder
+from kspace import preprocess
+from kspace.cache import cached_maps, cached_references, prepare_folder
 from kspace.container import KSpace
 from kspace.errors import InputError
-from kspace.example import Example, Key, Shape
-from kspace.fastmri_h5 import Volume, open_volume
+from kspace.example import Example, Key, Shape, collate, combine
+from kspace.fastmri_h5 import Volume
 from kspace.fourier import fft, ifft
 from kspace.masks import digest
 from kspace.operators import Sense
+from kspace.volumes import find_volumes, hashed, open_volumes, split_by_patient
 
-SUFFIXES = (".h5", ".hdf5")
+__all__ = ["Draw", "KSpaceDataset", "ShapeBatchSampler", "collate", "find_volumes", "open_volumes", "split_by_patient"]
 
 Augmentation = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """``(coil images (coil y x), boxes (n 5), seed) -> (coil images, boxes)``: a pure function of its arguments."""
@@ -86,7 +86,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
         *,
         resample: bool = False,
         cache: Path | None = None,
-        maps: coils.Method = "espirit",
+        maps: str = "espirit",
         calibration_width: int = 24,
         augment: Augmentation | None = None,
         seed: int = 0,
@@ -121,20 +121,17 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
         boxes = _on_grid(volume.boxes_of(slice_index), volume.recon_shape, k)
         name = f"{volume.path.name}/{slice_index}/{epoch}" if self.resample else volume.path.name
         if self.augment is not None:
-            images, boxes = self.augment(ifft(k.data), boxes, _hash(f"{self.seed}/{volume.path.name}/{slice_index}/{epoch}"))
+            images, boxes = self.augment(ifft(k.data), boxes, hashed(f"{self.seed}/{volume.path.name}/{slice_index}/{epoch}"))
             k = k.after("augment", data=fft(images))
-        images = ifft(k.data)
         mask = k.mask if not self.masks else k.mask & self._draw(name, k).to(torch.bool)
-        k.data.masked_fill_(~mask, 0)  # from here on nobody sees what was not acquired, but for the truth below
         k = k.after("undersample", mask=mask)
-        sensitivities = cached_maps(k, self.cache, self.maps, self.calibration_width)
-        # A file that was undersampled when it was made has no truth to offer.
-        complete = not volume.has_mask
+        maps, target, truth = self._references(k, has_truth=not volume.has_mask)
+        k.data.masked_fill_(~mask, 0)  # what was not acquired was needed for the truth alone
         return Example(
             y=k.data,
-            op=Sense(sensitivities, mask, noise_std=k.header.noise_std or 1.0, n_averages=_counted(k)),
-            target=(images * sensitivities.conj()).sum(0) if complete else None,
-            truth=torch.linalg.vector_norm(images, dim=0) if complete else None,
+            op=Sense(maps, mask, noise_std=k.header.noise_std or 1.0, n_averages=_counted(k)),
+            target=target,
+            truth=truth,
             keys=(Key(volume.path.name, slice_index, volume.patient, digest(mask, (k.data.shape[-2], k.data.shape[-1]))),),
             boxes=(boxes,),
             recon_shapes=(volume.recon_shape,),
@@ -148,8 +145,15 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
             k = preprocess.whiten(preprocess.drop_dead_coils(k, noise)[0], noise)
         return preprocess.remove_oversampling(k)
 
+    def _references(self, k: KSpace, has_truth: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Maps, target and truth of data that are still fully sampled, under the mask of `k`."""
+        if has_truth and self.cache is not None and k.n_coils > 1:
+            return cached_references(k, combine, self.cache, self.maps, self.calibration_width)
+        maps = cached_maps(k, self.cache, self.maps, self.calibration_width)
+        return (maps, *combine(k.data, maps)) if has_truth else (maps, None, None)
+
     def _draw(self, name: str, k: KSpace) -> Tensor:
-        chosen = self.masks[_hash(f"{self.seed}/{name}") % len(self.masks)]
+        chosen = self.masks[hashed(f"{self.seed}/{name}") % len(self.masks)]
         key = f"{self.seed}/{name}" if self.resample else name
         return chosen.draw((k.data.shape[-2], k.data.shape[-1]), key)
 
@@ -211,7 +215,7 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
         return n // self.n_replicas if self.drop_last else -(-n // self.n_replicas)
 
     def __iter__(self) -> Iterable[list[Draw]]:  # type: ignore[override]
-        generator = torch.Generator().manual_seed(_hash(f"{self.seed}/{self.epoch}"))
+        generator = torch.Generator().manual_seed(hashed(f"{self.seed}/{self.epoch}"))
         batches = []
         for group in self._groups:
             order = [group[i] for i in torch.randperm(len(group), generator=generator)] if self.shuffle else group
@@ -225,108 +229,6 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
     def _cut(self, order: list[int]) -> list[list[int]]:
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         return [batch for batch in batches if len(batch) == self.batch_size] if self.drop_last else batches
-
-
-def find_volumes(paths: Path | Sequence[Path]) -> list[Path]:
-    """The volumes among files and folders (not their subfolders), sorted.
-
-    Raises
-    ------
-    InputError
-        If there are none.
-    """
-    given = [paths] if isinstance(paths, Path) else list(paths)
-    found = []
-    for path in given:
-        if not path.exists():
-            raise InputError("no such file or folder", path)
-        inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise InputError("there are no .h5 files", path)
-        found += inside
-    return found
-
-
-def open_volumes(files: Sequence[Path]) -> list[Volume]:
-    """Open every file; those that cannot be used are named all at once.
-
-    Raises
-    ------
-    InputError
-        If some cannot be used, or there are none.
-    """
-    volumes, failures = [], []
-    for path in files:
-        try:
-            volumes.append(open_volume(path))
-        except InputError as error:
-            failures.append(f"{path} ({error.what})")
-    if failures:
-        raise InputError(f"{len(failures)} of {len(files)} files cannot be used: {', '.join(failures)}", fix="leave them out")
-    if not volumes:
-        raise InputError("there are no files to read")
-    return volumes
-
-
-def split_by_patient(files: Sequence[Path], fractions: Sequence[float], seed: int = 0) -> list[list[Path]]:
-    """Divide files so that no patient is in two parts: neighbouring slices, and scans of one head, resemble each other.
-
-    Patients are ordered by a hash of seed and pseudonym, so a patient stays in place when others are added, as far as the
-    fractions allow. A file without ``patient_id`` is a patient of its own.
-
-    Parameters
-    ----------
-    files
-        fastMRI-style volumes.
-    fractions
-        Share of the patients of each part, adding up to 1 at most; what is left over is in none. Every part with a share gets
-        at least one patient.
-    seed
-        Another seed, another division.
-
-    Returns
-    -------
-    list
-        The files of each part, in the order given.
-
-    Raises
-    ------
-    InputError
-        If there are fewer patients than parts.
-    ValueError
-        If the fractions are negative or add up to more than 1.
-    """
-    if any(f < 0 for f in fractions) or sum(fractions) > 1 + 1e-9:
-        raise ValueError(f"fractions {tuple(fractions)} must be positive and add up to 1 at most")
-    patient_of = {volume.path: volume.patient for volume in open_volumes(files)}
-    patients = sorted(set(patient_of.values()), key=lambda name: _hash(f"{seed}/{name}"))
-    wanted = [f > 0 for f in fractions]
-    if len(patients) < sum(wanted):
-        raise InputError(f"{len(patients)} patients in {len(files)} files cannot be divided into {sum(wanted)} parts")
-    sizes = _apportion(len(patients), fractions)
-    parts, start = [], 0
-    for size in sizes:
-        members = set(patients[start : start + size])
-        parts.append([path for path in map(Path, files) if patient_of[path] in members])
-        start += size
-    return parts
-
-
-def _apportion(n: int, fractions: Sequence[float]) -> list[int]:
-    """Whole numbers near ``n * fractions``, none of a positive fraction below 1, their sum that of the fractions rounded."""
-    total = max(round(n * sum(fractions)), sum(f > 0 for f in fractions))
-    sizes = [max(int(n * f), 1) if f > 0 else 0 for f in fractions]
-    while sum(sizes) != total:
-        step = 1 if sum(sizes) < total else -1
-        movable = [i for i, size in enumerate(sizes) if fractions[i] > 0 and size + step >= 1]
-        i = max(movable, key=lambda i: step * (n * fractions[i] - sizes[i]))
-        sizes[i] += step
-    return sizes
-
-
-def _hash(text: str) -> int:
-    """63 bits of a text, the same in every process (Python's own hash is not)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def _n_dead(volume: Volume) -> int:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.data
 from torch import Tensor
 
+from kspace.fourier import ifft_corner, to_centre
 from kspace.operators import Sense
 
 Shape = tuple[int, ...]
@@ -105,8 +107,8 @@ def collate(examples: Sequence[Example]) -> Example:
     if any(count is not None for count in counts):
         n_averages = _stack([m.to(torch.int32) if c is None else c for m, c in zip(masks, counts, strict=True)])
     return Example(
-        y=torch.stack([example.y for example in examples]),
-        op=Sense(torch.stack([e.op.maps for e in examples]), _stack(masks), levels.pop(), n_averages),
+        y=_join([example.y for example in examples]),
+        op=Sense(_join([example.op.maps for example in examples]), _stack(masks), levels.pop(), n_averages),
         target=_stack_optional([example.target for example in examples]),
         truth=_stack_optional([example.truth for example in examples]),
         keys=tuple(key for example in examples for key in example.keys),
@@ -114,6 +116,61 @@ def collate(examples: Sequence[Example]) -> Example:
         recon_shapes=tuple(shape for example in examples for shape in example.recon_shapes),
         attributes=tuple(entry for example in examples for entry in example.attributes),
     )
+
+
+def combine(y: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Target and truth of fully sampled data: the coil images combined with the maps, and their root sum of squares.
+
+    Moving coil arrays costs more than transforming them. So the origin of k-space stays where it is, which gives the images a
+    phase that is taken off the combined one, and that of the images comes out in the corner: they meet the maps by quadrants.
+
+    Parameters
+    ----------
+    y
+        Complex64 ``(coil ky kx)``.
+    maps
+        Complex64 ``(coil y x)``.
+
+    Returns
+    -------
+    tuple
+        Complex64 and float32 ``(y x)``.
+    """
+    coil_images = ifft_corner(y)
+    n_y, n_x = coil_images.shape[-2:]
+    power = torch.zeros(n_y, n_x)
+    for image in coil_images:
+        power += image.real.square() + image.imag.square()
+    target = coil_images.new_empty(n_y, n_x)
+    for centred_y, corner_y in _halves(n_y):
+        for centred_x, corner_x in _halves(n_x):
+            here, there = maps[:, centred_y, centred_x], coil_images[:, corner_y, corner_x]
+            target[centred_y, centred_x] = torch.linalg.vecdot(here, there, dim=0)
+    ramps = [torch.exp(-2j * torch.pi * (torch.arange(n).double() - n // 2) * (n // 2) / n) for n in (n_y, n_x)]
+    return target * (ramps[0][:, None] * ramps[1]).to(target.dtype), to_centre(power.sqrt_())
+
+
+def _halves(n: int) -> list[tuple[slice, slice]]:
+    """Where the two halves of a centred axis of n points lie when its origin is moved to the corner."""
+    middle = n // 2
+    return [(slice(0, middle), slice(n - middle, n)), (slice(middle, n), slice(0, n - middle))]
+
+
+def empty(n_bytes: int) -> Tensor:
+    """Uninitialised memory, uint8: in a worker of a data loader where the main process can read it without another copy."""
+    if torch.utils.data.get_worker_info() is None or n_bytes == 0:
+        return torch.empty(n_bytes, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(n_bytes, device="cpu")  # as torch's own default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """`torch.stack`, but a single tensor is not copied, and a worker writes where the main process will read."""
+    if len(tensors) == 1:
+        return tensors[0].unsqueeze(0)
+    first = tensors[0]
+    out = empty(len(tensors) * first.numel() * first.element_size()).view(first.dtype).reshape(len(tensors), *first.shape)
+    return torch.stack(list(tensors), out=out)
 
 
 def _stack(masks: Sequence[Tensor]) -> Tensor:
@@ -125,4 +182,4 @@ def _stack_optional(images: Sequence[Tensor | None]) -> Tensor | None:
     present = [image for image in images if image is not None]
     if present and len(present) != len(images):
         raise ValueError("a batch cannot mix examples with and without a target")
-    return torch.stack(present) if present else None
+    return _join(present) if present else None
