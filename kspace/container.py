@@ -195,9 +195,7 @@ class Image:
 
 
 def _check_broadcast(name: str, x: Tensor, data: Tensor) -> None:
-    try:
-        shape = torch.broadcast_shapes(x.shape, data.shape)
-    except RuntimeError:
-        shape = None
-    if shape != data.shape:
+    # Not torch.broadcast_shapes, whose first call imports SymPy: half a second of every command.
+    padded = (1,) * (data.ndim - x.ndim) + tuple(x.shape)
+    if x.ndim > data.ndim or any(m not in (1, n) for m, n in zip(padded, data.shape, strict=True)):
         raise ValueError(f"{name} of shape {tuple(x.shape)} does not broadcast to the data's {tuple(data.shape)}")

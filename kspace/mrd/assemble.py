@@ -73,29 +73,37 @@ def _place(group: h5py.Group, path: Path, heads: np.ndarray, plan: Plan, numbers
     The count is int32 ``(1, ky, kx)``, or ``(kz, 1, ky, kx)`` in 3-D, its last axis of length 1 where every line is whole.
     """
     nx, ny, nz = plan.encoding.encoded_matrix
-    first, stop = plan.first[numbers], np.minimum(plan.stop[numbers], nx)
-    whole = bool(np.all((first == 0) & (stop == nx)))
+    whole = bool(np.all((plan.first[numbers] == 0) & (plan.stop[numbers] >= nx)))
     grid = np.zeros((nz, plan.encoding.n_coils, ny, nx), np.complex64)
     count = np.zeros((nz, 1, ny, 1 if whole else nx), np.int32)
-    for number, samples in mrd_file.read_samples(group, path, heads, numbers):
-        z, y, a = plan.kz[number], plan.ky[number], plan.first[number]
-        b = min(plan.stop[number], nx)
-        line, times = grid[z, :, y, a:b], count[z, 0, y, 0 if whole else slice(a, b)]
-        kept = _kept(samples, heads[number])[:, : b - a]
-        if np.any(times):
-            line += kept
+    measured = np.zeros((nz, ny), np.int32).tolist()  # lists: a scalar of an array costs more than the copy of a line
+    for line, (_, samples) in zip(
+        _lines(plan, heads, numbers), mrd_file.read_samples(group, path, heads, numbers), strict=True
+    ):
+        z, y, first, stop, pre, end, reverse = line
+        kept = samples[:, pre:end][:, ::-1] if reverse else samples[:, pre:end]
+        stop = min(stop, nx)
+        if measured[z][y]:
+            grid[z, :, y, first:stop] += kept[:, : stop - first]
         else:
-            line[...] = kept
-        count[z, 0, y, slice(None) if whole else slice(a, b)] += 1
-    for z, y in zip(*np.nonzero((count > 1).any(axis=(1, 3))), strict=True):
+            grid[z, :, y, first:stop] = kept[:, : stop - first]
+        measured[z][y] += 1
+        if not whole:
+            count[z, 0, y, first:stop] += 1
+    if whole:
+        count[:, 0, :, 0] = measured
+    for z, y in np.argwhere(np.array(measured) > 1):
         grid[z, :, y] /= np.maximum(count[z, :, y], 1)
     return grid, count if plan.encoding.is_3d else count[0]
 
 
-def _kept(samples: np.ndarray, head: np.void) -> np.ndarray:
-    """The samples that are not discarded, in order of growing kx."""
-    kept = samples[:, int(head["discard_pre"]) : samples.shape[1] - int(head["discard_post"])]
-    return kept[:, ::-1] if int(head["flags"]) & REVERSE else kept
+def _lines(plan: Plan, heads: np.ndarray, numbers: np.ndarray) -> Iterable[tuple[int, int, int, int, int, int, bool]]:
+    """For each readout, in their order: kz, ky, first and last column, first and last sample to keep, whether reversed."""
+    chosen = heads[numbers]
+    end = chosen["number_of_samples"].astype(np.int64) - chosen["discard_post"]
+    reverse = (chosen["flags"] & np.uint64(REVERSE)) != 0
+    columns = plan.kz[numbers], plan.ky[numbers], plan.first[numbers], plan.stop[numbers], chosen["discard_pre"], end, reverse
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def image_header(

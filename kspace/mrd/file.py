@@ -50,9 +50,12 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     InputError
         If the path does not exist, is a folder, is empty, may not be read, is not HDF5, or is truncated or damaged.
     """
-    _check_path(path)
-    with _guard(path):
+    try:
         file = h5py.File(path, "r")
+    except OSError:
+        _check_path(path)  # says it better, where it is not HDF5 at all
+        with _guard(path):
+            file = h5py.File(path, "r")
     with file:
         yield file
 
@@ -101,6 +104,12 @@ def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
         lacking = "acquisitions ('data')" if "xml" in file[half[0]] else "XML header ('xml')"
         raise InputError(f"the ISMRMRD group '{half[0]}' has no {lacking}", path, "convert the scan again")
     raise InputError(f"HDF5 but not ISMRMRD: expected a group with 'xml' and 'data', found {found}", path)
+
+
+def reopen_group(file: h5py.File, path: Path, name: str) -> h5py.Group:
+    """The group that `find_group` found before."""
+    with _guard(path):
+        return file[name]
 
 
 def _is_scan(file: h5py.File, name: str) -> bool:
@@ -232,26 +241,35 @@ def read_samples(group: h5py.Group, path: Path, heads: np.ndarray, readouts: np.
     if not len(wanted):
         return
     sizes = heads["active_channels"].astype(np.int64) * heads["number_of_samples"]
+    shapes = dict(
+        zip(
+            wanted.tolist(),
+            zip(*(heads[n][wanted].tolist() for n in ("active_channels", "number_of_samples")), strict=True),
+            strict=True,
+        )
+    )
     samples = group["data"].fields("data")
     for block in blocks(wanted, 8 * int(sizes[wanted].max())):
         with _guard(path):
             lists = samples[block]
+        _check_finite(lists, block, path)
         for number, values in zip(range(block.start, block.stop, block.step), lists, strict=True):
-            shape = int(heads["active_channels"][number]), int(heads["number_of_samples"][number])
+            shape = shapes[number]
             if values.size != 2 * shape[0] * shape[1]:
                 one = np.array([number])
                 _refuse_lengths(2 * sizes[one], np.array([values.size]), heads[one], path)
-            _check_finite(values, number, path)
             yield number, values.view(np.complex64).reshape(shape)
 
 
-def _check_finite(values: np.ndarray, number: int, path: Path) -> None:
+def _check_finite(lists: np.ndarray, block: slice, path: Path) -> None:
     # The sum is the cheapest test; it may overflow in a good file, so a suspicious one is looked at closely.
     with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = not np.isfinite(values.sum())
-    if suspicious and not np.isfinite(values).all():
-        bad = int(np.count_nonzero(~np.isfinite(values)))
-        raise InputError(f"readout {number} has {bad} NaN or infinite values", path, "the raw data are corrupt: scan again")
+        sums = np.array([np.add.reduce(values) for values in lists])
+    for i in np.flatnonzero(~np.isfinite(sums)):
+        bad = int(np.count_nonzero(~np.isfinite(lists[i])))
+        if bad:
+            number = block.start + i * block.step
+            raise InputError(f"readout {number} has {bad} NaN or infinite values", path, "the raw data are corrupt: scan again")
 
 
 def sha256(path: Path) -> str:

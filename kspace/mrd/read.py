@@ -121,7 +121,7 @@ class Scan:
             raise InputError(f"no image {index} in encoding {encoding}", self._path, "see `recon info`")
         header = image_header(self._path, self._heads, plan, index, self._header, self._warnings)
         with mrd_file.open_file(self._path) as file:
-            group = mrd_file.find_group(file, self._path, self._group)
+            group = mrd_file.reopen_group(file, self._path, self._group)
             return load_image(group, self._path, self._heads, plan, index, header)
 
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace:
