@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kspace.masks import lines, poisson
+from kspace.masks import dagan, lines, poisson, trajectories
+from kspace.masks.fastmri_masks import fastmri_mask
+from kspace.masks.files import from_file
 from kspace.masks.request import Mask, Request
 
 
@@ -57,6 +59,12 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _positive(text: str) -> float:
+    if (value := _not_negative(text)) == 0:
+        raise ValueError(f"'{text}' is not above 0")
+    return value
+
+
 YES_NO = _choice("yes", "no")
 
 _FAMILIES = (
@@ -69,7 +77,23 @@ _FAMILIES = (
         {"spacing": Option("whole number of lines", None, _count)},
         needs_amount=False,
     ),
+    Family("fastmri-random", fastmri_mask("random"), "fastMRI's random lines"),
+    Family("fastmri-equispaced", fastmri_mask("equispaced"), "fastMRI's comb of every R-th line, and calibration"),
+    Family(
+        "fastmri-equispaced-fraction", fastmri_mask("equispaced_fraction"), "fastMRI's comb that makes up for the calibration"
+    ),
+    Family("fastmri-magic", fastmri_mask("magic"), "fastMRI's comb with another offset on either side"),
     Family("poisson2d", poisson.poisson2d, "variable-density Poisson disc", {"corners": Option("yes or no", "no", YES_NO)}),
+    Family("radial", trajectories.radial, "golden-angle spokes"),
+    Family(
+        "spiral",
+        trajectories.spiral,
+        "variable-density spiral",
+        {"alpha": Option("power of the density, 4", 4.0, _positive), "interleaves": Option("number of arms, 1", 1, _count)},
+    ),
+    Family("dagan-g1d", dagan.gaussian1d, "DAGAN's Gaussian lines, 1 to 50 %", takes_centre=False, percent=True),
+    Family("dagan-g2d", dagan.gaussian2d, "DAGAN's Gaussian points, 1 to 50 %", takes_centre=False, percent=True),
+    Family("dagan-p2d", dagan.poisson2d, "DAGAN's Poisson disc, 1 to 50 %", takes_centre=False, percent=True),
     Family("gancs", lines.gancs, "polynomial density of lines", {"alpha": Option("power, 2", 2.0, _not_negative)}),
     Family("seitzer", lines.seitzer, "Gaussian density of lines on a floor"),
     Family(
@@ -79,6 +103,28 @@ _FAMILIES = (
         {"keep": Option("high or low", "high", _choice("high", "low"))},
         takes_centre=False,
         percent=True,
+    ),
+    Family(
+        "centre",
+        trajectories.centre,
+        "central block, for super-resolution",
+        {"axes": Option("both or ky", "both", _choice("both", "ky"))},
+        takes_centre=False,
+    ),
+    Family(
+        "file",
+        from_file,
+        "a .npy, .mat, .png or .h5 file",
+        {
+            "path": Option("path", None, str),
+            "dc": Option("auto, centre or corner", "auto", _choice("auto", "centre", "corner")),
+            "name": Option("array in a .mat or .h5 file", None, str),
+            "transpose": Option("yes or no", "no", YES_NO),
+        },
+        takes_amount=False,
+        needs_amount=False,
+        takes_centre=False,
+        pure=False,
     ),
 )
 

@@ -23,15 +23,19 @@ def poisson2d(ask: Request) -> Mask:
     """
     n_points = ask.n_points()
     side = ask.centre_side(n_points)
-    mask = np.zeros((ask.ny, ask.nx), bool)
-    mask[central(ask.ny, side), central(ask.nx, side)] = True
-    radius = _radius(ask.ny, ask.nx, side)
+    calibration = np.zeros((ask.ny, ask.nx), bool)
+    calibration[central(ask.ny, side), central(ask.nx, side)] = True
+    return disc_mask(ask, calibration, n_points, corners=ask.options["corners"] == "yes")
+
+
+def disc_mask(ask: Request, calibration: Mask, n_points: int, corners: bool) -> Mask:
+    """Exactly `n_points`: all of the central square `calibration`, the others a Poisson disc around it."""
+    radius = _radius(calibration)
+    inside = (radius < 1) | calibration
     # Bridson's points fill at most about two thirds of a grid.
-    inside = (radius < 1) | mask
-    allowed = inside if ask.options["corners"] == "no" and n_points <= 0.6 * inside.sum() else np.ones_like(mask)
-    seed = ask.chance.integer(2**32)
-    points = _search(radius, allowed, mask, n_points, seed)
-    return _exactly(ask, points | mask, mask, allowed, n_points)
+    allowed = inside if not corners and n_points <= 0.6 * inside.sum() else np.ones_like(inside)
+    points = _search(radius, allowed, calibration, n_points, ask.chance.integer(2**32))
+    return _exactly(ask, points | calibration, calibration, allowed, n_points)
 
 
 def disc(radius: NDArray[np.float64], slope: float, seed: int, max_attempts: int = 30) -> Mask:
@@ -55,8 +59,10 @@ def disc(radius: NDArray[np.float64], slope: float, seed: int, max_attempts: int
     return _poisson(nx, ny, max_attempts, distance_x, distance_y, (0, 0), seed).astype(bool)
 
 
-def _radius(ny: int, nx: int, side: int) -> NDArray[np.float64]:
-    y, x = (np.maximum(distance(n) - side / 2, 0) for n in (ny, nx))
+def _radius(calibration: Mask) -> NDArray[np.float64]:
+    """Distance from the calibration as a part of its largest value, along each axis apart."""
+    sides = calibration.any(1).sum(), calibration.any(0).sum()
+    y, x = (np.maximum(distance(n) - side / 2, 0) for n, side in zip(calibration.shape, sides, strict=True))
     return np.hypot((y / (y.max() or 1))[:, None], x / (x.max() or 1))
 
 

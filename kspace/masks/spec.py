@@ -7,6 +7,7 @@ import functools
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class MaskSpec:
             return f"{self.family}:{','.join(named)}"
         return ",".join([self.family if amount is None else f"{self.family}:{amount}", *named])
 
-    def values(self) -> dict[str, object]:
+    def values(self) -> dict[str, Any]:
         """The values of all options of the family, the defaults filled in."""
         family, given = self._family(), dict(self.options)
         if unknown := sorted(given.keys() - family.options.keys()):
@@ -144,7 +145,8 @@ class MaskSpec:
         ny, nx = _checked_shape(shape, str(self))
         family = self._family()
         if not family.pure:  # a file can change; nothing may be remembered about it here
-            return torch.from_numpy(family.draw(self._request(ny, nx, key)))
+            mask = family.draw(self._request(ny, nx, key))
+            return torch.from_numpy((mask[:, None] if mask.ndim == 1 else mask).copy())
         packed, drawn_shape = _drawn(self, ny, nx, key)
         flat = np.unpackbits(np.frombuffer(packed, np.uint8), count=drawn_shape[0] * drawn_shape[1])
         return torch.from_numpy(flat.astype(bool).reshape(drawn_shape))

@@ -1,0 +1,125 @@
+"""DAGAN's Gaussian and Poisson masks, 1 to 50 %: drawn anew to the statistics of the published files.
+
+The files of Yang et al. (IEEE TMI 37(6):1310-1321, 2018, doi:10.1109/TMI.2017.2785879) carry no licence and are not part of
+this project; the family `file` reads them. Their percentages are nominal: at the percentages that were published, 1, 5, 10,
+20, 30, 40 and 50, these masks have the lines, rates and fully sampled centres of the files (30 % Poisson is 35.5 %); at
+others, the rate that is written, and a centre in between. How fast the density falls was fitted, such that the zero-filled
+images of RefineGAN's brain slices have the PSNR that they have with the files. DAGAN samples columns; here lines of ky are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kspace.masks.poisson import disc_mask
+from kspace.masks.request import Mask, Request, distance
+
+N = 256  # of the published files, zero frequency at index 128
+
+# per cent: (lines, fully sampled below zero, at and above zero, standard deviation of the density / n)
+GAUSSIAN_1D: Mapping[int, tuple[float, ...]] = {
+    1: (4, 0, 1, 0.12),
+    5: (14, 2, 6, 0.12),
+    10: (24, 5, 7, 0.14),
+    20: (56, 10, 12, 0.10),
+    30: (75, 17, 13, 0.20),
+    40: (105, 18, 19, 0.32),
+    50: (127, 24, 24, 0.31),
+}
+# per cent: (rate, side of the fully sampled centre, standard deviation of the density / n)
+GAUSSIAN_2D: Mapping[int, tuple[float, ...]] = {
+    1: (0.0096, 3, 0.05),
+    5: (0.0497, 5, 0.10),
+    10: (0.1009, 9, 0.135),
+    20: (0.2009, 17, 0.188),
+    30: (0.3001, 25, 0.22),
+    40: (0.4002, 35, 0.26),
+    50: (0.5004, 43, 0.30),
+}
+POISSON_2D: Mapping[int, tuple[float, ...]] = {
+    1: (0.0100, 19, 0.05),
+    5: (0.0508, 29, 0.065),
+    10: (0.0963, 29, 0.085),
+    20: (0.1855, 29, 0.125),
+    30: (0.3550, 29, 0.19),
+    40: (0.4018, 29, 0.20),
+    50: (0.4883, 29, 0.23),
+}
+DISC_PART = 0.6  # of DAGAN's Poisson points: a disc alone never gets as dense near the centre as the files are
+
+
+def gaussian1d(ask: Request) -> Mask:
+    """Lines with Gaussian density around a fully sampled centre."""
+    percent = _percent(ask)
+    lines, below, above, width = _row(GAUSSIAN_1D, percent)
+    n_lines = _count(ask, lines / N if percent in GAUSSIAN_1D else percent / 100, ask.ny, "line")
+    scale, zero = ask.ny / N, ask.ny // 2
+    mask = np.zeros(ask.ny, bool)
+    start, stop = zero - round(below * scale), zero + max(1, round(above * scale))
+    mask[start : min(stop, start + n_lines)] = True
+    density = np.where(mask, 0.0, np.exp(-0.5 * (distance(ask.ny) / (width * ask.ny)) ** 2) + 1e-9)
+    if stop - start > 1 and ask.ny >= 8:
+        density[[start - 1, stop]] = 0.0  # so that the centre is as wide as in the files, and no wider
+    mask[ask.chance.choose(density, n_lines - int(mask.sum()))] = True
+    return mask
+
+
+def gaussian2d(ask: Request) -> Mask:
+    """Points with Gaussian density around a fully sampled square."""
+    percent = _percent(ask)
+    rate, side, width = _row(GAUSSIAN_2D, percent)
+    n_points = _count(ask, rate if percent in GAUSSIAN_2D else percent / 100, ask.ny * ask.nx, "point")
+    return _fill(ask, _square(ask, side, n_points), n_points, width)
+
+
+def poisson2d(ask: Request) -> Mask:
+    """A Poisson disc around a fully sampled square, made denser near the centre by points with Gaussian density."""
+    percent = _percent(ask)
+    rate, side, width = _row(POISSON_2D, percent)
+    n_points = _count(ask, rate if percent in POISSON_2D else percent / 100, ask.ny * ask.nx, "point")
+    square = _square(ask, side, n_points)
+    n_square = int(square.sum())
+    disc = disc_mask(ask, square, n_square + round(DISC_PART * (n_points - n_square)), corners=True)
+    return _fill(ask, disc, n_points, width)
+
+
+def _percent(ask: Request) -> float:
+    percent = 100 * ask.rate
+    if not 1 - 1e-9 <= percent <= 50 + 1e-9:
+        nearest = 1 if percent < 1 else 50
+        raise ask.refuse(
+            f"DAGAN's masks are defined from 1 to 50 %, not at {percent:g} %", f"the nearest possible is {nearest}%"
+        )
+    return round(percent) if abs(percent - round(percent)) < 1e-6 else percent
+
+
+def _row(table: Mapping[int, tuple[float, ...]], percent: float) -> list[float]:
+    """The row of the table, between two rows interpolated."""
+    return [float(np.interp(percent, list(table), column)) for column in zip(*table.values(), strict=True)]
+
+
+def _count(ask: Request, rate: float, n: int, unit: str) -> int:
+    if (count := round(rate * n)) < 1:
+        raise ask.refuse(f"{100 * rate:.3g} % of {n} leaves no {unit}", f"the nearest possible is {min(50.0, 100 / n):.3g}%")
+    return count
+
+
+def _square(ask: Request, side: float, n_points: int) -> Mask:
+    """The central part of the matrix that `side` is of 256, an odd number of samples along both axes."""
+    mask = np.zeros((ask.ny, ask.nx), bool)
+    half = [int(side / N * n / 2) for n in mask.shape]
+    while (2 * half[0] + 1) * (2 * half[1] + 1) > n_points:  # only where the matrix is tiny
+        half[int(half[1] > half[0])] -= 1
+    zero = ask.ny // 2, ask.nx // 2
+    mask[zero[0] - half[0] : zero[0] + half[0] + 1, zero[1] - half[1] : zero[1] + half[1] + 1] = True
+    return mask
+
+
+def _fill(ask: Request, mask: Mask, n_points: int, width: float) -> Mask:
+    squared = (distance(ask.ny) / ask.ny)[:, None] ** 2 + (distance(ask.nx) / ask.nx) ** 2
+    density = np.where(mask, 0.0, np.exp(-0.5 * squared / width**2) + 1e-9)
+    mask = mask.copy()
+    mask.ravel()[ask.chance.choose(density.ravel(), n_points - int(mask.sum()))] = True
+    return mask

@@ -1,0 +1,110 @@
+"""`recon mask`: draw one mask, to look at or to give to another program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kspace.errors import InputError
+from kspace.masks import FAMILIES, MaskSpec, acceleration, digest
+
+
+def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str = "", force: bool = False) -> None:
+    """Draw an undersampling mask, say what it samples, and write it.
+
+    Parameters
+    ----------
+    spec
+        Which mask: FAMILY:AMOUNT,name=value,... with an acceleration, a percentage or a fraction as AMOUNT. For example
+        random1d:4, poisson2d:8,centre=24,seed=3, dagan-g1d:30%, partial:6/8, file:mask.mat. See docs/MASKS.md.
+    shape
+        Points of k-space along ky and kx; the readout is kx.
+    output
+        Where to write it: .png (one pixel per sample, white where sampled), .npy (bool) or .h5 (data set "mask", as fastMRI has
+        it). All are read back by file:PATH.
+    key
+        What else the mask depends on: the name of a volume.
+    force
+        Replace `output` if it exists.
+    """
+    drawing = MaskSpec.parse(spec)
+    drawn = drawing.draw(shape, key)
+    grid = (int(shape[0]), int(shape[1]))
+    print(_report(drawing, drawn.numpy(), grid))
+    if drawing.family == "file":
+        from kspace.masks.files import read_mask
+
+        options = drawing.values()
+        print(read_mask(options["path"], options["dc"], options["name"], options["transpose"] == "yes").said)
+    print(f"R {acceleration(drawn, grid):.4g}, digest {digest(drawn, grid)}")
+    if output is not None:
+        _write(output, drawing, drawn.numpy(), grid, force)
+        print(f"written to {output}")
+
+
+def _report(spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> str:
+    lines = mask.shape[1] == 1
+    n, of = int(mask.sum()), mask.size
+    what = "lines" if lines else "points"
+    sides = _centre(mask)
+    centre = f"{sides[0]} lines" if lines else f"{sides[0]} x {sides[1]}"
+    return (
+        f"{spec}: {FAMILIES[spec.family].meaning}\n"
+        f"{shape[0]} (ky) x {shape[1]} (kx), {n} of {of} {what} sampled ({100 * n / of:.3f} %), fully sampled centre {centre}"
+    )
+
+
+def _centre(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Sides of the largest fully sampled block around the zero frequency that keeps the matrix's proportions."""
+    for n in range(max(mask.shape), 0, -1):
+        sides = tuple(max(1, round(n * side / max(mask.shape))) for side in mask.shape)
+        block = tuple(slice(side // 2 - m // 2, side // 2 - m // 2 + m) for side, m in zip(mask.shape, sides, strict=True))
+        if mask[block].all():
+            return sides[0], sides[1]
+    return 0, 0
+
+
+def _write(output: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int], force: bool) -> None:
+    writers: dict[str, Callable[[Path, MaskSpec, NDArray[np.bool_], tuple[int, int]], None]]
+    writers = {".png": _write_png, ".npy": _write_npy, ".h5": _write_h5}
+    if output.suffix.lower() not in writers:
+        raise InputError(f"'{output.suffix}' is no format for masks", output, f"one of {', '.join(writers)}")
+    if output.exists() and not force:
+        raise InputError("the file exists", output, "give --force to replace it")
+    beside = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        writers[output.suffix.lower()](beside, spec, mask, shape)
+        os.replace(beside, output)
+    except OSError as error:
+        raise InputError(
+            f"cannot write ({error.strerror or error})", output, "choose a writable folder with free space"
+        ) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_png(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> None:
+    from PIL import Image, PngImagePlugin  # imported here: only pictures need it
+
+    pixels = np.broadcast_to(mask, shape).astype(np.uint8) * np.uint8(255)
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("mask", str(spec))
+    with path.open("wb") as file:
+        Image.fromarray(pixels).save(file, format="PNG", pnginfo=notes, optimize=True)
+
+
+def _write_npy(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> None:
+    with path.open("wb") as file:
+        np.save(file, mask, allow_pickle=False)
+
+
+def _write_h5(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> None:
+    import h5py  # imported here: only these files need it
+
+    with h5py.File(path, "w") as file:
+        file["mask"] = (mask[:, 0] if mask.shape[1] == 1 else mask).astype(np.uint8)
+        file["mask"].attrs["mask"] = str(spec)
