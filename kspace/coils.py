@@ -21,6 +21,10 @@ METHODS = ("espirit", "jsense")
 # Below, the calibration matrix has too few rows to tell the signal from the null space.
 _SPARE_LINES = 2
 
+# Chosen on a phantom with 4 to 24 central lines and gaps between the rest.
+_JSENSE_KERNEL = 8
+_JSENSE_WEIGHT = 1e-2
+
 
 class NoCalibration(InputError):
     """There are not enough calibration samples around the centre of k-space to estimate coil maps from."""
@@ -150,9 +154,7 @@ def _read_array(path: Path) -> np.ndarray:
             with h5py.File(path, "r") as f:
                 array = f["maps"][()]
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(
-            f"coil maps that cannot be read ({error})", path, "give .npy, or HDF5 with a dataset 'maps'"
-        ) from error
+        raise InputError(f"unreadable coil maps ({error})", path, "give .npy, or HDF5 with a dataset 'maps'") from error
     if array.ndim not in (3, 4) or not np.issubdtype(array.dtype, np.number):
         raise InputError(f"{array.dtype} of shape {array.shape} where complex ([slice,] coil, y, x) belongs", path)
     return np.asarray(array)
@@ -283,11 +285,10 @@ def _espirit(calibration: Tensor, shape: tuple[int, int], kernel_width: int, thr
     rows = torch.einsum("yj,jicd->yicd", _dirichlet(shape[0], len(small), kernel_width, small), small)
     columns = _dirichlet(shape[1], len(small), kernel_width, small)
     maps = calibration.new_zeros((shape[0], shape[1], n_coils))
-    vector = calibration.new_ones((shape[1], n_coils, 1))
     for y, row in enumerate(rows):
         operator = (columns @ row.reshape(len(row), -1)).reshape(shape[1], n_coils, n_coils)
-        vector, value = _dominant(operator, vector, crop)
-        maps[y] = vector[..., 0] * (value > crop)
+        vector, value = _dominant(operator, crop)
+        maps[y] = vector * (value > crop)[:, None]
     return _smooth_phase(maps.permute(2, 0, 1), calibration)
 
 
@@ -319,32 +320,48 @@ def _dirichlet(n: int, grid: int, kernel_width: int, like: Tensor) -> Tensor:
     return matrix.to(dtype=like.dtype, device=like.device)
 
 
-def _dominant(operator: Tensor, start: Tensor, crop: float, tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalue ``(n, 1)`` and eigenvector ``(n coil 1)`` of each of n positive semi-definite matrices.
+def _dominant(operator: Tensor, crop: float, tolerance: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalue ``(n)`` and its eigenvector ``(n coil)`` of each of n positive semi-definite matrices.
 
-    Power iteration with the square of the matrix, from the solution of the row before, until the vectors inside the support
-    stand still. The small constant keeps a start that happens to be orthogonal to the solution from staying there.
+    Power iteration with the eighth power of the matrix, until the vectors stand still wherever the eigenvalue may pass `crop`.
+    It starts from the column with the largest diagonal element: for a semi-definite matrix that cannot be orthogonal to the
+    solution, as a fixed start can.
     """
-    squared = operator @ operator
-    vector = start + 1e-3
-    vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
-    for _ in range(50):
-        new = squared @ vector
-        value = torch.linalg.vector_norm(new, dim=-2, keepdim=True)
-        new = new / value.clamp(min=1e-30)
-        change = torch.linalg.vector_norm(new - vector, dim=-2) * (value[..., 0] > crop**2)
+    power = operator
+    for _ in range(3):
+        power = power @ power
+    column = torch.diagonal(power, dim1=-2, dim2=-1).real.argmax(-1)
+    vector = _normalised(power.gather(-1, column[:, None, None].expand(-1, power.shape[-2], 1)))
+    for _ in range(30):
+        new = power @ vector
+        # ||G^8 v|| is at most the eigenvalue's eighth power and grows towards it, so the margin keeps the late ones in.
+        relevant = torch.linalg.vector_norm(new, dim=(-2, -1)) > (0.9 * crop) ** 8
+        new = _normalised(new)
+        change = torch.linalg.vector_norm(new - vector, dim=(-2, -1)) * relevant
         vector = new
         if change.max() < tolerance:
             break
-    return vector, value[..., 0].sqrt()
+    return vector[..., 0], torch.linalg.vector_norm(operator @ vector, dim=(-2, -1))
+
+
+def _normalised(vector: Tensor) -> Tensor:
+    return vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True).clamp(min=1e-30)
 
 
 def _jsense(plane: Tensor, mask: Tensor, width: int) -> Tensor:
-    """SigPy's JSENSE, with the mask given: SigPy would otherwise take the non-zero samples for it."""
+    """SigPy's JSENSE, with the mask given: SigPy would otherwise take the non-zero samples for it.
+
+    Its defaults (kernels of 16 samples, no regularisation) diverge to NaN where the centre has gaps.
+    """
     import sigpy.mri.app
 
     app = sigpy.mri.app.JsenseRecon(
-        plane.cpu().numpy(), weights=mask.cpu().numpy().astype("float32"), ksp_calib_width=width, show_pbar=False
+        plane.cpu().numpy(),
+        weights=mask.cpu().numpy().astype("float32"),
+        ksp_calib_width=width,
+        mps_ker_width=_JSENSE_KERNEL,
+        lamda=_JSENSE_WEIGHT,
+        show_pbar=False,
     )
     maps = torch.from_numpy(app.run()).to(plane.device)
     # SigPy divides by the root sum of squares, which is zero where every map is: no NaN may leave.

@@ -4,8 +4,8 @@
 
 SigPy's ready-made apps stop far from the minimum: they know neither that the norm of A is at most 1 nor how the matrices
 look in the Fourier domain. Here the alternating direction method of multipliers (Boyd et al. 2011,
-doi:10.1561/2200000016) splits ``R(x) = r(G x)`` with a circulant G^H G. Its linear system is then exactly diagonal in the Fourier domain for one coil of
-unit modulus, and nearly so for several: a few preconditioned conjugate gradient steps do.
+doi:10.1561/2200000016) splits ``R(x) = r(G x)`` with a circulant G^H G. Its linear system is then exactly diagonal in the
+Fourier domain for one coil of unit modulus, and nearly so for several: a few preconditioned conjugate gradient steps do.
 
 SigPy's algorithms work on NumPy arrays, here views of CPU tensors. Inside, the origin of image and k-space lies in the corner.
 """
