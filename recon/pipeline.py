@@ -65,6 +65,8 @@ class Options:
         Only these slices, e.g. 0,3-5.
     repetitions
         Only these repetitions, e.g. 0,3-5.
+    incomplete
+        Reconstruct images too whose acquisition was begun and not finished.
     format
         What to write, separated by commas: mrd, dicom, nifti, png. A JSON record is always written.
     complex
@@ -87,6 +89,7 @@ class Options:
     encoding: int | None = None
     slices: str | None = None
     repetitions: str | None = None
+    incomplete: bool = False
     format: str = ",".join(FORMATS)
     complex: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -315,14 +318,18 @@ def _chosen_encodings(source: Source, options: Options) -> Sequence[int]:
 
 
 def _chosen_images(source: Source, encoding: int, options: Options, journal: Journal) -> list[ImageIndex]:
-    for index, reason in source.incomplete(encoding):
-        journal.warn(f"left out {index_name(index)}: {reason}")
     found = source.images(encoding)
+    for index, reason in source.incomplete(encoding):
+        journal.warn(f"{'incomplete' if options.incomplete else 'left out'}: {index_name(index)}: {reason}")
+    if options.incomplete:
+        found = sorted({*found, *source.begun(encoding)})
     slices = parse_selection(options.slices, {i.slice for i in found}, "--slices")
     repetitions = parse_selection(options.repetitions, {i.repetition for i in found}, "--repetitions")
     chosen = [i for i in found if i.slice in slices and i.repetition in repetitions]
     if not chosen:
-        raise InputError(f"no complete image in encoding {encoding}", source.path, "recon info says what there is")
+        raise InputError(
+            f"no complete image in encoding {encoding}", source.path, "--incomplete takes those that were begun; see recon info"
+        )
     return chosen
 
 

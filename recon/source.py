@@ -49,6 +49,9 @@ class Source(Protocol):
     def incomplete(self, encoding: int) -> list[tuple[ImageIndex, str]]:
         """The images that cannot be reconstructed, each with the reason."""
 
+    def begun(self, encoding: int) -> list[ImageIndex]:
+        """Those of the incomplete images that have samples."""
+
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
         """Read the samples of one image."""
 
@@ -127,6 +130,9 @@ class MrdSource:
     def incomplete(self, encoding: int) -> list[tuple[ImageIndex, str]]:
         return self.scan.incomplete(encoding)
 
+    def begun(self, encoding: int) -> list[ImageIndex]:
+        return self.scan.begun(encoding)
+
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
         return self.scan.load(encoding, index)
 
@@ -172,6 +178,9 @@ class FastmriSource:
         return [ImageIndex(slice=i) for i in range(self.volume.n_slices)]
 
     def incomplete(self, encoding: int) -> list[tuple[ImageIndex, str]]:
+        return []
+
+    def begun(self, encoding: int) -> list[ImageIndex]:
         return []
 
     def load(self, encoding: int, index: ImageIndex) -> KSpace:

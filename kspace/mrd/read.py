@@ -96,6 +96,11 @@ class Scan:
         self._plan(encoding)
         return list(self._incomplete[encoding])
 
+    def begun(self, encoding: int = 0) -> list[ImageIndex]:
+        """Those of the incomplete images of an encoding that have readouts, sorted; they can be loaded."""
+        plan = self._plan(encoding)
+        return sorted(index for index, _ in self._incomplete[encoding] if index in plan.images)
+
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
         """k-space of one image; only its readouts are read.
 

@@ -121,7 +121,9 @@ def test_what_went_wrong_in_the_scan_is_said(tmp_path: Path, capsys: pytest.Capt
     assert run(inputs, tmp_path / "out", Options(method="zero-filled", format="mrd")) == 0
     error = capsys.readouterr().err
     assert "coils 2" in error
-    assert "left out slice 2" in error
+    assert "left out: slice 2" in error
+    assert run(inputs[1:2], tmp_path / "all", Options(method="rss", format="mrd", incomplete=True)) == 0
+    assert [len(images_of(tmp_path / name / "aborted.mrd.h5")) for name in ("out", "all")] == [2, 3]
     assert "no noise scan in quiet.h5: going on unwhitened" in error
     for name in ("dead", "aborted"):
         assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["warnings"]
