@@ -106,6 +106,8 @@ class L1Wavelet:
 
         if self.wavelet not in pywt.wavelist(kind="discrete") or not pywt.Wavelet(self.wavelet).orthogonal:
             raise InputError(f"'{self.wavelet}' is not an orthogonal wavelet", self.name, "choose db2, sym4, haar, ...")
+        if self.levels < 1:
+            raise InputError(f"levels must be at least 1; got {self.levels}", self.name, "leave it out")
 
     def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
