@@ -25,12 +25,16 @@ from kspace.errors import InputError
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: where its function is, which parameters are positional, which have a short option."""
+    """One subcommand: where its function is, which parameters are positional, which have a short option.
+
+    A `raw` one takes its arguments as they are typed and parses them itself.
+    """
 
     function: str
     summary: str
     positional: tuple[str, ...] = ()
     short: tuple[tuple[str, str], ...] = ()
+    raw: bool = False
 
 
 COMMANDS = {
@@ -59,6 +63,16 @@ COMMANDS = {
         ("images", "output"),
         (("force", "-f"),),
     ),
+    "train": Command(
+        "recon.train:train", "train a system on fastMRI-style volumes or on scans simulated from pictures", raw=True
+    ),
+    "export": Command(
+        "recon.models_command:export",
+        "make a file of weights, with a card inside, of a training run",
+        ("run",),
+        (("output", "-o"), ("force", "-f")),
+    ),
+    "models": Command("recon.models_command:models", "list the weights that ship, and what their cards say", ("name",)),
     "evaluate": Command("recon.evaluate:evaluate", "fastMRI's volume metrics of reconstructions", ("targets", "predictions")),
 }
 
@@ -98,7 +112,10 @@ def execute(argv: Sequence[str]) -> int:
     verbose = "-v" in argv or "--verbose" in argv
     _set_up_logging(verbose)
     try:
-        name, options = _parse([a for a in argv if a not in ("-v", "--verbose")])
+        arguments = [a for a in argv if a not in ("-v", "--verbose")]
+        if arguments and arguments[0] in COMMANDS and COMMANDS[arguments[0]].raw:
+            return int(_load(COMMANDS[arguments[0]])(arguments[1:]) or 0)
+        name, options = _parse(arguments)
         return _call(COMMANDS[name], options)
     except SystemExit as ending:  # --help and --version end so
         return int(ending.code or 0)

@@ -14,7 +14,7 @@ OWNERS = {
     "twixtools": ("kspace/twix.py", "kspace/twix_header.py"),
     "pydicom": ("recon/dicom.py", "kspace/images.py", "kspace/groups.py"),
     "nibabel": ("recon/nifti.py", "kspace/images.py"),
-    "pytorch_lightning": ("recon/train.py",),
+    "pytorch_lightning": ("recon/train.py", "recon/training/"),
     "jsonargparse": ("recon/cli.py", "recon/train.py"),
 }
 FILES = sorted(

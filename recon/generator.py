@@ -1,0 +1,137 @@
+"""The `Reconstructor` protocol around exported weights: a trained generator looks like any classical method to its callers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kspace.errors import InputError
+from kspace.operators import Sense
+from recon import weights
+from recon.weights import Card
+
+if TYPE_CHECKING:
+    from models.interface import Generator
+
+# Points of image and coils that a network gets at once: 8 planes of 8 coils of 256 x 256.
+MAX_POINTS = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorReconstructor:
+    """A trained generator, called ``(y, op) -> image``.
+
+    Attributes
+    ----------
+    generator
+        In evaluation mode, on `device`.
+    card
+        What it was trained for and on.
+    sha256
+        Of its weights.
+    device
+        Where it runs; images come back on the device of `y`.
+    """
+
+    generator: Generator = field(repr=False)
+    card: Card = field(repr=False)
+    sha256: str
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """The name of the weights."""
+        return self.card.name
+
+    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``; of positive homogeneity for raw presets."""
+        batch = y.shape[:-3]
+        n = math.prod(batch)
+        samples = y.reshape(n, *y.shape[-3:])
+        maps, mask, counts = (_planes(x, batch) for x in (op.maps, op.mask, op.n_averages))
+        assert maps is not None
+        assert mask is not None
+        at_once = max(1, MAX_POINTS // max(1, math.prod(y.shape[-3:])))
+        images = [samples.new_zeros((0, *y.shape[-2:]))]
+        with torch.inference_mode():
+            for i in range(0, n, at_once):
+                part = slice(i, i + at_once)
+                here = Sense(maps[part], mask[part], op.noise_std, None if counts is None else counts[part]).to(self.device)
+                images.append(self._run(samples[part].to(self.device), here).to(y.device))
+        return torch.cat(images).reshape(*batch, *y.shape[-2:]).clone()
+
+    def _run(self, y: Tensor, op: Sense) -> Tensor:
+        if self.card.preset != "published":
+            image: Tensor = self.generator(y, op)
+            return image
+        # A published preset knows magnitudes in [0, 1] only: the brightest pixel of the zero-filled image counts as 1.
+        peak = op.adjoint(y).abs().amax((-2, -1), keepdim=True)
+        peak = torch.where(peak > 0, peak, 1)
+        scaled: Tensor = self.generator(y / peak.unsqueeze(-3), op)
+        return scaled * peak
+
+    def outside(self, op: Sense, acceleration: float | None = None) -> list[str]:
+        """In what a scan differs from everything that the generator was trained on, in words; empty where it does not.
+
+        Parameters
+        ----------
+        op
+            Of the scan.
+        acceleration
+            Its actual R.
+        """
+        envelope, found = self.card.envelope, []
+        if (coils := envelope.get("coils")) and not min(coils) <= op.n_coils <= max(coils):
+            found.append(f"{op.n_coils} coils; trained with {min(coils)} to {max(coils)}")
+        rates = envelope.get("acceleration")
+        # 10 % more is not another problem.
+        if acceleration is not None and rates and not 0.9 * min(rates) <= acceleration <= 1.1 * max(rates):
+            found.append(f"acceleration {acceleration:.1f}; trained with {min(rates):g} to {max(rates):g}")
+        return found
+
+
+def load(name_or_path: str | Path, device: torch.device | str = "cpu", system: str | None = None) -> GeneratorReconstructor:
+    """The reconstructor of exported weights.
+
+    Parameters
+    ----------
+    name_or_path
+        Name of weights that ship with the package, or a .safetensors file made by ``recon export``.
+    device
+        Where it shall run.
+    system
+        Refuse weights of any other system.
+
+    Raises
+    ------
+    InputError
+        If there are no such weights, or the file is damaged, truncated, foreign, renamed, or of another system.
+    """
+    from models.systems import build_generator
+
+    path = weights.find(name_or_path)
+    card, state = weights.read(path, system)
+    try:
+        # Shapes are compared before any memory is taken for them.
+        with torch.device("meta"):
+            expected = {name: x.shape for name, x in build_generator(card.config).state_dict().items()}
+    except InputError as error:
+        raise InputError(f"the card describes a network that this version does not know ({error.what})", path) from error
+    if {name: x.shape for name, x in state.items()} != expected:
+        raise InputError("the weights do not fit the network that their card describes", path, "export them again")
+    generator = build_generator(card.config)
+    generator.load_state_dict(state)
+    return GeneratorReconstructor(generator.eval().requires_grad_(False).to(device), card, card.sha256, torch.device(device))
+
+
+def _planes(x: Tensor | None, batch: torch.Size) -> Tensor | None:
+    if x is None:
+        return None
+    while x.ndim < 3:
+        x = x.unsqueeze(0)
+    return x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])

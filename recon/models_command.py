@@ -1,0 +1,121 @@
+"""``recon models`` and ``recon export``: weights with cards, to look at and to make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from kspace.errors import InputError
+from recon import weights
+from recon.weights import Card
+
+
+def models(name: str = "", json_output: bool = False) -> None:
+    """List weights and what their cards say.
+
+    Parameters
+    ----------
+    name
+        Name or path of one file of weights, whose whole card is printed. Default: a list of those that ship.
+    json_output
+        Print the cards as JSON.
+    """
+    if name:
+        path = weights.find(name)
+        card, state = weights.read(path)
+        n = sum(x.numel() for x in state.values())
+        print(json.dumps(asdict(card), indent=2) if json_output else _describe(card, path, n))
+        return
+    cards = {path: weights.read_card(path) for path in weights.shipped().values()}
+    if json_output:
+        print(json.dumps([asdict(card) for card in cards.values()], indent=2))
+    elif not cards:
+        print("no weights ship with this version; recon export makes a file of a training run")
+    else:
+        print("\n".join(_line(card, path) for path, card in cards.items()))
+        print("\nrecon models NAME prints a whole card.")
+
+
+def export(
+    run: Path,
+    output: Path,
+    which: Literal["best", "last"] = "best",
+    half: bool = False,
+    licence: str | None = None,
+    attribution: str | None = None,
+    notes: str | None = None,
+    force: bool = False,
+) -> None:
+    """Make a file of weights, with a card inside, of a training run.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    output
+        File to write; it ends in .safetensors, and its name is the name of the weights.
+    which
+        The weights of the best validation, or the last ones.
+    half
+        Store them in half precision.
+    licence
+        Licence of the training data, for the card.
+    attribution
+        Whom the licence wants named.
+    notes
+        What else a user should know.
+    force
+        Overwrite an existing file.
+    """
+    source = run / f"{which}{weights.SUFFIX}"
+    if not source.exists():
+        raise InputError(f"the run has no {source.name}", run, "train until the first validation, or give --which last")
+    card, state = weights.read(source)
+    given = {"licence": licence, "attribution": attribution}
+    data = {**card.data, **{key: value for key, value in given.items() if value is not None}}
+    card = weights.write(
+        output, state, replace(card, data=data, notes=card.notes if notes is None else notes), half=half, force=force
+    )
+    print(_describe(card, output, sum(x.numel() for x in state.values())))
+
+
+def _line(card: Card, path: Path) -> str:
+    metrics, envelope = card.metrics, card.envelope
+    gain = f"{metrics['gain_db']:+.1f} dB over SENSE" if "gain_db" in metrics else "not validated"
+    rates = envelope.get("acceleration") or ["?"]
+    size = path.stat().st_size / 1e6
+    return (
+        f"{card.name}: {card.system} ({card.preset}), {size:.1f} MB, {gain}, R {_span(rates)}, "
+        f"{_span(envelope.get('coils') or ['?'])} coils, {card.data.get('source', '?')}"
+    )
+
+
+def _span(values: list[Any]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _describe(card: Card, path: Path, n_parameters: int) -> str:
+    lines = [str(path), f"  system      {card.system}, preset {card.preset}, {n_parameters:,} parameters"]
+    for title in ("envelope", "data", "training", "metrics", "versions"):
+        lines.append(f"  {title:<11} {_entries(getattr(card, title))}")
+    if card.notes:
+        lines.append(f"  notes       {card.notes}")
+    return "\n".join([*lines, f"  sha256      {card.sha256}", "  Not for diagnostic use."])
+
+
+def _entries(found: Mapping[str, Any]) -> str:
+    return "; ".join(f"{k} {_value(v)}" for k, v in found.items()) or "unknown"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_value(v)}" for k, v in value.items())
+    return str(value)

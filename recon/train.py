@@ -1,0 +1,270 @@
+"""Train any system: options to data, networks and trainer, read top to bottom. The parts are in `recon.training`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from kspace.errors import InputError
+from kspace.masks import MaskSpec
+from models import systems
+from models.interface import Gan
+from recon.training.callbacks import Interrupted, Keeper, Panels, RandomState, StopOnSignal
+from recon.training.data import DataModule, DataOptions, DataSets, make_data
+from recon.training.module import Diverged, GanModule, Options, batches_per_step
+from recon.training.validation import Recorder
+from recon.weights import Card
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+SECTIONS = ("generator", "discriminator", "losses", "perceptual", "g_optimiser", "d_optimiser", "schedule")
+OURS = ("logger", "default_root_dir", "use_distributed_sampler")  # options of the trainer that this file decides
+INTERRUPTED = 130
+
+
+def train(argv: Sequence[str]) -> int:
+    """``recon train``: parse `argv`, train, and leave weights behind.
+
+    Returns
+    -------
+    int
+        0; 130 after Ctrl-C, when the weights of the moment were kept.
+    """
+    given = parse(argv)
+    folder = Path(given["output"])
+    resume = _checkpoint(given["resume"])
+    _prepare_folder(folder, resume, given["force"])
+    pl.seed_everything(given["data"].seed, workers=True, verbose=False)
+    _quieten()
+
+    gan = systems.build(system_config(given))
+    options: DataOptions = given["data"]
+    data = make_data(options, gan.schedule.mask_per)
+    trainer_options, update_options = _trainer_options(given)
+    batch_size = options.batch_size or gan.schedule.batch_size
+    per_epoch = gan.schedule.steps_per_epoch
+    loaders = DataModule(data, batch_size, options.workers, options.seed, per_epoch and per_epoch * batches_per_step(gan))
+
+    module = GanModule(gan, update_options, Recorder(tuple(data.val)))
+    card = _card(gan, options, data, batch_size, given)
+    trainer = make_trainer(folder, gan, trainer_options, card, has_validation=bool(data.val))
+    module.n_steps = planned_steps(trainer, loaders, gan)
+    _save_options(folder, given, gan)
+    return _fit(trainer, module, loaders, folder, resume)
+
+
+def _fit(trainer: pl.Trainer, module: GanModule, loaders: DataModule, folder: Path, resume: Path | None) -> int:
+    module.recorder.gather = _gather if trainer.world_size > 1 else module.recorder.gather  # type: ignore[union-attr]
+    try:
+        # Only tensors and plain numbers are read from the checkpoint of one's own run.
+        trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
+    except Interrupted:
+        if trainer.is_global_zero:
+            print(
+                f"interrupted after generator step {module.step_count}; go on with --resume {folder}\n{folder}/last.safetensors"
+            )
+        return INTERRUPTED
+    except Diverged as error:
+        good = folder / "best.safetensors"
+        kept = f"the best weights before it are kept in {good}" if good.exists() else "no weights were kept yet"
+        raise InputError(
+            str(error), folder, f"{kept}; lower the learning rate (g_optimiser.lr.start), or clip gradients"
+        ) from error
+    if trainer.is_global_zero:
+        print(f"{module.step_count} generator steps\n{folder}/best.safetensors\n{folder}/last.safetensors")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Options
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """Every option, from the command line and from YAML files (``--config``, any number of them, the last one counting)."""
+    import jsonargparse
+
+    made = jsonargparse.ArgumentParser(
+        prog="recon train",
+        description="Train a system on fastMRI-style volumes, or on multi-coil scans simulated from pictures.",
+        epilog="Sections of a system (generator, losses, ...) are documented in its file in models/. Not for diagnostic use.",
+        exit_on_error=False,
+    )
+    made.add_argument("--config", action="config", help="YAML file with any of the options; unknown keys are refused")
+    made.add_argument("--system", type=str, required=True, help=f"one of {', '.join(systems.find_systems())}")
+    made.add_argument("--preset", type=str, default="raw", help="raw, or published")
+    for section in SECTIONS:
+        made.add_argument(
+            f"--{section}", type=dict[str, Any], default={}, help=f"options of the {section}, e.g. --{section}.KEY VALUE"
+        )
+    made.add_argument("--output", "-o", type=Path, default=Path("run"), help="folder of the run")
+    made.add_argument("--resume", type=Path, default=None, help="folder of a run, or a checkpoint of one's own, to go on with")
+    made.add_argument("--force", "-f", action="store_true", help="write into a folder that holds another run")
+    made.add_argument("--weights_card", type=dict[str, Any], default={},
+                      help="what the card shall say: licence, attribution, anatomies, contrasts, field_t, notes")  # fmt: skip
+    made.add_class_arguments(DataOptions, "data")
+    made.add_class_arguments(Options, "update")
+    made.add_class_arguments(pl.Trainer, "trainer", skip=set(OURS), instantiate=False)
+    made.set_defaults(
+        {"trainer.enable_model_summary": False, "trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 20}
+    )
+    return made
+
+
+def parse(argv: Sequence[str]) -> dict[str, Any]:
+    """The options as plain data, objects of the trainer made.
+
+    Raises
+    ------
+    InputError
+        If an option is unknown or has a wrong value.
+    """
+    import jsonargparse
+
+    made = parser()
+    try:
+        found = made.parse_args(list(argv))
+        plain = json.loads(json.dumps(found.as_dict(), default=str))
+        instantiate = getattr(made, "instantiate", None) or made.instantiate_classes  # renamed in jsonargparse 4.49
+        options: dict[str, Any] = instantiate(found).as_dict()
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(" ".join(str(error).split()), fix="recon train --help lists the options") from error
+    return {**options, "plain": plain}
+
+
+def system_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the options that `models.systems.build` understands."""
+    sections = {name: dict(given[name]) for name in SECTIONS if given[name]}
+    return {"system": given["system"], "preset": given["preset"], **sections}
+
+
+def _trainer_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
+    options, update = dict(given["trainer"]), given["update"]
+    # Lightning clips gradients only where it moves the optimisers itself; here the module does both.
+    value, kind = options.pop("gradient_clip_val"), options.pop("gradient_clip_algorithm")
+    if value is not None:
+        update = Options(update.ema, float(value), str(getattr(kind, "value", kind) or update.clip_algorithm))
+    if options["accumulate_grad_batches"] not in (None, 1):
+        raise InputError(
+            "gradients are not accumulated over batches", "--trainer.accumulate_grad_batches", "raise --data.batch_size"
+        )
+    options.pop("accumulate_grad_batches")
+    devices, strategy = options["devices"], options["strategy"]
+    if strategy in ("auto", "ddp") and (devices not in (1, "1", "auto") or options["num_nodes"] > 1):
+        # Each move leaves the other network's parameters without a gradient.
+        options["strategy"] = "ddp_find_unused_parameters_true"
+    return options, update
+
+
+def make_trainer(folder: Path, gan: Gan, options: Mapping[str, Any], card: Card, has_validation: bool = True) -> pl.Trainer:
+    """The trainer, with the callbacks and loggers that every run has."""
+    options = dict(options)
+    watch: dict[str, Any] = {"monitor": "val/gain_db", "mode": "max"} if has_validation else {}
+    callbacks: list[Callback] = [
+        Keeper(folder, card),
+        Panels(folder / "panels"),
+        RandomState(),
+        StopOnSignal(),
+        TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0),
+        ModelCheckpoint(folder / "checkpoints", "best", save_last=True, save_top_k=1, enable_version_counter=False, **watch),
+    ]
+    if has_validation and gan.schedule.patience is not None:
+        callbacks.append(EarlyStopping(patience=gan.schedule.patience, **watch))
+    if options.get("max_epochs") is None and options.get("max_steps", -1) == -1:
+        options["max_epochs"] = gan.schedule.max_epochs
+    given = options.pop("callbacks", None) or []
+    callbacks += given if isinstance(given, list) else [given]
+    loggers = [CSVLogger(folder, "csv"), TensorBoardLogger(folder, "tensorboard")]
+    return pl.Trainer(
+        **options, default_root_dir=folder, callbacks=callbacks, logger=loggers, use_distributed_sampler=False,
+    )  # fmt: skip
+
+
+def planned_steps(trainer: pl.Trainer, loaders: DataModule, gan: Gan) -> int:
+    """Generator steps of the whole training, which a cosine ends at."""
+    if trainer.max_steps != -1:
+        return trainer.max_steps
+    batches: float = loaders.n_batches(trainer.world_size)
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return int((trainer.max_epochs or 0) * batches // batches_per_step(gan))
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# The folder of a run
+
+
+def _prepare_folder(folder: Path, resume: Path | None, force: bool) -> None:
+    if resume is None and (folder / "config.yaml").exists() and not force:
+        raise InputError("the folder holds a run", folder, "choose another --output, go on with --resume, or give --force")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder of the run cannot be made ({error.strerror or error})", folder) from error
+
+
+def _checkpoint(resume: Path | None) -> Path | None:
+    if resume is None:
+        return None
+    path = resume / "checkpoints" / "last.ckpt" if resume.is_dir() else resume
+    if not path.is_file():
+        raise InputError("there is no checkpoint to go on with", path)
+    return path
+
+
+def _save_options(folder: Path, given: Mapping[str, Any], gan: Gan) -> None:
+    """Everything that this run was told, as YAML that `--config` takes."""
+    import yaml  # type: ignore[import-untyped]
+
+    plain = {k: v for k, v in given["plain"].items() if k not in ("config", "resume", "force")}
+    plain |= {name: json.loads(json.dumps(gan.config[name])) for name in SECTIONS if name in gan.config}
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def _card(gan: Gan, options: DataOptions, data: DataSets, batch_size: int, given: Mapping[str, Any]) -> Card:
+    says = dict(given["weights_card"])
+    specs = [MaskSpec.parse(text) for text in options.masks]
+    rates = [spec.acceleration for spec in specs if spec.acceleration is not None]
+    envelope: dict[str, Any] = {
+        "masks": list(options.masks),
+        "acceleration": [min(rates), max(rates)] if rates else [],
+        **{key: data.summary[key] for key in ("coils", "snr", "matrix") if key in data.summary},
+        **{key: says.pop(key) for key in ("anatomies", "contrasts", "field_t") if key in says},
+    }
+    # Paths of the machine that it was trained on are nobody else's business.
+    about = {**data.summary, "source": Path(str(data.summary["source"])).name}
+    about |= {key: says.pop(key) for key in ("licence", "attribution") if key in says}
+    notes = str(says.pop("notes", ""))
+    if says:
+        raise InputError(f"unknown entry '{next(iter(says))}'", "--weights_card", "see --help")
+    training = {"batch_size": batch_size, "seed": options.seed, "strip": options.strip}
+    return Card("", json.loads(json.dumps(gan.config)), envelope, about, training, notes=notes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Machine
+
+
+def _gather(found: list[Any]) -> list[Any]:
+    if not torch.distributed.is_initialized():
+        return found
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, found)
+    return [item for part in parts for item in part]
+
+
+def _quieten() -> None:
+    """Advice of Lightning that does not hold here: items are made fast enough, and epochs may be short."""
+    for text in (".*does not have many workers.*", ".*The number of training batches.*", ".*`isinstance\\(treespec.*"):
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,167 @@
+"""What happens beside the game: pictures, weights on disk, random state, and an end in good order."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from recon import weights
+from recon.training.module import GanModule
+from recon.training.validation import SliceResult, panel
+from recon.versions import versions
+from recon.weights import Card
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C came; the step that was under way was finished."""
+
+
+class Keeper(Callback):
+    """Writes ``best.safetensors`` and ``last.safetensors``, whole files that `recon run` can use at any time.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    card
+        With everything that is known before the training.
+    """
+
+    def __init__(self, folder: Path, card: Card) -> None:
+        self.folder, self.card = folder, card
+        self.best = -float("inf")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        metrics = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.keep(trainer, pl_module, "last", metrics)
+        if metrics.get("gain_db", -float("inf")) > self.best:
+            self.best = metrics["gain_db"]
+            self.keep(trainer, pl_module, "best", metrics)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.keep(trainer, pl_module, "last", {})
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Interrupted):
+            self.keep(trainer, pl_module, "last", {})
+            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+
+    def keep(self, trainer: pl.Trainer, module: pl.LightningModule, name: str, metrics: dict[str, float]) -> None:
+        """Write the generator as it is now, with a card."""
+        assert isinstance(module, GanModule)
+        if not trainer.is_global_zero:
+            return
+        training = {
+            **self.card.training, "steps": module.step_count, "epochs": trainer.current_epoch,
+            "averaged": module.average is not None,
+        }  # fmt: skip
+        card = replace(self.card, training=training, metrics=metrics, versions=versions())
+        weights.write(self.folder / f"{name}{weights.SUFFIX}", module.best_generator.state_dict(), card, force=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = float(state_dict["best"])
+
+
+class Panels(Callback):
+    """A picture of a few validation slices after each validation: a PNG file, and TensorBoard's.
+
+    Parameters
+    ----------
+    folder
+        Of the PNG files.
+    n
+        Slices.
+    """
+
+    def __init__(self, folder: Path, n: int = 4) -> None:
+        self.folder, self.n = folder, n
+        self.shown: list[tuple[str, SliceResult]] = []
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Callbacks come before the module, which starts anew; on other processes than the first nobody looks.
+        assert isinstance(pl_module, GanModule)
+        assert pl_module.recorder is not None
+        slices = sorted(pl_module.recorder.slices.items(), key=lambda item: (item[0][0], item[0][1]))
+        picked = [slices[(2 * i + 1) * len(slices) // (2 * self.n)] for i in range(min(self.n, len(slices)))]
+        names = pl_module.recorder.settings
+        self.shown = [(f"{names[where]} {key.file}/{key.slice}", result) for (where, key), result in picked]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.shown or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, GanModule)
+        figure = panel([result for _, result in self.shown], [title for title, _ in self.shown])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.folder / f"step_{pl_module.step_count:07d}.png", dpi=110)
+        for logger in trainer.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                logger.experiment.add_figure("validation", figure, pl_module.step_count, close=False)
+        self.shown = []
+
+
+class RandomState(Callback):
+    """Keeps the state of torch's random generators in the checkpoint, so that a resumed run draws what it would have drawn."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.loaded = checkpoint.get("random")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.loaded is None:
+            return
+        torch.set_rng_state(self.loaded["cpu"].cpu())
+        cuda = self.loaded.get("cuda", [])
+        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
+        self.loaded = None
+
+
+class StopOnSignal(Callback):
+    """Ctrl-C ends the training after the step that is under way; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: Callable[[int, FrameType | None], Any] | int | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.asked = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        try:
+            self.before = signal.signal(signal.SIGINT, ask)
+        except ValueError:  # not the main thread: nobody can press Ctrl-C on it either
+            self.before = None
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        if self.asked:
+            raise Interrupted
+
+    def on_validation_batch_end(self, *arguments: Any) -> None:
+        if self.asked:
+            raise Interrupted
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            self.before = None

@@ -1,0 +1,308 @@
+"""Data sets that wrap data sets: mixed simulations, examples kept on disk, and strips of examples."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from kspace.dataset import Draw
+from kspace.errors import InputError
+from kspace.example import Example, Key, Shape
+from kspace.fourier import fft, ifft
+from kspace.groups import Group
+from kspace.image_dataset import SimulatedDataset
+from kspace.masks import MaskSpec
+from kspace.operators import Sense
+from kspace.synthesis import SynthesisOptions, generator
+
+
+class Examples(Protocol):
+    """A data set whose items are drawn by `Draw`, and whose batches need equal shapes."""
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """For each item what must be equal within a batch: coils, ky, kx, and what else matters."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: Draw) -> Example: ...
+
+
+class Simulations(torch.utils.data.Dataset[Example]):
+    """Every picture as `variants` scans that differ in number of coils, mask, SNR, phase and noise.
+
+    Which coils and which mask an item has is a function of seed, picture and variant, so that batches of equal shape can be
+    planned; everything else is drawn anew in each epoch with `resample`.
+
+    Parameters
+    ----------
+    groups
+        Patients and their pictures.
+    options
+        As for `SimulatedDataset`; its number of coils does not matter.
+    coils, masks
+        To choose from, evenly.
+    variants
+        Scans of each picture.
+    resample
+        False: the same scans in every epoch.
+    more
+        Further options of `SimulatedDataset`.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        options: SynthesisOptions,
+        coils: Sequence[int],
+        masks: Sequence[MaskSpec],
+        *,
+        variants: int = 1,
+        resample: bool = True,
+        seed: int = 0,
+        **more: Any,
+    ) -> None:
+        base = SimulatedDataset(groups, options, masks, resample=True, seed=seed, **more)
+        self.variants, self.resample = variants, resample
+        self.parts: dict[tuple[int, int], SimulatedDataset] = {}
+        for c, n_coils in enumerate(coils):
+            for m, mask in enumerate(masks):
+                part = copy.copy(base)  # shares the list of pictures, which takes long to make
+                part.options, part.masks = replace(options, coils=n_coils), (mask,)
+                self.parts[c, m] = part
+        self.choices = []
+        for group, path, i in base.items:
+            for variant in range(variants):
+                rng = generator(seed, group.name, path.name, i, variant, "choice")
+                pick = [int(torch.randint(n, (), generator=rng)) for n in (len(coils), len(masks))]
+                self.choices.append((pick[0], pick[1]))
+        self.lines = [_samples_lines(masks[m], options.matrix) for _, m in self.choices]
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Coils, ky, kx, and whether the mask is of whole lines."""
+        found = [self.parts[choice] for choice in self.choices]
+        return [(p.options.coils, *p.options.matrix, int(line)) for p, line in zip(found, self.lines, strict=True)]
+
+    def __getitem__(self, item: Draw) -> Example:
+        index, epoch = item
+        picture, variant = divmod(index, self.variants)
+        epoch = epoch * self.variants + variant if self.resample else variant
+        return self.parts[self.choices[index]][Draw(picture, epoch)]
+
+
+class Kept(torch.utils.data.Dataset[Example]):
+    """The examples of a data set, made once and read from a folder ever after.
+
+    What takes long, the coil maps of each example, is then not made again in every epoch; in return every epoch sees the same
+    examples. Files appear whole, so any number of processes may share the folder. Maps are kept in half precision.
+
+    Parameters
+    ----------
+    source
+        What makes the examples.
+    folder
+        Where they are kept, under a name that depends on `description`.
+    description
+        Everything that the examples depend on.
+    """
+
+    def __init__(self, source: Examples, folder: Path, description: str) -> None:
+        self.source = source
+        self.folder = folder / hashlib.sha256(description.encode()).hexdigest()[:16]
+        self.shapes = source.shapes
+        self.lines = _lines_of(source)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            about = self.folder / f".about.{secrets.token_hex(4)}.part"
+            about.write_text(description)
+            os.replace(about, self.folder / "about.txt")
+        except OSError as error:
+            raise InputError(
+                f"examples cannot be kept ({error.strerror or error})", folder, "choose another --data.cache"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, item: Draw) -> Example:
+        index = item[0]
+        path = self.folder / f"{index // 1000:03d}" / f"{index:06d}.safetensors"
+        if path.exists():
+            return read_example(path)
+        example = self.source[Draw(index, 0)]
+        path.parent.mkdir(exist_ok=True)
+        write_example(path, example)
+        return read_example(path)  # so that the first epoch sees the numbers that the others do
+
+
+class Strips(torch.utils.data.Dataset[Example]):
+    """A strip of each line-sampled example, along all of y and `width` points of x.
+
+    Where whole lines along kx are sampled, undersampling acts along ky alone: columns of the image do not see each other, and a
+    strip of it is what a scan of a narrower object would have given, exactly. Examples sampled in points stay whole.
+
+    Parameters
+    ----------
+    source
+        What makes the examples; it says which are sampled in lines (`lines`).
+    width
+        Points along x.
+    seed
+        Where a strip lies is a function of seed, item and epoch.
+    """
+
+    def __init__(self, source: Examples, width: int, seed: int = 0) -> None:
+        self.source, self.width, self.seed, self.lines = source, width, seed, _lines_of(source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """As those of the source, with the width of the strip where there is one."""
+        found = zip(self.source.shapes, self.lines, strict=True)
+        return [(*s[:2], min(self.width, s[2]), *s[3:]) if line else s for s, line in found]
+
+    def __getitem__(self, item: Draw) -> Example:
+        index, epoch = item
+        example = self.source[item]
+        if not self.lines[index]:
+            return example
+        columns = example.op.support.any(-2).nonzero()[:, 0]
+        n_x = example.y.shape[-1]
+        first, last = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, n_x)
+        # Anywhere over the object, and no more than a quarter of the strip beside it.
+        low = max(0, first - self.width // 4)
+        high = min(n_x, last + self.width // 4) - self.width
+        start = min(low, n_x - self.width) if high <= low else None
+        rng = generator(self.seed, index, epoch, "strip")
+        return cut_strip(
+            example, int(torch.randint(low, high + 1, (), generator=rng)) if start is None else max(0, start), self.width
+        )
+
+
+def cut_strip(example: Example, start: int, width: int) -> Example:
+    """Columns `start` to `start` + `width` of one example that is sampled in whole lines along kx.
+
+    The transform along x is orthonormal on either matrix, so the noise keeps its standard deviation.
+    """
+    if example.op.mask.shape[-1] != 1:
+        raise ValueError("only an example that is sampled in whole lines can be cut into strips")
+    n_x = example.y.shape[-1]
+    width = min(width, n_x)
+    columns = slice(start, start + width)
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[..., columns].clone()
+
+    boxes = example.boxes[0].clone()
+    boxes[:, [2, 4]] = (boxes[:, [2, 4]] - start).clamp(0, width)
+    boxes = boxes[boxes[:, 4] > boxes[:, 2]]
+    return replace(
+        example,
+        y=fft(ifft(example.y, (-1,))[..., columns], (-1,)),
+        op=replace(example.op, maps=example.op.maps[..., columns].clone()),
+        target=cut(example.target),
+        truth=cut(example.truth),
+        boxes=(boxes,),
+        recon_shapes=((example.recon_shapes[0][0], min(width, example.recon_shapes[0][1])),),
+    )
+
+
+def write_example(path: Path, example: Example) -> None:
+    """One example as a safetensors file: the acquired samples only, maps in half precision."""
+    from safetensors.torch import save_file
+
+    op = example.op
+    acquired = op.mask.expand(*op.mask.shape[:-1], example.y.shape[-1])[0]
+    tensors = {
+        "samples": _pairs(example.y[:, acquired]),
+        "mask": op.mask.to(torch.uint8),
+        "maps": _pairs(op.maps).half(),
+        "boxes": example.boxes[0].contiguous(),
+    }
+    if op.n_averages is not None:
+        tensors["n_averages"] = op.n_averages.contiguous()
+    if example.target is not None and example.truth is not None:
+        tensors |= {"target": _pairs(example.target), "truth": example.truth.contiguous()}
+    about = {
+        "key": list(example.keys[0]),
+        "recon_shape": list(example.recon_shapes[0]),
+        "noise_std": op.noise_std,
+        "attributes": {k: v for k, v in example.attributes[0].items() if isinstance(v, str | int | float | bool)},
+    }
+    beside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part")
+    try:
+        save_file({k: v.clone() for k, v in tensors.items()}, beside, metadata={"about": json.dumps(about)})
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"an example cannot be kept ({error.strerror or error})", path.parent) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_example(path: Path) -> Example:
+    """What `write_example` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file, not a mapping
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"a kept example is damaged ({error})", path, "delete the file: it is made again") from error
+    maps = torch.view_as_complex(tensors["maps"].float())
+    mask = tensors["mask"].bool()
+    y = torch.zeros(maps.shape, dtype=torch.complex64)
+    y[:, mask.expand(*mask.shape[:-1], y.shape[-1])[0]] = torch.view_as_complex(tensors["samples"])
+    whole = "target" in tensors
+    return Example(
+        y=y,
+        op=Sense(maps, mask, float(about["noise_std"]), tensors.get("n_averages")),
+        target=torch.view_as_complex(tensors["target"]) if whole else None,
+        truth=tensors["truth"] if whole else None,
+        keys=(Key(*about["key"]),),
+        boxes=(tensors["boxes"],),
+        recon_shapes=((about["recon_shape"][0], about["recon_shape"][1]),),
+        attributes=(about["attributes"],),
+    )
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.resolve_conj()).contiguous()
+
+
+def _samples_lines(mask: MaskSpec, matrix: tuple[int, int]) -> bool:
+    return mask.draw(matrix, "").shape[-1] == 1
+
+
+def _lines_of(source: Any) -> list[bool]:
+    lines: list[bool] | None = getattr(source, "lines", None)
+    if lines is None:  # fastMRI-style files: any of the masks may be drawn for any slice
+        kinds = [{_samples_lines(mask, shape[1:3]) for mask in source.masks} for shape in set(source.shapes)]
+        one = all(kind == {True} for kind in kinds)
+        if not one and any(True in kind for kind in kinds):
+            return [False] * len(source)
+        return [one] * len(source)
+    return lines

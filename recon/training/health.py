@@ -1,0 +1,62 @@
+"""Signs of how the game stands: who wins, which loss term drives the generator, and whether its noise does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kspace.example import Example
+from models.interface import LossTerm, Step
+
+
+def gradient_norms(terms: Sequence[LossTerm], step: Step) -> dict[str, Tensor]:
+    """Norm of the gradient of each weighted term with respect to the generator's outputs, all of `Step.stages` taken together.
+
+    It shows a term that has no influence, as the adversarial one of the published RefineGAN. 0 for terms that do not look at
+    the images.
+    """
+    outputs = [image for image in step.stages.values() if image.requires_grad]
+    found = {}
+    for term in terms:
+        weight = term.at(step.number)
+        if weight == 0 or not outputs:
+            continue
+        value = weight * term.fn(step)
+        squares = value.new_zeros(())
+        if value.requires_grad:
+            slopes = torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
+            squares = torch.stack([squares, *(s.abs().square().sum() for s in slopes if s is not None)]).sum()
+        found[term.name] = squares.sqrt().detach()
+    return found
+
+
+@torch.no_grad()
+def critic_scores(step: Step) -> dict[str, Tensor]:
+    """Mean scores of targets and outputs, and the share of slices whose target scores higher than the output.
+
+    That share needs no threshold, so it means the same for every adversarial loss: 0.5 is a critic that knows nothing, 1 one
+    that is never fooled.
+    """
+    real = torch.stack([_score(d, step.target, step.roi) for d in step.discriminators])
+    fake = torch.stack([_score(d, step.image, step.roi) for d in step.discriminators])
+    wins = (real > fake).float() + 0.5 * (real == fake)
+    return {"critic/real": real.mean(), "critic/fake": fake.mean(), "critic/accuracy": wins.mean()}
+
+
+def _score(critic: nn.Module, image: Tensor, roi: Tensor | None) -> Tensor:
+    # In evaluation mode, so that looking leaves running averages and power iterations as they are.
+    was_training = critic.training
+    critic.eval()
+    scores: Tensor = critic(image.detach(), roi).flatten(1).mean(1)
+    critic.train(was_training)
+    return scores
+
+
+@torch.no_grad()
+def diversity(generator: nn.Module, batch: Example, image: Tensor) -> Tensor | None:
+    """Relative difference between two runs on the same data: what the generator makes of its noise. None if it takes none."""
+    again: Tensor = generator(batch.y, batch.op)
+    difference = torch.linalg.vector_norm(again - image)
+    return difference / torch.linalg.vector_norm(image) if bool(difference > 0) else None
