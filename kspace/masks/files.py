@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import tokenize
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,19 +21,10 @@ from kspace.masks.request import Mask, Request, central
 
 MAX_SAMPLES = 2**26  # of a mask; a file that claims more is damaged or hostile
 MAX_BYTES = 2**29
-CLEARER = 1.5  # how many times denser the centre has to be for a mask to show where its zero frequency lies
 # What the readers raise on damaged files, depending on where the damage is.
 DAMAGED = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    SyntaxError,
-    RuntimeError,
-    MemoryError,
-    zlib.error,
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, SyntaxError, RuntimeError, MemoryError),
+    *(zlib.error, tokenize.TokenError),  # from inside MATLAB's data, and NumPy's header
 )
 
 log = logging.getLogger(__name__)
@@ -142,15 +136,34 @@ def zero_frequency(mask: Mask, where: Path) -> str:
     moved = np.roll(mask, [n // 2 for n in mask.shape], axes)
     if np.array_equal(mask, moved):
         return "centre"  # it makes no difference
-    block = tuple(central(n, min(n, max(3, n // 8))) for n in mask.shape)
     zero = tuple(n // 2 for n in mask.shape)
-    centre, corner = float(mask[block].mean()), float(moved[block].mean())
-    if mask[zero] and centre > CLEARER * corner:
+    if mask[zero] and _denser(mask, moved):
         return "centre"
-    if moved[zero] and corner > CLEARER * centre:
+    if moved[zero] and _denser(moved, mask):
         return "corner"
-    density = f"{100 * centre:.0f} % sampled around the centre, {100 * corner:.0f} % around the corner"
-    raise InputError(f"the mask does not show where its zero frequency is ({density})", where, "say dc=centre or dc=corner")
+    what = "the mask does not show where its zero frequency is: it is not clearly denser around the centre or the corner"
+    raise InputError(what, where, "say dc=centre or dc=corner")
+
+
+def _denser(mask: Mask, other: Mask) -> bool:
+    """Whether `mask` is sampled more densely around its centre than `other`, beyond what chance would do."""
+    rate = float(mask.mean())
+    block = tuple(central(n, min(n, max(3, n // 8))) for n in mask.shape)
+    here, there = int(mask[block].sum()), int(other[block].sum())
+    deviation = math.sqrt(2 * mask[block].size * rate * (1 - rate))
+    if here > 1.5 * there and here - there > 3 * deviation:
+        return True
+    # Few lines, but among them a block without gaps, that independent lines would hardly ever make.
+    full = _full_centre(mask)
+    return full > 2 * _full_centre(other) and rate ** (full - 1) < 0.01
+
+
+def _full_centre(mask: Mask) -> int:
+    """Samples of the largest fully sampled central block of equal sides."""
+    side = 0
+    while side < min(mask.shape) and mask[tuple(central(n, side + 1) for n in mask.shape)].all():
+        side += 1
+    return int(side**mask.ndim)
 
 
 def _two_valued(raw: NDArray[Any], path: Path) -> Mask:
@@ -190,10 +203,15 @@ def _png(path: Path, name: str | None) -> NDArray[Any]:
     _no_name(path, name)
     from PIL import Image  # imported here: only pictures need it
 
-    with Image.open(path, formats=["PNG"]) as picture:
-        _check_size((picture.height, picture.width), path)
-        plain = picture if picture.mode in ("1", "L", "I", "I;16") else picture.convert("L")
-        return np.array(plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path, formats=["PNG"]) as picture:
+                _check_size((picture.height, picture.width), path)
+                plain = picture if picture.mode in ("1", "L", "I", "I;16") else picture.convert("L")
+                return np.array(plain)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(str(error)) from None
 
 
 def _mat(path: Path, name: str | None) -> NDArray[Any]:

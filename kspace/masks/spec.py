@@ -70,6 +70,8 @@ class MaskSpec:
             raise self._refuse(f"centre={self.centre} leaves the zero frequency out", "the nearest possible is centre=1")
         if not 0 <= self.seed <= MAX_SEED:
             raise self._refuse(f"seed={self.seed}", f"the nearest possible is seed={min(max(self.seed, 0), MAX_SEED)}")
+        if "path" in family.options and not dict(self.options).get("path"):
+            raise self._refuse(f"'{self.family}' needs a path", f"write {self.family}:PATH")
         self.values()
 
     @classmethod
@@ -219,7 +221,7 @@ def _checked_shape(shape: tuple[int, int], text: str) -> tuple[int, int]:
 
 def _acceleration(amount: str, text: str) -> float:
     """R of ``4``, ``25%`` or ``6/8``."""
-    match = re.fullmatch(r"(\d+\.?\d*(?:e[+-]?\d+)?)(%|/(\d+\.?\d*))?", amount)
+    match = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(%|/(\d+\.?\d*))?", amount)
     value = float(match[1]) if match else 0.0
     if match is None or value == 0 or (match[3] and float(match[3]) == 0):
         raise InputError(

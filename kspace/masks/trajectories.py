@@ -55,7 +55,8 @@ def spiral(ask: Request) -> Mask:
         guess = pitch * size / (1.005 * n_points)  # half the pitch makes twice the points, until turns meet
         pitch = guess if low < guess < high else math.sqrt(low * high)
     k = _turned(_arms(ask, n, low), turn)
-    points = _gridded(ask, k[np.argsort(np.hypot(k[:, 0], k[:, 1]), kind="stable")])
+    # Rounded, so that samples of several arms come in the same order whatever the last bit of a platform's cosine is.
+    points = _gridded(ask, k[np.argsort(np.round(np.hypot(k[:, 0], k[:, 1]), 9), kind="stable")])
     return _first(ask, points, n_points)
 
 
@@ -115,7 +116,7 @@ def _first(ask: Request, points: NDArray[np.intp], n_points: int) -> Mask:
         side = ask.centre_side(n_points)
         mask[central(ask.ny, side), central(ask.nx, side)] = True
     y, x = np.divmod(np.arange(mask.size), ask.nx)
-    outwards = np.argsort(np.hypot((y - ask.ny // 2) / ask.ny, (x - ask.nx // 2) / ask.nx), kind="stable")
+    outwards = np.argsort(((y - ask.ny // 2) * ask.nx) ** 2 + ((x - ask.nx // 2) * ask.ny) ** 2, kind="stable")
     flat = mask.ravel()
     for order in (outwards[:1], points, outwards):
         fresh = order[~flat[order]]
