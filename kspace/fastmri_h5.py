@@ -220,15 +220,23 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
 
 def _check_kspace(kspace: h5py.Dataset, path: Path) -> tuple[int, int, int, int]:
     if kspace.dtype.kind != "c":
-        raise InputError(f"kspace is {kspace.dtype}, expected complex", path)
+        raise InputError(f"kspace is {kspace.dtype}, expected complex", path, "correct the file, or make it again")
     if kspace.ndim not in (3, 4):
-        raise InputError(f"kspace has shape {kspace.shape}, expected (slice, coil, readout, phase)", path)
+        raise InputError(
+            f"kspace has shape {kspace.shape}, expected (slice, coil, readout, phase)",
+            path,
+            "correct the file, or make it again",
+        )
     n_slices, *coils, n_kx, n_ky = kspace.shape
     n_coils = coils[0] if coils else 1
     if 0 in kspace.shape:
-        raise InputError(f"kspace is empty: its shape is {kspace.shape}", path)
+        raise InputError(f"kspace is empty: its shape is {kspace.shape}", path, "correct the file, or make it again")
     if n_coils * n_kx * n_ky > MAX_SAMPLES:
-        raise InputError(f"a slice of shape {kspace.shape[1:]} is larger than {MAX_SAMPLES} samples", path)
+        raise InputError(
+            f"a slice of shape {kspace.shape[1:]} is larger than {MAX_SAMPLES} samples",
+            path,
+            "correct the file, or make it again",
+        )
     return n_slices, n_coils, n_kx, n_ky
 
 
@@ -237,18 +245,24 @@ def _check_header(volume: Volume) -> None:
     n_ky, n_kx = volume.matrix
     if matrix is not None and matrix[:2] != (n_kx, n_ky):
         raise InputError(
-            f"kspace is {n_kx} x {n_ky} (readout x phase), the header's encoded matrix {matrix[0]} x {matrix[1]}", volume.path
+            f"kspace is {n_kx} x {n_ky} (readout x phase), the header's encoded matrix {matrix[0]} x {matrix[1]}",
+            volume.path,
+            "correct the file, or make it again",
         )
     start, stop = volume.acquired
     if start >= stop:
         limits = f"centre {volume.scan.ky_centre}, maximum {volume.scan.ky_max}"
-        raise InputError(f"the header's encoding limits ({limits}) leave no line of {n_ky}", volume.path)
+        raise InputError(
+            f"the header's encoding limits ({limits}) leave no line of {n_ky}",
+            volume.path,
+            "correct the file, or make it again",
+        )
 
 
 def _header_text(file: h5py.File, path: Path) -> bytes | str:
     dataset = file["ismrmrd_header"]
     if not isinstance(dataset, h5py.Dataset) or dataset.shape not in ((), (1,)) or dataset.dtype.kind not in "SO":
-        raise InputError("the ismrmrd_header is not text", path)
+        raise InputError("the ismrmrd_header is not text", path, "correct the file, or make it again")
     value = dataset[()]
     text = value[0] if isinstance(value, np.ndarray) else value
     return text if isinstance(text, (bytes, str)) else bytes(text)
@@ -262,10 +276,18 @@ def _recon_shape(
     if target_name is not None:
         target = find_dataset(file, target_name, path)
         if target.ndim != 3 or target.shape[0] != file["kspace"].shape[0]:
-            raise InputError(f"{target_name} has shape {target.shape}, kspace {file['kspace'].shape}", path)
+            raise InputError(
+                f"{target_name} has shape {target.shape}, kspace {file['kspace'].shape}",
+                path,
+                "correct the file, or make it again",
+            )
         shape = target.shape[2], target.shape[1]
         if shape[0] > matrix[0] or shape[1] > matrix[1]:
-            raise InputError(f"{target_name} is larger ({target.shape}) than kspace {file['kspace'].shape}", path)
+            raise InputError(
+                f"{target_name} is larger ({target.shape}) than kspace {file['kspace'].shape}",
+                path,
+                "correct the file, or make it again",
+            )
     if scan.recon_matrix is not None:
         shape = scan.recon_matrix[1], scan.recon_matrix[0]
     return min(shape[0], matrix[0]), min(shape[1], matrix[1])
@@ -280,11 +302,15 @@ def _read_mask(file: h5py.File, volume: Volume) -> Tensor:
         return lines
     mask = np.asarray(find_dataset(file, "mask", volume.path)[()])
     if mask.shape not in ((n_ky,), (n_kx, n_ky)):
-        raise InputError(f"the mask has shape {mask.shape}, kspace has {n_ky} lines of {n_kx} samples", volume.path)
+        raise InputError(
+            f"the mask has shape {mask.shape}, kspace has {n_ky} lines of {n_kx} samples",
+            volume.path,
+            "correct the file, or make it again",
+        )
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
-        raise InputError("the mask holds values other than 0 and 1", volume.path)
+        raise InputError("the mask holds values other than 0 and 1", volume.path, "correct the file, or make it again")
     if not mask.any():
-        raise InputError("the mask is empty: nothing was acquired", volume.path)
+        raise InputError("the mask is empty: nothing was acquired", volume.path, "correct the file, or make it again")
     acquired = torch.from_numpy(mask.astype(bool).reshape(-1, n_ky)).mT.contiguous()
     return acquired & lines
 
@@ -294,7 +320,11 @@ def _read_slice(dataset: h5py.Dataset, index: int, volume: Volume) -> Tensor:
     data = torch.from_numpy(np.ascontiguousarray(samples.swapaxes(-1, -2)))  # NumPy transposes three times as fast as torch
     # One sum finds every NaN and infinity at a tenth of the price of looking at each sample; it may overflow, so look again.
     if not torch.view_as_real(data).sum().isfinite() and not torch.view_as_real(data).isfinite().all():
-        raise InputError(f"slice {index} of {dataset.name.lstrip('/')} holds NaN or infinite samples", volume.path)
+        raise InputError(
+            f"slice {index} of {dataset.name.lstrip('/')} holds NaN or infinite samples",
+            volume.path,
+            "correct the file, or make it again",
+        )
     return data
 
 
@@ -307,7 +337,11 @@ def _read_boxes(file: h5py.File, path: Path) -> tuple[tuple[float, ...], ...]:
         return ()
     boxes = np.asarray(file["boxes"][()])
     if boxes.ndim != 2 or boxes.shape[1] != 6 or boxes.dtype.kind not in "fiu":
-        raise InputError(f"boxes have shape {boxes.shape}, expected rows (slice, class, y0, x0, y1, x1)", path)
+        raise InputError(
+            f"boxes have shape {boxes.shape}, expected rows (slice, class, y0, x0, y1, x1)",
+            path,
+            "correct the file, or make it again",
+        )
     return tuple(tuple(float(value) for value in row) for row in boxes)
 
 
@@ -316,9 +350,13 @@ def _read_covariance(file: h5py.File, n_coils: int, path: Path) -> Tensor | None
         return None
     covariance = np.asarray(find_dataset(file, "noise_covariance", path)[()])
     if covariance.shape != (n_coils, n_coils) or covariance.dtype.kind not in "cf":
-        raise InputError(f"the noise covariance is {covariance.dtype} {covariance.shape}, expected {n_coils} coils", path)
+        raise InputError(
+            f"the noise covariance is {covariance.dtype} {covariance.shape}, expected {n_coils} coils",
+            path,
+            "correct the file, or make it again",
+        )
     if not np.isfinite(covariance).all() or not np.allclose(covariance, covariance.conj().T, rtol=1e-4, atol=0):
-        raise InputError("the noise covariance is not Hermitian and finite", path)
+        raise InputError("the noise covariance is not Hermitian and finite", path, "correct the file, or make it again")
     return torch.from_numpy(covariance.astype(np.complex64))
 
 

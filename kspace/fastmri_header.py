@@ -70,7 +70,7 @@ def parse_header(text: str | bytes, source: str) -> ScanHeader:
         that cannot be.
     """
     if len(text) > MAX_BYTES:
-        raise InputError(f"the ismrmrd_header is larger than {MAX_BYTES} bytes", source)
+        raise InputError(f"the ismrmrd_header is larger than {MAX_BYTES} bytes", source, "correct the file, or make it again")
     parsed = mrd_header.parse_header(text, source)
     encoding = parsed.encodings[0]
     limits = encoding.limits.get("kspace_encoding_step_1")

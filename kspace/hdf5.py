@@ -22,18 +22,18 @@ _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeE
 def open_h5(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file, read-only, with everything that h5py can raise on a damaged one turned into one `InputError`."""
     if not path.exists():
-        raise InputError("no such file", path)
+        raise InputError("no such file", path, "check the path")
     if path.is_dir():
-        raise InputError("this is a folder, expected a file", path)
+        raise InputError("this is a folder, expected a file", path, "give a file in it")
     if path.stat().st_size == 0:
-        raise InputError("the file is empty", path)
+        raise InputError("the file is empty", path, "copy it again")
     try:
         with h5py.File(path, "r") as file:
             yield file
     except InputError:
         raise
     except _DAMAGE as error:
-        raise InputError(_explain(path, error), path) from error
+        raise InputError(_explain(path, error), path, "copy it again") from error
 
 
 def _explain(path: Path, error: Exception) -> str:
@@ -58,7 +58,9 @@ def find_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     if isinstance(file.get("dataset"), h5py.Group):
         raise InputError("this is an ISMRMRD file, expected a fastMRI-style one", path, "convert it with `recon convert`")
     names = ", ".join(sorted(file)[:8]) or "nothing"
-    raise InputError(f"there is no data set '{name}' (found: {names}): not a fastMRI-style file", path)
+    raise InputError(
+        f"there is no data set '{name}' (found: {names}): not a fastMRI-style file", path, "give a fastMRI-style file"
+    )
 
 
 def read_images(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[str, NDArray[np.float32]]:
@@ -86,10 +88,12 @@ def read_images(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[str
         name = next((name for name in names if name in file), names[0])
         dataset = find_dataset(file, name, path)
         if dataset.ndim != 3 or 0 in dataset.shape or dataset.dtype.kind not in "fiu":
-            raise InputError(f"{name} is {dataset.dtype} {dataset.shape}, expected real (slice, height, width)", path)
+            raise InputError(
+                f"{name} is {dataset.dtype} {dataset.shape}, expected real (slice, height, width)", path, "make it again"
+            )
         images = np.ascontiguousarray(np.asarray(dataset[()], dtype=np.float32).swapaxes(-1, -2))
     if not np.isfinite(images).all():
-        raise InputError(f"{name} holds NaN or infinite values", path)
+        raise InputError(f"{name} holds NaN or infinite values", path, "make it again")
     return name, images
 
 

@@ -99,7 +99,7 @@ def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str
         measurements = [_measurement(raw, start, stop, is_ve, path) for start, stop, is_ve in _find_measurements(raw, path)]
         scan = measurements[-1]
         if not len(scan.heads):
-            raise InputError("the last measurement holds no readouts", path)
+            raise InputError("the last measurement holds no readouts", path, "copy it again from the scanner")
         parts, notes = [scan], []
         if len(measurements) > 1:
             notes.append(f"{len(measurements)} measurements in the file: the last is the scan")
@@ -141,7 +141,9 @@ class _mapped:
             with self.path.open("rb") as file:
                 self.raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:  # an empty file cannot be mapped
-            raise InputError("the file is empty, expected Siemens twix data", self.path) from error
+            raise InputError(
+                "the file is empty, expected Siemens twix data", self.path, "copy it again from the scanner"
+            ) from error
         except OSError as error:
             raise InputError(f"cannot read ({error.strerror})", self.path, "check the path") from error
         return self.raw
@@ -157,12 +159,14 @@ def _find_measurements(raw: mmap.mmap, path: Path) -> list[tuple[int, int, bool]
     """First and past-the-last byte of each measurement, and whether the layout is that of VD and later."""
     size = len(raw)
     if size < RAID_HEADER + 8:
-        raise InputError(f"{size} bytes are too few for Siemens twix data", path)
+        raise InputError(f"{size} bytes are too few for Siemens twix data", path, "copy it again from the scanner")
     first, count = struct.unpack_from("<II", raw, 0)
     if not (first < 10000 and count <= MAX_SCANS):
         return [(0, size, False)]  # VB: the header's length comes first, and headers are longer than this
     if count == 0 or size < RAID_HEADER + count * RAID_ENTRY:
-        raise InputError("not Siemens twix data (its list of measurements is empty or cut off)", path)
+        raise InputError(
+            "not Siemens twix data (its list of measurements is empty or cut off)", path, "copy it again from the scanner"
+        )
     found = []
     for i in range(count):
         offset, length = struct.unpack_from("<QQ", raw, RAID_HEADER + i * RAID_ENTRY + 8)
@@ -181,7 +185,9 @@ def _measurement(raw: mmap.mmap, start: int, stop: int, is_ve: bool, path: Path)
     (length,) = struct.unpack_from("<I", raw, start)
     if not 16 <= length <= min(MAX_HEADER, stop - start):
         raise InputError(
-            f"a header of {length} bytes in a measurement of {stop - start}: not Siemens twix data, or damaged", path
+            f"a header of {length} bytes in a measurement of {stop - start}: not Siemens twix data, or damaged",
+            path,
+            "copy it again from the scanner",
         )
     protocol = read_protocol(raw[start : start + length], path)
     layout = np.dtype(_definitions().Scan_header if is_ve else _definitions().VB17_header)
@@ -211,10 +217,18 @@ def _walk(raw: mmap.mmap, start: int, stop: int, layout: np.dtype[np.void], is_v
             between = CHANNEL_HEADER if is_ve else layout.itemsize
             length = n_channels * (between + 8 * n_samples) + (layout.itemsize if is_ve else 0)
             if n_samples == 0 or n_channels == 0:
-                raise InputError(f"readout {len(found)} has {n_channels} channels of {n_samples} samples: damaged", path)
+                raise InputError(
+                    f"readout {len(found)} has {n_channels} channels of {n_samples} samples: damaged",
+                    path,
+                    "copy it again from the scanner",
+                )
             found.append(position)
         if length < layout.itemsize:
-            raise InputError(f"the block at byte {position} claims {length} bytes: the file is damaged", path)
+            raise InputError(
+                f"the block at byte {position} claims {length} bytes: the file is damaged",
+                path,
+                "copy it again from the scanner",
+            )
         position += length
     raise InputError(
         f"the file ends in or after readout {len(found)} without the scanner's end mark: it is truncated or damaged",

@@ -132,10 +132,18 @@ def read_protocol(header: bytes, path: Path) -> Protocol:
             try:
                 sections[name] = parse_buffer(text)
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-                raise InputError(f"the header's section {name} is damaged ({type(error).__name__}: {error})", path) from error
+                raise InputError(
+                    f"the header's section {name} is damaged ({type(error).__name__}: {error})",
+                    path,
+                    "copy it again from the scanner",
+                ) from error
     yaps = sections.get("MeasYaps") or sections.get("Phoenix")
     if not yaps:
-        raise InputError(f"the header has no protocol (MeasYaps), it has {', '.join(sections) or 'nothing'}", path)
+        raise InputError(
+            f"the header has no protocol (MeasYaps), it has {', '.join(sections) or 'nothing'}",
+            path,
+            "copy it again from the scanner",
+        )
     return Protocol(yaps, sections.get("Meas", {}), sections.get("Dicom", {}))
 
 
@@ -159,7 +167,7 @@ def header_xml(protocol: Protocol, heads: NDArray[np.void], imaging: NDArray[np.
         If the matrix or the field of view is missing.
     """
     if not imaging.any():
-        raise InputError(f"none of the {len(heads)} readouts is a line of an image", path)
+        raise InputError(f"none of the {len(heads)} readouts is a line of an image", path, "copy it again from the scanner")
     root = ET.Element("ismrmrdHeader", xmlns=NAMESPACE)
     _measurement(root, protocol)
     _system(root, protocol, int(heads["active_channels"][imaging][0]))
@@ -184,7 +192,11 @@ def _sections(header: bytes, path: Path) -> dict[str, str]:
             break
         (length,) = struct.unpack("<I", start.group(2))
         if start.end() + length > len(header):
-            raise InputError(f"the header's section {start.group(1).decode()} runs past its end: damaged", path)
+            raise InputError(
+                f"the header's section {start.group(1).decode()} runs past its end: damaged",
+                path,
+                "copy it again from the scanner",
+            )
         found[start.group(1).decode("latin1")] = header[start.end() : start.end() + length].decode("latin1")
         position = start.end() + length
     return found
@@ -193,9 +205,17 @@ def _sections(header: bytes, path: Path) -> dict[str, str]:
 def _check_text(text: str, path: Path) -> None:
     """A stranger's header must not make the parser fill the memory, or try for hours."""
     if re.search(r"\[\d{6,}\]\s*[.=]|\[\d{6,}\]\.", text):
-        raise InputError("the header has a list of more than 99999 items: not from a scanner, or damaged", path)
+        raise InputError(
+            "the header has a list of more than 99999 items: not from a scanner, or damaged",
+            path,
+            "copy it again from the scanner",
+        )
     if "### ASCCONV BEGIN" in text and max(map(len, text.splitlines())) > MAX_LINE:
-        raise InputError(f"the header has a line of more than {MAX_LINE} characters: not from a scanner, or damaged", path)
+        raise InputError(
+            f"the header has a line of more than {MAX_LINE} characters: not from a scanner, or damaged",
+            path,
+            "copy it again from the scanner",
+        )
 
 
 def _measurement(root: ET.Element, protocol: Protocol) -> None:
@@ -268,7 +288,11 @@ def _spaces(
     fov = [protocol.number(f"sSliceArray.asSlice[0].{name}") for name in ("dReadoutFOV", "dPhaseFOV", "dThickness")]
     lines = protocol.number("iPEFTLength", "sKSpace.lPhaseEncodingLines")
     if base is None or lines is None or fov[0] is None or fov[1] is None:
-        raise InputError("the header lacks the matrix (lBaseResolution, lPhaseEncodingLines) or the field of view", path)
+        raise InputError(
+            "the header lacks the matrix (lBaseResolution, lPhaseEncodingLines) or the field of view",
+            path,
+            "copy it again from the scanner",
+        )
     read_mm, phase_mm, thick_mm = fov[0], fov[1], fov[2] or 0.0
     oversampling = protocol.number("flReadoutOSFactor") or float(round(int(heads["number_of_samples"].max()) / base)) or 1.0
     is_3d = protocol.number("sKSpace.ucDimension") == 4

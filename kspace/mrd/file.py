@@ -90,7 +90,9 @@ def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
         found = ", ".join(list(file)[:8]) or "nothing"
     if group is not None:
         if group not in names:
-            raise InputError(f"no raw scan in group '{group}', there are: {', '.join(names) or 'none'}", path)
+            raise InputError(
+                f"no raw scan in group '{group}', there are: {', '.join(names) or 'none'}", path, "name one of them"
+            )
         return file[group]
     if len(names) == 1:
         return file[names[0]]
@@ -103,7 +105,9 @@ def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
     if half:
         lacking = "acquisitions ('data')" if "xml" in file[half[0]] else "XML header ('xml')"
         raise InputError(f"the ISMRMRD group '{half[0]}' has no {lacking}", path, "convert the scan again")
-    raise InputError(f"HDF5 but not ISMRMRD: expected a group with 'xml' and 'data', found {found}", path)
+    raise InputError(
+        f"HDF5 but not ISMRMRD: expected a group with 'xml' and 'data', found {found}", path, "give an ISMRMRD or fastMRI file"
+    )
 
 
 def reopen_group(file: h5py.File, path: Path, name: str) -> h5py.Group:
@@ -204,10 +208,14 @@ def _refuse_lengths(expected: np.ndarray, stored: np.ndarray, heads: np.ndarray,
 def _check_acquisitions(dataset: h5py.Dataset, path: Path) -> None:
     fields = dataset.dtype.names or ()
     if not {"head", "data"} <= set(fields) or HEAD_FIELDS - set(dataset.dtype["head"].names or ()):
-        raise InputError(f"the readouts are not ISMRMRD acquisitions (type {str(dataset.dtype)[:80]})", path)
+        raise InputError(
+            f"the readouts are not ISMRMRD acquisitions (type {str(dataset.dtype)[:80]})", path, "convert the scan again"
+        )
     base = h5py.check_vlen_dtype(dataset.dtype["data"])
     if base is None or np.dtype(base) != np.float32:
-        raise InputError(f"the samples are stored as {dataset.dtype['data']}, expected lists of float32", path)
+        raise InputError(
+            f"the samples are stored as {dataset.dtype['data']}, expected lists of float32", path, "convert the scan again"
+        )
     if dataset.ndim != 1 or dataset.size == 0:
         raise InputError(f"no acquisitions (shape {dataset.shape})", path, "give a file with raw data")
 

@@ -179,7 +179,11 @@ def _decode(xml: bytes | str, source: str) -> str:
         try:
             xml = xml.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"the XML header is not UTF-8 text ({error.reason} at byte {error.start})", source) from error
+            raise InputError(
+                f"the XML header is not UTF-8 text ({error.reason} at byte {error.start})",
+                source,
+                "copy or convert the scan again",
+            ) from error
     return xml.rstrip("\x00 \r\n\t")
 
 

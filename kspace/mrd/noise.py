@@ -96,10 +96,16 @@ def read_noise_readouts(
         return None
     channels, dwells = np.unique(heads["active_channels"][numbers]), np.unique(heads["sample_time_us"][numbers])
     if len(channels) > 1:
-        raise InputError(f"noise readouts have {' and '.join(map(str, channels))} channels, expected one number", path)
+        raise InputError(
+            f"noise readouts have {' and '.join(map(str, channels))} channels, expected one number",
+            path,
+            "convert the scan again",
+        )
     if len(dwells) > 1:
         shown = " and ".join(f"{dwell:g}" for dwell in dwells)
-        raise InputError(f"noise readouts have dwell times of {shown} us, expected one", path)
+        raise InputError(
+            f"noise readouts have dwell times of {shown} us, expected one", path, "convert the scan again, or give --no-whiten"
+        )
     if relative_bandwidth is None:
         warnings.append("no relativeReceiverNoiseBandwidth in the header: taken as 1 (Siemens receivers have about 0.79)")
     covariance, n_samples = noise_covariance(_inner(group, path, heads, numbers))
@@ -111,7 +117,11 @@ def _inner(group: h5py.Group, path: Path, heads: np.ndarray, numbers: np.ndarray
     for number, samples in mrd_file.read_samples(group, path, heads, numbers):
         pre, post = int(heads["discard_pre"][number]), int(heads["discard_post"][number])
         if pre + post >= samples.shape[1]:
-            raise InputError(f"noise readout {number} discards {pre} + {post} of its {samples.shape[1]} samples", path)
+            raise InputError(
+                f"noise readout {number} discards {pre} + {post} of its {samples.shape[1]} samples",
+                path,
+                "convert the scan again",
+            )
         yield samples[:, pre : samples.shape[1] - post]
 
 

@@ -144,7 +144,7 @@ class Scan:
             if replace(repetition, repetition=index.repetition) == index:
                 total = _add(total, self.load(encoding, repetition))
         if total is None or total.n_averages is None:
-            raise InputError(f"no complete repetition of image {index} in encoding {encoding}", self._path)
+            raise InputError(f"no complete repetition of image {index} in encoding {encoding}", self._path, "see `recon info`")
         return total.after("average_repetitions", data=total.data / total.n_averages.clamp(min=1), mask=total.n_averages > 0)
 
     def header(self, encoding: int, index: ImageIndex) -> Header:
