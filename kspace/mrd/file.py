@@ -15,11 +15,11 @@ import h5py
 import numpy as np
 
 from kspace.errors import InputError
+from kspace.heap import LIST, check_heaps, check_list
 
 # Memory of one block of samples: HDF5 copies every readout once, and a small block is copied on from the cache.
 BLOCK_BYTES = 16 * 2**20
-# How HDF5 stores a list of variable length: its length, and where in the file its values are.
-LIST = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+LISTS = ("data", "traj")
 HEAD_FIELDS = {
     "flags", "number_of_samples", "active_channels", "discard_pre", "discard_post", "center_sample", "encoding_space_ref",
     "sample_time_us", "position", "read_dir", "phase_dir", "slice_dir", "patient_table_position", "idx", "measurement_uid",
@@ -125,6 +125,7 @@ def read_xml(group: h5py.Group, path: Path) -> bytes:
     """The XML header, as stored."""
     with _guard(path):
         dataset = group["xml"]
+        check_list(dataset, path)
         value = dataset[(0,) * dataset.ndim] if dataset.size == 1 else None
     if value is None:
         raise InputError(f"the XML header is stored as {dataset.size} texts, expected one", path, "convert the scan again")
@@ -164,6 +165,9 @@ def read_heads(group: h5py.Group, path: Path) -> np.ndarray:
     sizes = heads["active_channels"].astype(np.int64) * heads["number_of_samples"]
     if raw:
         _refuse_lengths(2 * sizes, records["data"]["length"], heads, path)
+        with _guard(path):
+            for name in set(LISTS) & set(records.dtype.names or ()):
+                check_heaps(group.file, path, records[name])
     claimed = 8 * int(np.sum(sizes))
     if claimed > size:
         raise InputError(
@@ -180,17 +184,23 @@ def _raw_records(dataset: h5py.Dataset) -> np.ndarray:
     """
     file_type, n = dataset.id.get_type(), dataset.shape[0]
     names = [file_type.get_member_name(i).decode() for i in range(file_type.get_nmembers())]
-    kept = {name: i for i, name in enumerate(names) if name in ("head", "data")}
+    kept = {
+        name: i for i, name in enumerate(names) if name == "head" or (name in LISTS and _is_list(file_type.get_member_type(i)))
+    }
     record = np.dtype(
         {
             "names": list(kept),
-            "formats": [LIST if name == "data" else file_type.get_member_type(i).dtype for name, i in kept.items()],
+            "formats": [LIST if name in LISTS else file_type.get_member_type(i).dtype for name, i in kept.items()],
             "offsets": [file_type.get_member_offset(i) for i in kept.values()],
             "itemsize": file_type.get_size(),
         }
     )
     pieces = (dataset.id.read_direct_chunk((start,))[1] for start in range(0, n, dataset.chunks[0]))
     return np.frombuffer(b"".join(pieces), record)[:n]
+
+
+def _is_list(member: h5py.h5t.TypeID) -> bool:
+    return bool(member.get_class() == h5py.h5t.VLEN and member.get_size() == LIST.itemsize)
 
 
 def _refuse_lengths(expected: np.ndarray, stored: np.ndarray, heads: np.ndarray, path: Path) -> None:
