@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from kspace.mrd import Noise, read_noise
 from kspace.operators import Sense
 from recon import reconstructors
 from recon.export import RunRecord, check_outputs, export
+from recon.method import Method, choose
 from recon.selection import index_name, parse_selection
 from recon.source import Source, open_source
 from recon.versions import versions
@@ -31,6 +32,7 @@ from recon.versions import versions
 log = logging.getLogger(__name__)
 
 FORMATS = ("mrd", "dicom", "nifti", "png")
+BESIDE = reconstructors.Sense()  # the classical image that goes with a generated one
 SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 
@@ -41,7 +43,9 @@ class Options:
     Attributes
     ----------
     method
-        rss, zero-filled, sense, l1-wavelet or tv.
+        rss, zero-filled, sense, l1-wavelet, tv, or a generator (recon models lists those that ship).
+    weights
+        File of weights (.safetensors) for a generator, instead of those that ship.
     lamda
         Regularisation weight; for l1-wavelet and tv relative to max|A^H y|. Default: the method's own.
     maps
@@ -78,6 +82,7 @@ class Options:
     """
 
     method: str = "sense"
+    weights: Path | None = None
     lamda: float | None = None
     maps: str = "espirit"
     calibration_width: int = 24
@@ -167,27 +172,28 @@ def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
     InputError
         If the file, or its combination with the options, cannot be used. Nothing was written then.
     """
-    reconstructor = _reconstructor(options)
+    method = choose(options.method, options.lamda, options.weights, options.device)
+    if method.reconstruct is None and options.complex:
+        raise InputError(f"{method.name} is a magnitude", "--complex", "leave it out, or choose another method")
+    roles = ("main",) if method.generator is None else ("main", BESIDE.name)
     with open_source(path) as source:
         encodings = _chosen_encodings(source, options)
         stems = {e: source.stem + (f"_enc{e}" if len(source.encodings) > 1 else "") for e in encodings}
         for stem in stems.values():
-            check_outputs(output, stem, options.formats, options.force)
+            check_outputs(output, stem, options.formats, options.force, roles)
             source.check_extra(output, stem, options.force)
         written: list[Path] = []
         for e in encodings:
             journal = Journal()
-            images = reconstruct_encoding(source, e, reconstructor, options, journal)
-            record = _record(source, options, reconstructor, journal)
-            with journal.step("export"):
-                written += export(images, record, output, stems[e], options.formats, options.complex, options.force, source.xml)
-            written += source.export_extra(images, output, stems[e], options.method, options.force)
+            images = reconstruct_encoding(source, e, method, options, journal)
+            record = _record(source, options, method, journal)
+            written += export(images, record, output, stems[e], options.formats, options.complex, options.force, source.xml)
+            main = [image for image in images if image.role == "main"]
+            written += source.export_extra(main, output, stems[e], options.method, options.force)
     return written
 
 
-def reconstruct_encoding(
-    source: Source, encoding: int, reconstructor: Callable[[Tensor, Sense], Tensor] | None, options: Options, journal: Journal
-) -> list[Image]:
+def reconstruct_encoding(source: Source, encoding: int, method: Method, options: Options, journal: Journal) -> list[Image]:
     """Every chosen image of one encoding, one at a time: only one image's samples are in memory."""
     with journal.step("noise"):
         noise = _noise(source, options, journal)
@@ -196,43 +202,49 @@ def reconstruct_encoding(
     for index in tqdm(indices, desc=f"{source.stem}: {options.method}", unit="image", disable=None, leave=False):
         with journal.step("read"):
             k = source.load(encoding, index)
-        images.append(reconstruct_image(k, noise, source, reconstructor, options, journal))
+        images += reconstruct_image(k, noise, source, method, options, journal)
     for message in source.warnings:
         journal.warn(message)
     return images
 
 
 def reconstruct_image(
-    k: KSpace,
-    noise: Noise | None,
-    source: Source,
-    reconstructor: Callable[[Tensor, Sense], Tensor] | None,
-    options: Options,
-    journal: Journal,
-) -> Image:
-    """One image: whiten, remove oversampling, estimate maps, reconstruct, bring to the recon matrix."""
+    k: KSpace, noise: Noise | None, source: Source, method: Method, options: Options, journal: Journal
+) -> list[Image]:
+    """One image: whiten, remove oversampling, estimate maps, reconstruct, bring to the recon matrix.
+
+    A generator's image is followed by the classical one of the same data, so that a person can look at both.
+    """
     with journal.step("preprocess"):
         k = prepare(k, noise, options, journal)
     shape = (k.data.shape[-2], k.data.shape[-1])
-    journal.masks.append(
-        {"image": index_name(k.header.index), "digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
-    )
-    if reconstructor is None:
+    sampled = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
+    journal.masks.append({"image": index_name(k.header.index), **sampled})
+    if method.reconstruct is None:
         with journal.step("reconstruct"):
             # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
             coil_images = preprocess.to_recon_matrix(_volume(ifft(k.data)), k.header)
-            volume = coil_images.abs().square().sum(0).sqrt()
-    else:
-        with journal.step("maps"):
-            maps = _maps(k, noise, source, options, journal)
-        op = Sense(maps, k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
-        _check_support(k, op, journal)
-        with journal.step("reconstruct"):
-            planes = reconstructor(k.data, op)
-            volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-3)), k.header)[0]
-    if not torch.isfinite(torch.view_as_real(volume) if volume.is_complex() else volume).all():
-        raise InputError(f"{options.method} gave values that are not finite", source.path, "try --method zero-filled")
-    return Image(volume, k.header)
+            return [Image(coil_images.abs().square().sum(0).sqrt(), k.header)]
+    with journal.step("maps"):
+        maps = _maps(k, noise, source, options, journal)
+    op = Sense(maps, k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
+    _check_support(k, op, journal)
+    with journal.step("reconstruct"):
+        images = [_image(method.reconstruct(k.data, op), k, "main", source)]
+    if method.generator is not None:
+        for difference in method.generator.outside(op, acceleration(k.mask, shape)):
+            journal.warn(f"outside of what {method.name} was trained on: {difference}")
+        with journal.step(BESIDE.name):
+            images.append(_image(BESIDE(k.data, op), k, BESIDE.name, source))
+    return images
+
+
+def _image(planes: Tensor, k: KSpace, role: str, source: Source) -> Image:
+    """The finished image of reconstructed planes ``(y x)`` or ``(x z y)``."""
+    volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-3)), k.header)[0]
+    if not torch.isfinite(torch.view_as_real(volume)).all():
+        raise InputError("the reconstruction gave values that are not finite", source.path, "try --method zero-filled")
+    return Image(volume, k.header, role)
 
 
 def _volume(planes: Tensor) -> Tensor:
@@ -268,19 +280,6 @@ def prepare(k: KSpace, noise: Noise | None, options: Options, journal: Journal) 
     if k.header.encoded_matrix[2] > 1:
         k = preprocess.decouple(k)
     return k
-
-
-def _reconstructor(options: Options) -> Callable[[Tensor, Sense], Tensor] | None:
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device", "--device", "use --device cpu")
-    if options.method == "rss":
-        if options.lamda is not None:
-            raise InputError("rss has no regularisation weight", "--lamda", "leave it out")
-        if options.complex:
-            raise InputError("rss is a magnitude", "--complex", "leave it out, or choose another method")
-        return None
-    chosen = {} if options.lamda is None else {"lamda": options.lamda}
-    return reconstructors.make(options.method, **chosen)
 
 
 def _noise(source: Source, options: Options, journal: Journal) -> Noise | None:
@@ -343,20 +342,17 @@ def _refuse_equal_stems(inputs: Sequence[Path]) -> None:
         stems[path.stem] = path
 
 
-def _record(
-    source: Source, options: Options, reconstructor: Callable[[Tensor, Sense], Tensor] | None, journal: Journal
-) -> RunRecord:
+def _record(source: Source, options: Options, method: Method, journal: Journal) -> RunRecord:
     with journal.step("checksum"):
         sha256 = source.sha256()
     parameters = {name: value for name, value in vars(options).items() if name not in ("force", "device")}
-    if reconstructor is not None:
-        parameters["reconstructor"] = repr(reconstructor)
+    parameters = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
     return RunRecord(
-        method=options.method,
-        generated=False,
-        description=f"{options.method} reconstruction of {source.kind} raw data",
-        parameters={name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()},
-        versions=versions(),
+        method=method.name,
+        generated=method.generator is not None,
+        description=f"{method.description} of {source.kind} raw data",
+        parameters=parameters | method.details,
+        versions=versions() | {k: v for k, v in method.details.items() if k == "weights sha256"},
         source=str(source.path),
         source_sha256=sha256,
         mask={"images": journal.masks},

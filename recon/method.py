@@ -1,0 +1,100 @@
+"""What `--method` names: a classical reconstructor, or a generator with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kspace.errors import InputError
+from kspace.operators import Sense
+from recon import reconstructors
+
+if TYPE_CHECKING:
+    from recon.generator import GeneratorReconstructor
+
+RSS = "rss"  # magnitude only: an export of the coil images, not a reconstructor
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that was chosen.
+
+    Attributes
+    ----------
+    name
+        As it was asked for.
+    reconstruct
+        ``(y, op) -> image``; None for `RSS`.
+    generator
+        The same, where a trained generator makes the image.
+    details
+        What determines it, for the record.
+    """
+
+    name: str
+    reconstruct: Callable[[Tensor, Sense], Tensor] | None
+    generator: GeneratorReconstructor | None = None
+    details: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def description(self) -> str:
+        """One sentence for people and for DICOM's DerivationDescription."""
+        if self.generator is None:
+            return f"{self.name} reconstruction"
+        card = self.generator.card
+        return f"{self.name}: {card.system} generator, weights {card.name} (sha256 {card.sha256[:16]})"
+
+
+def choose(name: str, lamda: float | None = None, weights: Path | None = None, device: str = "auto") -> Method:
+    """The method called `name`.
+
+    Parameters
+    ----------
+    name
+        ``rss``, a classical method (`reconstructors.METHODS`), or a system whose weights ship or are given.
+    lamda
+        Regularisation weight of a classical method; None: its default.
+    weights
+        Weights of a generator; None: those that ship under `name`.
+    device
+        ``auto``, ``cpu`` or ``cuda``: where a generator runs.
+
+    Raises
+    ------
+    InputError
+        If there is no such method, it has no such option, or its weights cannot be used.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device", "--device", "use --device cpu")
+    if name == RSS or name in reconstructors.METHODS:
+        if weights is not None:
+            raise InputError(f"{name} has no weights", "--weights", "leave it out, or choose the generator with --method")
+        if name != RSS:
+            made = reconstructors.make(name, **({} if lamda is None else {"lamda": lamda}))
+            return Method(name, made, details={"reconstructor": repr(made)})
+        if lamda is not None:
+            raise InputError("rss has no regularisation weight", "--lamda", "leave it out")
+        return Method(name, None)
+    if lamda is not None:
+        raise InputError(f"{name} is a generator and has no regularisation weight", "--lamda", "leave it out")
+    return _generator(name, weights, device)
+
+
+def _generator(name: str, weights: Path | None, device: str) -> Method:
+    from recon import generator
+    from recon.weights import shipped
+
+    if weights is None and name not in shipped():
+        known = [RSS, *reconstructors.METHODS, *shipped()]
+        raise InputError(
+            f"there is no method '{name}'", "--method", f"choose from {', '.join(known)}, or give --weights FILE for a system"
+        )
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    loaded = generator.load(weights or name, place, system=name if weights is not None else None)
+    details = {"weights": loaded.card.name, "weights sha256": loaded.sha256, "system": loaded.card.system}
+    return Method(name, loaded, loaded, details)
