@@ -9,11 +9,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pydicom
 import pytest
 import torch
 
 from kspace.errors import InputError
 from kspace.mrd.images import read_images
+from models import systems
+from recon import weights
 from recon.pipeline import Options, run
 from tests import rawfiles
 
@@ -256,3 +259,44 @@ def test_a_fastmri_volume_gives_a_submission_in_the_units_of_its_target(
         run([tmp_path / "volume.h5"], tmp_path / "rss", Options(method="rss", format="png"))
     with pytest.raises(InputError, match="would overwrite its own input"):
         run([tmp_path / "volume.h5"], tmp_path, Options(method="rss", format="png", force=True))
+
+
+def small_weights(path: Path, coils: tuple[int, ...] = (2, 4, 8)) -> Path:
+    """Weights of a small RefineGAN that was trained on nothing: its image is that of data consistency, near SENSE."""
+    config = systems.resolve({"system": "refinegan", "generator": {"width": 4, "depth": 2}})
+    generator = systems.build_generator(config)
+    card = weights.Card("", config, envelope={"coils": coils, "acceleration": (1, 4)})
+    weights.write(path, generator.state_dict(), card)
+    return path
+
+
+def test_a_generated_image_has_a_classical_one_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = rawfiles.accelerated(tmp_path / "scan.h5")
+    path = small_weights(tmp_path / "small.safetensors")
+    options = Options(method="refinegan", weights=path, format="mrd,dicom")
+    assert run([case.path], tmp_path / "out", options) == 0
+    assert "outside of what" not in capsys.readouterr().err
+    stored = read_images(tmp_path / "out" / "scan.mrd.h5"), read_images(tmp_path / "out" / "scan_sense.mrd.h5")
+    generated, sense = (images[0].image.data.numpy() for images in stored)
+    assert nrmse(generated, sense) < 0.1
+    record = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert record["generated"]
+    assert record["parameters"]["weights sha256"] == weights.read_card(path).sha256
+    types = {
+        folder: pydicom.dcmread(next((tmp_path / "out" / folder).glob("*.dcm"))).ImageType[:2]
+        for folder in ("scan_dicom", "scan_sense_dicom")
+    }
+    assert types == {"scan_dicom": ["DERIVED", "PRIMARY"], "scan_sense_dicom": ["ORIGINAL", "PRIMARY"]}
+
+
+def test_a_scan_outside_of_the_training_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = rawfiles.accelerated(tmp_path / "scan.h5")
+    path = small_weights(tmp_path / "small.safetensors", coils=(12, 16))
+    assert run([case.path], tmp_path / "out", Options(method="refinegan", weights=path, format="mrd")) == 0
+    assert "outside of what refinegan was trained on: 8 coils; trained with 12 to 16" in capsys.readouterr().err
+    with pytest.raises(InputError, match="sense has no weights"):
+        run([case.path], tmp_path / "a", Options(method="sense", weights=path))
+    with pytest.raises(InputError, match="has no regularisation weight"):
+        run([case.path], tmp_path / "a", Options(method="refinegan", weights=path, lamda=0.1))
+    with pytest.raises(InputError, match="dagan"):
+        run([case.path], tmp_path / "a", Options(method="dagan", weights=path))
