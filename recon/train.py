@@ -45,7 +45,6 @@ def train(argv: Sequence[str]) -> int:
     resume = _checkpoint(given["resume"])
     _prepare_folder(folder, resume, given["force"])
     pl.seed_everything(given["data"].seed, workers=True, verbose=False)
-    _quieten()
 
     gan = systems.build(system_config(given))
     options: DataOptions = given["data"]
@@ -55,9 +54,10 @@ def train(argv: Sequence[str]) -> int:
     per_epoch = gan.schedule.steps_per_epoch
     loaders = DataModule(data, batch_size, options.workers, options.seed, per_epoch and per_epoch * batches_per_step(gan))
 
-    module = GanModule(gan, update_options, Recorder(tuple(data.val)))
+    settings = ("training",) if given["trainer"]["overfit_batches"] else tuple(data.val)
+    module = GanModule(gan, update_options, Recorder(settings))
     card = _card(gan, options, data, batch_size, given)
-    trainer = make_trainer(folder, gan, trainer_options, card, has_validation=bool(data.val))
+    trainer = make_trainer(folder, gan, trainer_options, card, has_validation=trainer_options["limit_val_batches"] != 0)
     module.n_steps = planned_steps(trainer, loaders, gan)
     _save_options(folder, given, gan)
     return _fit(trainer, module, loaders, folder, resume)
@@ -169,23 +169,22 @@ def _trainer_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], Options]
 
 def make_trainer(folder: Path, gan: Gan, options: Mapping[str, Any], card: Card, has_validation: bool = True) -> pl.Trainer:
     """The trainer, with the callbacks and loggers that every run has."""
+    _quieten()
     options = dict(options)
     watch: dict[str, Any] = {"monitor": "val/gain_db", "mode": "max"} if has_validation else {}
-    callbacks: list[Callback] = [
-        Keeper(folder, card),
-        Panels(folder / "panels"),
-        RandomState(),
-        StopOnSignal(),
-        TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0),
-        ModelCheckpoint(folder / "checkpoints", "best", save_last=True, save_top_k=1, enable_version_counter=False, **watch),
-    ]
+    callbacks: list[Callback] = [Keeper(folder, card), Panels(folder / "panels"), RandomState(), StopOnSignal()]
+    if options.get("enable_progress_bar") is not False:
+        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 0))
+    if options.get("enable_checkpointing") is not False:
+        watch_best: dict[str, Any] = {**watch, "enable_version_counter": False, "save_on_train_epoch_end": False}
+        callbacks.append(ModelCheckpoint(folder / "checkpoints", "best", save_last=True, **watch_best))
     if has_validation and gan.schedule.patience is not None:
         callbacks.append(EarlyStopping(patience=gan.schedule.patience, **watch))
     if options.get("max_epochs") is None and options.get("max_steps", -1) == -1:
         options["max_epochs"] = gan.schedule.max_epochs
     given = options.pop("callbacks", None) or []
     callbacks += given if isinstance(given, list) else [given]
-    loggers = [CSVLogger(folder, "csv"), TensorBoardLogger(folder, "tensorboard")]
+    loggers = [CSVLogger(folder, "csv", flush_logs_every_n_steps=1), TensorBoardLogger(folder, "tensorboard")]
     return pl.Trainer(
         **options, default_root_dir=folder, callbacks=callbacks, logger=loggers, use_distributed_sampler=False,
     )  # fmt: skip
@@ -266,5 +265,13 @@ def _gather(found: list[Any]) -> list[Any]:
 
 def _quieten() -> None:
     """Advice of Lightning that does not hold here: items are made fast enough, and epochs may be short."""
-    for text in (".*does not have many workers.*", ".*The number of training batches.*", ".*`isinstance\\(treespec.*"):
+    known = (
+        "does not have many workers",
+        "number of training batches",
+        "in eval mode",
+        "The dirpath has changed",
+        "is not empty",
+        "resuming from a checkpoint",
+    )
+    for text in (f".*{words}.*" for words in known):
         warnings.filterwarnings("ignore", text)

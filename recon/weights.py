@@ -125,6 +125,9 @@ def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = F
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the weights cannot be written ({error.strerror or error})", path) from error
+    try:
         save_file(tensors, beside, metadata={"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)})
         os.replace(beside, path)
     except OSError as error:

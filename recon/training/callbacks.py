@@ -38,25 +38,31 @@ class Keeper(Callback):
     def __init__(self, folder: Path, card: Card) -> None:
         self.folder, self.card = folder, card
         self.best = -float("inf")
+        self.validated: tuple[int, dict[str, float]] = (-1, {})  # at which step, and with what result
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         metrics = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        self.keep(trainer, pl_module, "last", metrics)
+        assert isinstance(pl_module, GanModule)
+        self.validated = (pl_module.step_count, metrics)
+        self.keep(trainer, pl_module, "last")
         if metrics.get("gain_db", -float("inf")) > self.best:
             self.best = metrics["gain_db"]
-            self.keep(trainer, pl_module, "best", metrics)
+            self.keep(trainer, pl_module, "best")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.keep(trainer, pl_module, "last", {})
+        self._end(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Interrupted):
-            self.keep(trainer, pl_module, "last", {})
-            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+            self._end(trainer, pl_module)
 
-    def keep(self, trainer: pl.Trainer, module: pl.LightningModule, name: str, metrics: dict[str, float]) -> None:
+    def _end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.keep(trainer, module, "last")
+        trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+
+    def keep(self, trainer: pl.Trainer, module: pl.LightningModule, name: str) -> None:
         """Write the generator as it is now, with a card."""
         assert isinstance(module, GanModule)
         if not trainer.is_global_zero:
@@ -65,7 +71,8 @@ class Keeper(Callback):
             **self.card.training, "steps": module.step_count, "epochs": trainer.current_epoch,
             "averaged": module.average is not None,
         }  # fmt: skip
-        card = replace(self.card, training=training, metrics=metrics, versions=versions())
+        step, metrics = self.validated
+        card = replace(self.card, training=training, metrics=metrics if step == module.step_count else {}, versions=versions())
         weights.write(self.folder / f"{name}{weights.SUFFIX}", module.best_generator.state_dict(), card, force=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +150,8 @@ class StopOnSignal(Callback):
         self.asked = False
         self.before: Callable[[int, FrameType | None], Any] | int | None = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: the trainer remembers the handlers of its own start, and sets them again at its end.
         def ask(number: int, frame: FrameType | None) -> None:
             self.asked = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -161,7 +169,13 @@ class StopOnSignal(Callback):
         if self.asked:
             raise Interrupted
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._give_back()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
             self.before = None

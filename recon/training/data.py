@@ -332,14 +332,24 @@ class DataModule(pl.LightningDataModule):
         assert self.trainer is not None
         passes = self.passes(self.trainer.world_size, self.trainer.global_rank)
         module: Any = self.trainer.lightning_module
+        if n := self._n_overfit():
+            return self._loader(self.data.train, Stream(passes, n, lambda: 0))
         stream = Stream(passes, self.n_batches(self.trainer.world_size), lambda: module.batch_count)
         return self._loader(self.data.train, stream)
 
     def val_dataloader(self) -> list[DataLoader[Example]]:
         assert self.trainer is not None
+        if self._n_overfit():  # then the question is whether the very batches that are trained on are learned
+            return [self.train_dataloader()]
         n, rank = self.trainer.world_size, self.trainer.global_rank
         samplers = [ShapeBatchSampler(part.shapes, 1, n_replicas=n, rank=rank) for part in self.data.val.values()]
         return [self._loader(part, s) for part, s in zip(self.data.val.values(), samplers, strict=True)]
+
+    def _n_overfit(self) -> int:
+        """The same few batches over and over, if the trainer's ``overfit_batches`` asks for them."""
+        assert self.trainer is not None
+        asked: float = getattr(self.trainer, "overfit_batches", 0)
+        return int(asked if isinstance(asked, int) else asked * self.n_batches(self.trainer.world_size))
 
     def _loader(self, examples: Examples, sampler: Sampler[list[Draw]]) -> DataLoader[Example]:
         return DataLoader(
@@ -349,6 +359,9 @@ class DataModule(pl.LightningDataModule):
             num_workers=self.workers,
             persistent_workers=False,
             pin_memory=torch.cuda.is_available(),
+            # Each iterator draws a seed for its workers: not from the generator that the training draws from, since a resumed
+            # run makes another number of iterators. Items depend on neither.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
 

@@ -229,9 +229,6 @@ class GanModule(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------------------ moving on
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step_count = int(checkpoint["state_dict"]["steps"])
         self.batch_count = int(checkpoint["state_dict"]["batches"])
