@@ -25,6 +25,7 @@ from kspace.errors import InputError
 from kspace.fastmri_header import ScanHeader, parse_header
 from kspace.fastmri_write import root_sum_of_squares, write_reconstruction, write_volume
 from kspace.hdf5 import find_dataset, open_h5, plain_attributes
+from kspace.heap import check_list
 
 if TYPE_CHECKING:
     from kspace.mrd.noise import Noise
@@ -263,6 +264,7 @@ def _header_text(file: h5py.File, path: Path) -> bytes | str:
     dataset = file["ismrmrd_header"]
     if not isinstance(dataset, h5py.Dataset) or dataset.shape not in ((), (1,)) or dataset.dtype.kind not in "SO":
         raise InputError("the ismrmrd_header is not text", path, "correct the file, or make it again")
+    check_list(dataset, path)
     value = dataset[()]
     text = value[0] if isinstance(value, np.ndarray) else value
     return text if isinstance(text, (bytes, str)) else bytes(text)

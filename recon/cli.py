@@ -6,6 +6,7 @@ module of the command that was asked for is imported, so that ``recon --help`` a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -78,7 +79,9 @@ COMMANDS = {
 
 EXIT_INPUT_ERROR = 2
 EXIT_BUG = 1
-EXIT_INTERRUPTED = 130
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT, signal.SIGTERM)
+# What libraries say that do not raise MemoryError; the last two are the dynamic linker's, while it loads PyTorch.
+MEMORY_WORDS = ("not enough memory", "out of memory", "cannot allocate memory", "failed to map segment")
 
 
 def main() -> int:
@@ -90,16 +93,21 @@ def main() -> int:
     if not hasattr(os, "fork"):
         return execute(sys.argv[1:])
     sys.stdout.flush()
+    # A signal between the fork and the handlers would end one of the two with a traceback: it waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     child = os.fork()
     if child == 0:
         code = EXIT_BUG
         try:
+            _stop_once()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             code = execute(sys.argv[1:])
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of our output has left, as `recon info scan.h5 | head` does
             code = 0
         finally:
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.flush()
             os._exit(code)
     return _wait(child)
 
@@ -107,7 +115,8 @@ def main() -> int:
 def execute(argv: Sequence[str]) -> int:
     """Run the command that `argv` names, in this process, and return the exit status.
 
-    0 when all went well, 2 after an error that a person can mend, 1 after one that only we can, 130 after Ctrl-C.
+    0 when all went well, 2 after an error that a person can mend, 1 after one that only we can, 130 after Ctrl-C, 143 after
+    SIGTERM.
     """
     verbose = "-v" in argv or "--verbose" in argv
     _set_up_logging(verbose)
@@ -122,16 +131,19 @@ def execute(argv: Sequence[str]) -> int:
     except InputError as error:
         _complain(str(error))
         return EXIT_INPUT_ERROR
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing half-written was left behind")
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, _Stopped) else signal.SIGINT
+        what = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            _complain(f"{what}; nothing half-written was left behind")
+        return 128 + number
     except MemoryError as error:
         _complain(_out_of_memory(str(error)))
         return EXIT_INPUT_ERROR
     except BrokenPipeError:
         raise
     except Exception as error:
-        if "not enough memory" in str(error) or "out of memory" in str(error).lower():
+        if any(words in str(error).lower() for words in MEMORY_WORDS):
             _complain(_out_of_memory(str(error)))
             return EXIT_INPUT_ERROR
         if verbose:
@@ -253,32 +265,67 @@ def _load(command: Command) -> Callable[..., int | None]:
     return loaded
 
 
+class _Stopped(KeyboardInterrupt):
+    """A signal that asks to stop: what is being written is cleaned away on the way out, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def _stop_once() -> None:
+    """Let the first signal to stop end the command in order, and ignore more of them: the cleaning up must not be cut short."""
+    command = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != command:  # a worker process, which inherited this: it ends as others expect it to
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        for other in STOPPING:
+            signal.signal(other, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    for number in STOPPING:
+        signal.signal(number, stop)
+
+
 def _wait(child: int) -> int:
     """Wait for the child, pass signals on, and turn a death by signal into words."""
 
     def forward(number: int, frame: FrameType | None) -> None:
-        os.kill(child, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the child as well, which answers it
-    signal.signal(signal.SIGTERM, forward)
+    for number in STOPPING:
+        signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
         return os.WEXITSTATUS(status)
-    number = os.WTERMSIG(status)
-    if number == signal.SIGKILL:
+    died_of = os.WTERMSIG(status)
+    if died_of == signal.SIGKILL:
         _complain(_out_of_memory("the system killed the process"))
         return EXIT_INPUT_ERROR
-    if number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
-        name = signal.Signals(number).name
-        _complain(f"the process crashed ({name}): an input file is probably damaged; copy it from the scanner again")
+    if died_of in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
+        name = signal.Signals(died_of).name
+        files = f" ({_given()})" if _given() else ""
+        _complain(f"the process crashed ({name}): an input file is probably damaged{files}; copy it from the scanner again")
         return EXIT_INPUT_ERROR
-    return 128 + number
+    return 128 + died_of
+
+
+def _given() -> str:
+    """The files that the command was given, for messages of those who know no better which of them it was."""
+    files = [argument for argument in sys.argv[1:] if os.path.isfile(argument)]
+    return ", ".join([*files[:3], *["..."][: max(0, len(files) - 3)]])
 
 
 def _out_of_memory(detail: str) -> str:
     detail = " ".join(detail.split())[:160]
+    where = f" in {_given()}" if _given() else ""
     return (
-        f"out of memory ({detail or 'allocation failed'}); take a part with --slices or --repetitions, "
+        f"out of memory ({detail or 'allocation failed'}){where}; take a part with --slices or --repetitions, "
         "fewer coils with --virtual-coils, or a machine with more memory"
     )
 
