@@ -31,7 +31,8 @@ def check_list(dataset: h5py.Dataset, path: Path) -> None:
     InputError
         As `check_heaps`.
     """
-    is_list = dataset.id.get_type().get_class() == h5py.h5t.VLEN or h5py.check_string_dtype(dataset.dtype) is not None
+    text = h5py.check_string_dtype(dataset.dtype)
+    is_list = text.length is None if text is not None else dataset.id.get_type().get_class() == h5py.h5t.VLEN
     if dataset.size != 1 or not is_list:
         return
     stored = _stored(dataset, path)
