@@ -108,6 +108,11 @@ class MaskSpec:
             return f"{self.family}:{','.join(named)}"
         return ",".join([self.family if amount is None else f"{self.family}:{amount}", *named])
 
+    @property
+    def rate(self) -> float | None:
+        """Nominal sampled fraction, 1 / R."""
+        return None if self.acceleration is None else 1.0 / self.acceleration
+
     def values(self) -> dict[str, Any]:
         """The values of all options of the family, the defaults filled in."""
         family, given = self._family(), dict(self.options)

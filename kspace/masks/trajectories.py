@@ -23,7 +23,9 @@ def radial(ask: Request) -> Mask:
     from sigpy.mri import radial as spokes  # imported here: SigPy is heavy
 
     n_points, turn = ask.n_points(), 2 * math.pi * ask.chance.uniform(1)[0]
-    n_readout = math.ceil(REACH * max(ask.ny, ask.nx))  # half a sample apart: no point of the grid is jumped over
+    # At most half a sample apart, so that no point of the grid is jumped over; a power of two, because SigPy steps by
+    # 0.5 / n_readout and fails where that rounds such that one more sample fits.
+    n_readout = 1 << math.ceil(math.log2(REACH * max(ask.ny, ask.nx)))
     n_spokes = max(8, 2 * n_points // max(ask.ny, ask.nx))
     most = 64 * max(ask.ny, ask.nx)
     while True:

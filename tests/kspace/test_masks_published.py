@@ -79,6 +79,7 @@ def psnr(brain: torch.Tensor, text: str, key: str = "") -> float:
     return float((-10 * ((zero_filled - brain) ** 2).mean((1, 2)).log10()).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "published", "tolerance"),
     [
