@@ -19,7 +19,8 @@ import secrets
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,49 @@ _LEFT_OVER_S = 86400
 
 _verified: set[tuple[str, int, int, bytes]] = set()
 
-Layout = Sequence[tuple[tuple[int, ...], torch.dtype]]
+Layout = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the cache: where it is, the key that it must bear, and the arrays that it holds."""
+
+    path: Path
+    key: str
+    layout: Layout
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [math.prod(shape) * dtype.itemsize for shape, dtype in self.layout]
+
+    def open(self) -> int | None:
+        """A descriptor for `read`; None where there is no such entry."""
+        try:
+            return os.open(self.path, os.O_RDONLY)
+        except OSError:
+            return None
+
+    def read(self, descriptor: int) -> tuple[Tensor, ...] | None:
+        """The arrays behind a descriptor, which is closed; None where the file is not what its name says."""
+        try:
+            with open(descriptor, "rb", buffering=0) as file:
+                status = os.fstat(descriptor)
+                if status.st_size != _HEAD_BYTES + sum(self._sizes):
+                    return None
+                file.seek(0)
+                head, content = file.read(_HEAD_BYTES), torch.empty(sum(self._sizes), dtype=torch.uint8)
+                n_read = file.readinto(content.numpy().data)
+        except OSError:
+            return None
+        if n_read != len(content) or not head.startswith(MAGIC + self.key.encode()):
+            return None
+        state = (self.key, status.st_ino, status.st_mtime_ns, head)
+        if state not in _verified:  # once in each process for each state of the file
+            if head != _head(self.key, zlib.crc32(content.numpy().data)):
+                return None
+            _verified.add(state)
+        parts = content.split(self._sizes)
+        return tuple(part.view(dtype).reshape(shape) for part, (shape, dtype) in zip(parts, self.layout, strict=True))
 
 
 def cached_maps(
@@ -73,8 +116,8 @@ def cached_maps(
     if folder is None or k.n_coils == 1:  # the map of one coil is 1
         return _estimate(k, block, method, calibration_width)
     key = _key(k, block, method, calibration_width)
-    layout = [(tuple(k.data.shape), torch.complex64)]
-    return _get(folder, key, layout, lambda: (_estimate(k, block, method, calibration_width),))[0]
+    layout = ((tuple(k.data.shape), torch.complex64),)
+    return _get(folder, key, layout, lambda: (_estimate(k, block, method, calibration_width),))[0][0]
 
 
 def cached_references(
@@ -83,7 +126,7 @@ def cached_references(
     folder: Path,
     method: str = "espirit",
     calibration_width: int = 24,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Entry]:
     """Coil maps as `cached_maps` makes them, and what follows from them and the fully sampled data, kept together.
 
     Parameters
@@ -98,24 +141,24 @@ def cached_references(
     Returns
     -------
     tuple
-        Maps, target and truth.
+        Maps, target and truth, and the entry that holds them, unless it could not be kept.
     """
     block = _central_block(k, method, calibration_width)
-    # The centre is in the key by its hash. What remains needs a checksum only, and a fast one, for it is taken of every example:
+    # The centre is in the key by its hash. What remains needs a checksum only, and a fast one, for every example takes it:
     # two states of one file must be told apart, and any that differ in a sample do.
     words = k.data.contiguous().view(torch.float32).view(torch.int32).numpy().reshape(-1).view(np.uint64)
     checksum = f"{int(np.add.reduce(words)):016x}{int(np.bitwise_xor.reduce(words)):016x}"
     text = f"{_key(k, block, method, calibration_width)} {checksum} {combine.__module__}.{combine.__qualname__}"
     key = hashlib.sha256(text.encode()).hexdigest()
     plane = tuple(k.data.shape[-2:])
-    layout = [(tuple(k.data.shape), torch.complex64), (plane, torch.complex64), (plane, torch.float32)]
+    layout = ((tuple(k.data.shape), torch.complex64), (plane, torch.complex64), (plane, torch.float32))
 
     def make() -> tuple[Tensor, ...]:
         maps = _estimate(k, block, method, calibration_width)
         return maps, *combine(k.data, maps)
 
-    maps, target, truth = _get(folder, key, layout, make)
-    return maps, target, truth
+    (maps, target, truth), entry = _get(folder, key, layout, make)
+    return maps, target, truth, entry
 
 
 def prepare_folder(folder: Path) -> None:
@@ -182,37 +225,15 @@ def _program() -> str:
     return hashlib.sha256(inspect.getsource(coils).encode()).hexdigest()[:16]
 
 
-def _get(folder: Path, key: str, layout: Layout, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """The arrays of an entry, read or made and kept."""
-    path = folder / key[:2] / f"{key}.maps"
-    arrays = _read(path, key, layout)
+def _get(folder: Path, key: str, layout: Layout, make: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Entry]:
+    """The arrays of an entry, read or made and kept, and the entry."""
+    entry = Entry(folder / key[:2] / f"{key}.maps", key, layout)
+    descriptor = entry.open()
+    arrays = None if descriptor is None else entry.read(descriptor)
     if arrays is None:
         arrays = make()
-        _keep(path, key, arrays)
-    return arrays
-
-
-def _read(path: Path, key: str, layout: Layout) -> tuple[Tensor, ...] | None:
-    """The arrays of an entry; None where there is none, or where it is not what its name says."""
-    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in layout]
-    try:
-        with path.open("rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            if status.st_size != _HEAD_BYTES + sum(sizes):
-                return None
-            head, content = file.read(_HEAD_BYTES), torch.empty(sum(sizes), dtype=torch.uint8)
-            n_read = file.readinto(content.numpy().data)
-    except OSError:
-        return None
-    if n_read != sum(sizes) or not head.startswith(MAGIC + key.encode()):
-        return None
-    state = (key, status.st_ino, status.st_mtime_ns, head)
-    if state not in _verified:  # once in each process for each state of the file
-        if head != _head(key, zlib.crc32(content.numpy().data)):
-            return None
-        _verified.add(state)
-    parts = content.split(sizes)
-    return tuple(part.view(dtype).reshape(shape) for part, (shape, dtype) in zip(parts, layout, strict=True))
+        _keep(entry.path, key, arrays)
+    return arrays, entry
 
 
 def _keep(path: Path, key: str, arrays: tuple[Tensor, ...]) -> None:

@@ -15,7 +15,7 @@ import torch.utils.data
 from torch import Tensor
 
 from kspace import preprocess
-from kspace.cache import cached_maps, cached_references, prepare_folder
+from kspace.cache import Entry, cached_maps, cached_references, prepare_folder
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.example import Example, Key, Shape, collate, combine
@@ -23,9 +23,19 @@ from kspace.fastmri_h5 import Volume
 from kspace.fourier import fft, ifft
 from kspace.masks import digest
 from kspace.operators import Sense
+from kspace.transfer import reduce_example
 from kspace.volumes import find_volumes, hashed, open_volumes, split_by_patient
 
-__all__ = ["Draw", "KSpaceDataset", "ShapeBatchSampler", "collate", "find_volumes", "open_volumes", "split_by_patient"]
+__all__ = [
+    "Draw",
+    "KSpaceDataset",
+    "ShapeBatchSampler",
+    "collate",
+    "find_volumes",
+    "open_volumes",
+    "reduce_example",  # imported so that examples travel by it
+    "split_by_patient",
+]
 
 Augmentation = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """``(coil images (coil y x), boxes (n 5), seed) -> (coil images, boxes)``: a pure function of its arguments."""
@@ -125,7 +135,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
             k = k.after("augment", data=fft(images))
         mask = k.mask if not self.masks else k.mask & self._draw(name, k).to(torch.bool)
         k = k.after("undersample", mask=mask)
-        maps, target, truth = self._references(k, has_truth=not volume.has_mask)
+        maps, target, truth, entry = self._references(k, has_truth=not volume.has_mask)
         k.data.masked_fill_(~mask, 0)  # what was not acquired was needed for the truth alone
         return Example(
             y=k.data,
@@ -136,6 +146,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
             boxes=(boxes,),
             recon_shapes=(volume.recon_shape,),
             attributes=(volume.attributes,),
+            entries=(entry,),
         )
 
     def _fully_sampled(self, volume: Volume, slice_index: int) -> KSpace:
@@ -145,12 +156,12 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
             k = preprocess.whiten(preprocess.drop_dead_coils(k, noise)[0], noise)
         return preprocess.remove_oversampling(k)
 
-    def _references(self, k: KSpace, has_truth: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Maps, target and truth of data that are still fully sampled, under the mask of `k`."""
+    def _references(self, k: KSpace, has_truth: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Entry | None]:
+        """Maps, target and truth of data that are still fully sampled, under the mask of `k`, and where they are kept."""
         if has_truth and self.cache is not None and k.n_coils > 1:
             return cached_references(k, combine, self.cache, self.maps, self.calibration_width)
         maps = cached_maps(k, self.cache, self.maps, self.calibration_width)
-        return (maps, *combine(k.data, maps)) if has_truth else (maps, None, None)
+        return (maps, *combine(k.data, maps), None) if has_truth else (maps, None, None, None)
 
     def _draw(self, name: str, k: KSpace) -> Tensor:
         chosen = self.masks[hashed(f"{self.seed}/{name}") % len(self.masks)]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kspace.cache import Entry
 from kspace.fourier import ifft_corner, to_centre
 from kspace.operators import Sense
 
@@ -49,6 +48,9 @@ class Example:
         For each example the points ``(y, x)`` of the image to deliver, the centre of `target`.
     attributes
         For each example the attributes of its file (``acquisition``, ``max`` in the units of the file, ...).
+    entries
+        For each example the entry of the cache that holds its maps, target and truth; None where there is none. The way from a
+        worker to the main process is shorter past it (`kspace.transfer`).
     """
 
     y: Tensor
@@ -59,6 +61,7 @@ class Example:
     boxes: tuple[Tensor, ...]
     recon_shapes: tuple[tuple[int, int], ...]
     attributes: tuple[dict[str, Any], ...]
+    entries: tuple[Entry | None, ...] = (None,)
 
     def to(self, device: torch.device | str) -> Example:
         """The example with its tensors on `device`."""
@@ -67,21 +70,6 @@ class Example:
     def pin_memory(self) -> Example:
         """The example with its tensors in page-locked memory: `DataLoader` calls this."""
         return self._map(lambda x: x.pin_memory())
-
-    def __reduce__(self) -> Any:
-        # Between a worker and the main process every tensor costs a file descriptor and every byte ten times what it costs in
-        # memory: so acquired lines travel only, and all in one piece.
-        tensors = {"y": self.y, "maps": self.op.maps, "target": self.target, "truth": self.truth}
-        tensors |= {"n_averages": self.op.n_averages, "mask": self.op.mask}
-        present = {name: x for name, x in tensors.items() if x is not None}
-        lines = _lines(self.op.mask, self.y.shape)
-        if lines is not None:
-            present["y"] = _flat(self.y).index_select(-2, lines)
-        layout = [(name, x.dtype, x.shape) for name, x in present.items()]
-        content = torch.cat([x.contiguous().reshape(-1).view(torch.uint8) for x in present.values()])
-        boxes = [box.tolist() for box in self.boxes]
-        rest = (self.op.noise_std, self.keys, boxes, self.recon_shapes, self.attributes)
-        return _rebuild, (content, layout, self.y.shape, *rest)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Example:
         counts = self.op.n_averages
@@ -131,6 +119,7 @@ def collate(examples: Sequence[Example]) -> Example:
         boxes=tuple(box for example in examples for box in example.boxes),
         recon_shapes=tuple(shape for example in examples for shape in example.recon_shapes),
         attributes=tuple(entry for example in examples for entry in example.attributes),
+        entries=tuple(entry for example in examples for entry in example.entries),
     )
 
 
@@ -170,48 +159,6 @@ def _halves(n: int) -> list[tuple[slice, slice]]:
     """Where the two halves of a centred axis of n points lie when its origin is moved to the corner."""
     middle = n // 2
     return [(slice(0, middle), slice(n - middle, n)), (slice(middle, n), slice(0, n - middle))]
-
-
-def _lines(mask: Tensor, shape: torch.Size) -> Tensor | None:
-    """Indices of the lines that any example under `mask` has acquired; None where points were."""
-    if mask.shape[-1] > 1:
-        return None
-    return mask.expand(*shape[:-3], 1, shape[-2], 1).reshape(-1, shape[-2]).any(0).nonzero().flatten()
-
-
-def _flat(y: Tensor) -> Tensor:
-    return y.reshape(-1, *y.shape[-2:])
-
-
-def _rebuild(
-    content: Tensor,
-    layout: list[tuple[str, torch.dtype, torch.Size]],
-    shape: torch.Size,
-    noise_std: float,
-    keys: tuple[Key, ...],
-    boxes: list[list[list[float]]],
-    recon_shapes: tuple[tuple[int, int], ...],
-    attributes: tuple[dict[str, Any], ...],
-) -> Example:
-    parts = content.split([math.prod(size) * dtype.itemsize for _, dtype, size in layout])
-    tensors = {name: part.view(dtype).reshape(size) for (name, dtype, size), part in zip(layout, parts, strict=True)}
-    y, mask = tensors["y"], tensors["mask"]
-    lines = _lines(mask, shape)
-    if lines is not None:
-        # NumPy: torch would share this little work among threads, and wait for the slowest.
-        whole = np.zeros((len(y), *shape[-2:]), y.numpy().dtype)
-        whole[:, lines.numpy()] = y.numpy()
-        y = torch.from_numpy(whole).reshape(shape)
-    return Example(
-        y=y,
-        op=Sense(tensors["maps"], mask, noise_std, tensors.get("n_averages")),
-        target=tensors.get("target"),
-        truth=tensors.get("truth"),
-        keys=keys,
-        boxes=tuple(torch.tensor(rows, dtype=torch.float32).reshape(-1, 5) for rows in boxes),
-        recon_shapes=recon_shapes,
-        attributes=attributes,
-    )
 
 
 def _stack(masks: Sequence[Tensor]) -> Tensor:

@@ -37,6 +37,12 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
 
 
 def _explain(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "no such file"
+    if path.is_dir():
+        return "this is a folder, expected a file"
+    if path.stat().st_size == 0:
+        return "the file is empty"
     if isinstance(error, PermissionError):
         return "no permission to read"
     try:

@@ -222,6 +222,21 @@ def test_workers_give_the_same_examples_in_the_same_order(folder: Path) -> None:
         assert equal(a, b)
 
 
+@pytest.mark.parametrize("spec", [LINES, MaskSpec("poisson2d", 3.0, centre=12)], ids=str)
+@pytest.mark.parametrize("cached", [False, True])
+def test_examples_arrive_from_workers_as_they_were(folder: Path, spec: MaskSpec, cached: bool) -> None:
+    dataset = KSpaceDataset(find_volumes(folder), [spec], cache=folder.parent / "cache" if cached else None)
+    for batch_size in (1, 2):
+        sampler = ShapeBatchSampler(dataset.shapes, batch_size)
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=1, multiprocessing_context="fork")
+        for batch, draws in zip(loader, sampler, strict=True):
+            here = collate([dataset[draw] for draw in draws])
+            assert equal(batch, here)
+            assert batch.y.is_contiguous()
+            assert [box.tolist() for box in batch.boxes] == [box.tolist() for box in here.boxes]
+            assert (batch.recon_shapes, batch.attributes, batch.entries) == (here.recon_shapes, here.attributes, here.entries)
+
+
 def test_a_batch_is_its_examples(folder: Path) -> None:
     dataset = KSpaceDataset([folder / "a.h5"], [LINES])
     examples = [dataset[0], dataset[1]]
