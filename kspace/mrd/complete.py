@@ -18,10 +18,11 @@ MOST_NAMED = 10_000  # absent images; beyond it the limits are nonsense
 def find_incomplete(plan: Plan, heads: np.ndarray) -> list[tuple[ImageIndex, str]]:
     """Images that are announced or begun and not there, each with the reason, in order.
 
-    An image is incomplete if the order in which its lines were acquired is the beginning, and no more, of that of another
-    image of the same contrast and set; or if it was under way when the scan ended, its last readout is not marked as the last
-    of anything, and its lines stop short of the header's limits. It is absent if the header's limits announce it and no readout
-    belongs to it.
+    Only an image that was under way when the scan ended can have been cut off. It is incomplete if its last readout is not
+    marked as the last of anything, no other image was finished with just its lines, and the order of its lines is the
+    beginning, and no more, of that of another image of the same contrast and set, or stops short of the header's limits.
+    Images of one scan may well differ in their lines: calibration in the first repetition only, other numbers of averages. An
+    image is absent if the header's limits announce it and no readout belongs to it.
     """
     reasons = dict.fromkeys(_absent(plan), f"no readouts; {plan.encoding.n_readouts} others are there")
     begun: dict[tuple[int, int], set[bytes]] = {}
@@ -31,13 +32,13 @@ def find_incomplete(plan: Plan, heads: np.ndarray) -> list[tuple[ImageIndex, str
     finished = {(index.contrast, index.set, orders[index]) for index in plan.images if not _under_way(plan, index)}
     for index, numbers in plan.images.items():
         order = orders[index]
+        if (index.contrast, index.set, order) in finished or int(heads["flags"][numbers[-1]]) & LAST:
+            continue
         longer = [len(o) for o in begun[index.contrast, index.set] if len(o) > len(order) and o.startswith(order)]
         if longer:
             reasons[index] = f"the scan stopped after {len(numbers)} of its {max(longer) // 24} readouts"
-        elif (index.contrast, index.set, order) not in finished:
-            short = _short_of_limits(plan.encoding, heads, numbers)
-            if short:
-                reasons[index] = f"the scan stopped after {len(numbers)} readouts of it: {short}"
+        elif short := _short_of_limits(plan.encoding, heads, numbers):
+            reasons[index] = f"the scan stopped after {len(numbers)} readouts of it: {short}"
     return sorted(reasons.items())
 
 
@@ -72,8 +73,6 @@ def _short_of_limits(encoding: Encoding, heads: np.ndarray, numbers: np.ndarray)
 
     Only gapless lattices can be judged: of randomly undersampled k-space nobody knows what is missing.
     """
-    if int(heads["flags"][numbers[-1]]) & LAST:
-        return None
     lattice = numbers[(heads["flags"][numbers] & np.uint64(CALIBRATION)) == 0]
     if not len(lattice):
         return None

@@ -405,6 +405,29 @@ def test_a_random_pattern_is_not_mistaken_for_an_aborted_scan(tmp_path: Path) ->
     assert read.images(0) == [ImageIndex()]
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_calibration_in_the_first_repetition_only_does_not_make_the_others_incomplete(tmp_path: Path, marked: bool) -> None:
+    scan = acquire.accelerate(acquire.repeat(plain(), "repetition", [1.0] * 3), 3, calibration=6)
+    repetition = scan.heads["idx"]["repetition"]
+    extra = (scan.heads["flags"] & acquire.CALIBRATION) != 0
+    # Lattice of the first repetition, its calibration lines, lattices of the others: each is the beginning of the first.
+    rows = np.flatnonzero(~extra | (repetition == 0))
+    scan = acquire._take(scan, rows[np.lexsort((extra[rows], repetition[rows]))])
+    read = opened(acquire.mark_last(scan) if marked else scan, tmp_path)
+    assert len(read.images(0)) == 3
+    assert read.incomplete(0) == []
+
+
+def test_other_numbers_of_averages_do_not_make_an_image_incomplete(tmp_path: Path) -> None:
+    scan = acquire.repeat(acquire.repeat(plain(), "repetition", [1.0, 0.5]), "average", [1.0, 1.0])
+    idx = scan.heads["idx"]
+    rows = np.flatnonzero((idx["average"] == 0) | (idx["repetition"] == 1))
+    scan = acquire._take(scan, rows[np.lexsort((idx["average"][rows], idx["repetition"][rows]))])
+    read = opened(scan, tmp_path)
+    assert [i.repetition for i in read.images(0)] == [0, 1]
+    assert read.incomplete(0) == []
+
+
 def test_a_full_first_repetition_does_not_make_the_others_incomplete(tmp_path: Path) -> None:
     full, fast = plain(), acquire.accelerate(acquire.repeat(plain(), "repetition", [1.0] * 3), 2)
     fast.heads["idx"]["repetition"] += 1
