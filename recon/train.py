@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -64,10 +65,13 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _fit(trainer: pl.Trainer, module: GanModule, loaders: DataModule, folder: Path, resume: Path | None) -> int:
+    keeper = next(callback for callback in trainer.callbacks if isinstance(callback, Keeper))  # type: ignore[attr-defined]
     module.recorder.gather = _gather if trainer.world_size > 1 else module.recorder.gather  # type: ignore[union-attr]
     try:
         # Only tensors and plain numbers are read from the checkpoint of one's own run.
         trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
+        if keeper.validated[0] != module.step_count and trainer.enable_validation:  # `max_steps` came within an epoch
+            trainer.validate(module, loaders, verbose=False)
     except Interrupted:
         if trainer.is_global_zero:
             print(
@@ -98,6 +102,7 @@ def parser() -> jsonargparse.ArgumentParser:
         description="Train a system on fastMRI-style volumes, or on multi-coil scans simulated from pictures.",
         epilog="Sections of a system (generator, losses, ...) are documented in its file in models/. Not for diagnostic use.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     made.add_argument("--config", action="config", help="YAML file with any of the options; unknown keys are refused")
     made.add_argument("--system", type=str, required=True, help=f"one of {', '.join(systems.find_systems())}")
@@ -145,8 +150,20 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
 
 def system_config(given: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the options that `models.systems.build` understands."""
-    sections = {name: dict(given[name]) for name in SECTIONS if given[name]}
+    sections = {name: _typed(given[name]) for name in SECTIONS if given[name]}
     return {"system": given["system"], "preset": given["preset"], **sections}
+
+
+def _typed(value: Any) -> Any:
+    """Numbers, truth values and lists that the command line left as text in nested options (``--losses.image 1e-4``)."""
+    if isinstance(value, Mapping):
+        return {key: _typed(entry) for key, entry in value.items()}
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _trainer_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
@@ -264,7 +281,8 @@ def _gather(found: list[Any]) -> list[Any]:
 
 
 def _quieten() -> None:
-    """Advice of Lightning that does not hold here: items are made fast enough, and epochs may be short."""
+    """Lightning speaks as loudly as the rest, and gives no advice that does not hold here."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.getLogger().level)
     known = (
         "does not have many workers",
         "number of training batches",

@@ -202,8 +202,11 @@ class GanModule(pl.LightningModule):
         # Some values are not new with each batch; what is written is the latest of each.
         self.latest.update(values, lr=torch.tensor(self._optimisers()[0].param_groups[0]["lr"]))
         shown = {name: value for name, value in self.latest.items() if name.startswith(("g/", "d/"))}
-        self.log_dict(shown, prog_bar=True, batch_size=1)
-        self.log_dict({name: value for name, value in self.latest.items() if name not in shown}, batch_size=1)
+        rest = {name: value for name, value in self.latest.items() if name not in shown}
+        # With several processes what is logged is their mean, as if it were one batch.
+        together = self.trainer.world_size > 1
+        self.log_dict(shown, prog_bar=True, batch_size=1, sync_dist=together)
+        self.log_dict(rest, batch_size=1, sync_dist=together)
 
     # ----------------------------------------------------------------------------------------------------------- validation
 
@@ -225,7 +228,7 @@ class GanModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self.recorder is not None
         for name, value in self.recorder.finish().items():
-            self.log(f"val/{name}", value, prog_bar=name in ("gain_db", "psnr_support"), batch_size=1)
+            self.log(f"val/{name}", value, prog_bar=name == "gain_db", batch_size=1)
 
     # ------------------------------------------------------------------------------------------------------------ moving on
 

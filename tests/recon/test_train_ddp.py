@@ -1,0 +1,78 @@
+"""Two processes take the steps of one with the doubled batch."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+# Run in a process of its own: it forks, which no process with threads should.
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+
+from recon.train import _gather
+from tests.recon.training_cases import setup, small
+
+torch.set_num_threads(1)
+
+
+def train(name, devices, batch_size, **trainer):
+    made, module, loaders = setup(
+        Path(sys.argv[1]) / name, small("dagan", losses={"r1": 0.1}), n=6, batch_size=batch_size, shuffle=False,
+        devices=devices, validate=True, max_steps=7, **trainer,
+    )
+    module.recorder.gather = _gather if devices > 1 else module.recorder.gather
+    made.fit(module, loaders)
+
+
+train("one", 1, 2)
+train("two", 2, 1, strategy="ddp_fork_find_unused_parameters_true")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("ddp")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(where)]
+    done = subprocess.run(command, env=environment, cwd=where, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "All distributed processes registered. Starting with 2 processes" in done.stderr
+    return where
+
+
+def curves(run: Path) -> dict[str, list[float]]:
+    with (run / "csv" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+
+
+def test_the_loss_curves_are_equal(folder: Path) -> None:
+    one, two = curves(folder / "one"), curves(folder / "two")
+    assert one.keys() == two.keys()
+    for name in ("g/image", "g/frequency", "g/adversarial", "d/critic", "d/r1", "gradient_norm/generator", "gradient_norm/critic"):
+        assert len(one[name]) == 7
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_the_weights_are_equal(folder: Path) -> None:
+    one, two = (torch.load(folder / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in ("one", "two"))
+    assert int(two["steps"]) == 7
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_validation_sees_every_slice_of_every_volume_once(folder: Path) -> None:
+    one, two = curves(folder / "one"), curves(folder / "two")
+    for name in (name for name in one if name.startswith("val/")):
+        assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
