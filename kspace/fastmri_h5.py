@@ -368,7 +368,9 @@ def _slice_header(file: h5py.File, index: int, volume: Volume) -> Header:
     recon_y, recon_x = volume.recon_shape
     # The image delivered is the centre of the encoded one, so its points have the encoded size whatever the header says.
     recon_fov = (encoded_fov[0] * recon_x / n_kx, encoded_fov[1] * recon_y / n_ky, encoded_fov[2])
-    geometry = Geometry(fov_m=recon_fov, nominal=True)
+    # fastMRI's files hold no positions. One slice thickness apart, the slices of a volume are one stack in every output.
+    height = (index - volume.n_slices // 2) * encoded_fov[2]
+    geometry = Geometry(position_m=(0.0, 0.0, height), fov_m=recon_fov, nominal=True)
     if "geometry" in file:
         entry: dict[str, Any] = json.loads(file["geometry"].asstr()[()])[index]
         entry = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +24,6 @@ __all__ = ["FORMATS", "RunRecord", "check_outputs", "export"]
 
 SUFFIXES = {"mrd": ".mrd.h5", "dicom": "_dicom", "nifti": ".nii.gz", "png": ".png"}
 FORMATS = tuple(SUFFIXES)
-log = logging.getLogger(__name__)
 
 
 def export(
@@ -173,7 +172,7 @@ def _write_all(
 
             write_montage(folder / (name + SUFFIXES["png"]), images, record)
     for warning in warnings[len(record.warnings) :]:
-        log.warning("%s", warning)
+        print(f"recon: warning: {warning}", file=sys.stderr, flush=True)
     content = _record_content(folder, series, record, rescale, list(dict.fromkeys(warnings)))
     content["seconds"].setdefault("export", round(time.perf_counter() - started, 4))
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)

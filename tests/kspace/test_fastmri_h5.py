@@ -92,6 +92,12 @@ def test_a_volume_in_our_axes(knee: Path) -> None:
     torch.testing.assert_close(rss, volume.target(1), rtol=1e-5, atol=1e-6)
 
 
+def test_slices_without_positions_are_one_stack(knee: Path) -> None:
+    geometry = [open_volume(knee).load(i).header.geometry for i in range(2)]
+    assert [g.position_m for g in geometry] == [(0.0, 0.0, pytest.approx(-0.0045)), (0.0, 0.0, 0.0)]
+    assert all(g.nominal for g in geometry)
+
+
 def test_the_margin_was_not_sampled(knee: Path) -> None:
     from fastmri.data import SliceDataset
 
