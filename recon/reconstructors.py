@@ -94,11 +94,11 @@ class L1Wavelet:
     """
 
     name: ClassVar[str] = "l1-wavelet"
-    lamda: float = 2e-3
+    lamda: float = 1.5e-3
     iterations: int = 200
-    tolerance: float = 2e-4
+    tolerance: float = 1e-4
     wavelet: str = "db2"
-    levels: int = 4
+    levels: int = 3
 
     def __post_init__(self) -> None:
         _check(self)
@@ -140,9 +140,9 @@ class TotalVariation:
     """
 
     name: ClassVar[str] = "tv"
-    lamda: float = 2e-3
+    lamda: float = 1.5e-3
     iterations: int = 200
-    tolerance: float = 2e-4
+    tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
         _check(self)

@@ -26,7 +26,6 @@ from recon.sparsity import Sparsity
 
 # Over-relaxation of Eckstein and Bertsekas 1992, doi:10.1007/BF01581204: any value below 2 converges.
 _RELAXATION = 1.8
-_CG_STEPS = 3
 # With one coil the first iteration finds the zero-filled image unchanged: that is not convergence.
 _FEWEST = 5
 
@@ -167,7 +166,7 @@ def sparse(plane: Plane, regulariser: Sparsity, lamda: float, max_iterations: in
         if exact:
             x.copy_(ifft_corner(fft_corner(rhs) / spectrum))
         else:
-            _conjugate_gradients(plane, lambda z: plane.gram(z) + rho * g.gram(z), rhs, x, spectrum, _CG_STEPS, 0.0)
+            _conjugate_gradients(plane, lambda z: plane.gram(z) + rho * g.gram(z), rhs, x, spectrum, g.inner_steps, 0.0)
         change[0] = _relative_change(x * support, before * support)
 
     def minimise_v() -> None:

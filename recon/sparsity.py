@@ -19,10 +19,13 @@ class Sparsity(ABC):
         Real ``(ky kx)``: the eigenvalues of G^H G, which the Fourier transform diagonalises; origin in the corner.
     threshold
         Size of a coefficient that matters, relative to the largest pixel of the zero-filled image: sets the step of ADMM.
+    inner_steps
+        Conjugate gradient steps in an iteration of ADMM for several coils.
     """
 
     gram_eigenvalues: Tensor
     threshold: float
+    inner_steps: int
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -50,6 +53,7 @@ class Gradient(Sparsity):
     doi:10.1016/0167-2789(92)90242-F; for MRI: Block et al. 2007, doi:10.1002/mrm.21236."""
 
     threshold = 0.02
+    inner_steps = 3
 
     def __init__(self, shape: tuple[int, int]) -> None:
         y, x = (4 * torch.sin(torch.pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in shape)
@@ -91,9 +95,10 @@ class Wavelet(Sparsity):
         Depth; the approximation at the last level is not penalised.
     """
 
-    threshold = 0.015
+    threshold = 0.06
+    inner_steps = 6
 
-    def __init__(self, shape: tuple[int, int], name: str = "db2", levels: int = 4) -> None:
+    def __init__(self, shape: tuple[int, int], name: str = "db2", levels: int = 3) -> None:
         import pywt
 
         wavelet = pywt.Wavelet(name)
