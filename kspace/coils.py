@@ -15,6 +15,8 @@ from torch import Tensor
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft, resize
+from kspace.mrd.noise import Noise
+from kspace.preprocess import match_channels
 
 METHODS = ("espirit", "jsense")
 
@@ -103,45 +105,67 @@ def estimate_maps(
     return maps.reshape(data.shape)
 
 
-def load_maps(path: Path, k: KSpace) -> Tensor:
-    """Read coil maps that were made elsewhere.
+def load_maps(path: Path, k: KSpace, noise: Noise | None = None) -> Tensor:
+    """Read coil maps that were made elsewhere, of the channels of the raw file, and treat them as its samples were.
 
     Parameters
     ----------
     path
         ``.npy``, or HDF5 with a dataset ``maps``: complex ``(coil y x)``, or ``(slice coil y x)`` from which the slice of `k`
-        is taken.
+        is taken; for a 3-D scan ``(coil z y x)``. The channels are all those of the raw file, not whitened.
     k
-        The k-space they are for, ``(*batch coil ky kx)``.
+        The k-space they are for, ``(*batch coil ky kx)``. Where its dead coils were dropped, its channels whitened or
+        compressed, the maps are.
+    noise
+        What `k` was whitened with, None where it was not.
 
     Returns
     -------
     Tensor
-        complex64 ``(*batch coil y x)``, scaled so that the squared magnitudes sum to 1 over the coils where any is non-zero.
+        complex64 ``(*batch coil y x)``, scaled so that the squared magnitudes sum to 1 over the channels of the raw file
+        (whitened ones, where `k` is) where any is non-zero.
 
     Raises
     ------
     InputError
         If the file cannot be read, or its maps do not fit `k`.
     """
-    maps = torch.from_numpy(_read_array(path)).to(torch.complex64)
-    if maps.ndim == 4 and k.data.ndim == 3:
+    maps = _placed(torch.from_numpy(_read_array(path)).to(torch.complex64), k, path)
+    if not bool(torch.isfinite(torch.view_as_real(maps)).all()):
+        raise InputError("maps with values that are not finite", path, "set them to zero where they are not known")
+    maps = maps / maps.abs().max().clamp(min=1e-30)
+    maps = match_channels(maps.to(k.data.device), k, noise)
+    total = torch.linalg.vector_norm(maps, dim=-3, keepdim=True)
+    maps = torch.where(total > 1e-6 * total.max(), maps / total.clamp(min=1e-30), 0)
+    return to_virtual(maps, k).expand(k.data.shape)
+
+
+def _placed(maps: Tensor, k: KSpace, path: Path) -> Tensor:
+    """Maps of all raw channels ``(*batch coil y x)`` on the planes of `k`, from the shape that a file has."""
+    virtual = k.header.study.get("virtual_coils")
+    kept = k.n_coils if virtual is None else virtual.shape[-1]
+    n_coils = kept + len(k.header.study.get("dropped_coils", ()))
+    axes, wanted = "coil y x", (n_coils, *k.data.shape[-2:])
+    if "decouple" in k.header.steps:
+        axes, wanted = "coil z y x", (*wanted, len(k.data))
+    elif maps.ndim == 4 and k.data.ndim == 3:
         index = k.header.index.slice
         if index >= len(maps):
             raise InputError(f"maps of {len(maps)} slices, slice {index} is asked for", path, "give maps of every slice")
         maps = maps[index]
-    if maps.shape not in (k.data.shape, k.data.shape[-3:]):
+    if tuple(maps.shape) != wanted:
         raise InputError(
-            f"maps of shape {tuple(maps.shape)}, the data need (coil y x) = {tuple(k.data.shape[-3:])}",
+            f"maps of shape {tuple(maps.shape)}, the data need ({axes}) = {wanted}",
             path,
-            "make them on the grid of the data after oversampling was removed, for the same coils",
+            "make them on the grid of the data after oversampling was removed, for all channels of the raw file",
         )
-    if not bool(torch.isfinite(torch.view_as_real(maps)).all()):
-        raise InputError("maps with values that are not finite", path, "set them to zero where they are not known")
-    maps = maps / maps.abs().max().clamp(min=1e-30)
-    total = torch.linalg.vector_norm(maps, dim=-3, keepdim=True)
-    maps = torch.where(total > 1e-6, maps / total.clamp(min=1e-30), 0)
-    return maps.expand(k.data.shape).to(k.data.device)
+    return maps.permute(3, 0, 1, 2) if maps.ndim == 4 else maps
+
+
+def to_virtual(maps: Tensor, k: KSpace) -> Tensor:
+    """Maps ``(*batch coil y x)`` of the coils that `k` had before `compress`, of its virtual coils; as they are without."""
+    matrix = k.header.study.get("virtual_coils")
+    return maps if matrix is None else torch.einsum("vc,...cyx->...vyx", matrix.to(maps.device), maps)
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -229,7 +253,9 @@ def compress(k: KSpace, n_virtual: int) -> KSpace:
         return torch.einsum("vc,...cyx->...vyx", matrix, data)
 
     calibration = None if k.calibration is None else combine(k.calibration)
-    return k.after("compress", data=combine(acquired), calibration=calibration)
+    # Kept, for coil maps that come from elsewhere have to be combined alike.
+    study = {**k.header.study, "virtual_coils": matrix}
+    return k.after("compress", header={"study": study}, data=combine(acquired), calibration=calibration)
 
 
 def _calibration_samples(k: KSpace) -> tuple[Tensor, Tensor]:

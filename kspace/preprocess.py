@@ -7,6 +7,7 @@ Each leaves its name in ``header.steps`` and refuses to be applied twice. `to_re
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "dead_coils",
     "decouple",
     "drop_dead_coils",
+    "match_channels",
     "noise_covariance",
     "pocs",
     "remove_oversampling",
@@ -137,6 +139,29 @@ def whiten(k: KSpace, noise: Noise) -> KSpace:
     matrix = torch.from_numpy(inverse).to(k.data.device)
     calibration = None if k.calibration is None else _mix(matrix, k.calibration)
     return k.after("whiten", header={"noise_std": 1.0}, data=_mix(matrix, k.data), calibration=calibration)
+
+
+def match_channels(maps: Tensor, k: KSpace, noise: Noise | None) -> Tensor:
+    """Do to coil maps what `drop_dead_coils` and `whiten` did to the channels of `k`: other maps would leave aliases.
+
+    Parameters
+    ----------
+    maps
+        Complex ``(*batch coil y x)``, of all channels of the raw file.
+    k
+        The k-space after preprocessing.
+    noise
+        The noise that was used; None where none was.
+    """
+    if noise is None:
+        return maps
+    study = {name: value for name, value in k.header.study.items() if name not in ("coils", "dropped_coils")}
+    raw = KSpace(maps, torch.ones((1, 1, 1), dtype=torch.bool), replace(k.header, steps=(), study=study))
+    if "drop_dead_coils" in k.header.steps:
+        raw = drop_dead_coils(raw, noise)[0]
+    if "whiten" in k.header.steps:
+        raw = whiten(raw, noise)
+    return raw.data
 
 
 def _mix(matrix: Tensor, data: Tensor) -> Tensor:

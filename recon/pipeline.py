@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,7 +50,8 @@ class Options:
         Regularisation weight; for l1-wavelet and tv relative to max|A^H y|. Default: the method's own.
     maps
         Coil maps: espirit or jsense, from the acquired calibration samples, or a file (.npy, or .h5 with a dataset 'maps')
-        holding complex ([slice,] coil, y, x).
+        holding complex ([slice,] coil, y, x), or (coil, z, y, x) in 3-D,
+        of all channels of the raw file, not whitened.
     calibration_width
         At most this many central lines and points are used for the maps.
     virtual_coils
@@ -293,7 +294,7 @@ def _noise(source: Source, options: Options, journal: Journal) -> Noise | None:
 
 def _maps(k: KSpace, noise: Noise | None, source: Source, options: Options, journal: Journal) -> Tensor:
     if options.maps not in coils.METHODS:
-        return coils.load_maps(Path(options.maps), k)
+        return coils.load_maps(Path(options.maps), k, noise)
     try:
         return coils.estimate_maps(k, options.maps, calibration_width=options.calibration_width)
     except coils.NoCalibration:
@@ -301,10 +302,9 @@ def _maps(k: KSpace, noise: Noise | None, source: Source, options: Options, jour
         if averaged is None:
             raise
         journal.warn("no calibration lines: coil maps come from the average over the interleaved repetitions")
-        quiet = Journal()
-        return coils.estimate_maps(
-            prepare(averaged, noise, options, quiet), options.maps, calibration_width=options.calibration_width
-        )
+        # With all coils, then combined as those of `k` were: compression of its own would choose other virtual coils.
+        whole = prepare(averaged, noise, replace(options, virtual_coils=None), Journal())
+        return coils.to_virtual(coils.estimate_maps(whole, options.maps, calibration_width=options.calibration_width), k)
 
 
 def _chosen_encodings(source: Source, options: Options) -> Sequence[int]:

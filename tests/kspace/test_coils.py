@@ -248,6 +248,19 @@ def test_maps_from_files(tmp_path: Path) -> None:
     assert load_maps(tmp_path / "maps.npy", planes).shape == planes.data.shape
 
 
+def test_maps_of_a_volume_come_as_a_volume(tmp_path: Path) -> None:
+    volume = torch.randn(3, 6, 5, 4, dtype=torch.complex64)  # coil z y x
+    volume = volume / torch.linalg.vector_norm(volume, dim=0)
+    np.save(tmp_path / "maps.npy", volume.numpy())
+    k = KSpace(
+        torch.zeros(4, 3, 6, 5, dtype=torch.complex64), torch.ones(1, 1, 1, dtype=torch.bool), Header(steps=("decouple",))
+    )
+    assert torch.allclose(load_maps(tmp_path / "maps.npy", k), volume.permute(3, 0, 1, 2), atol=1e-6)
+    np.save(tmp_path / "plane.npy", volume[..., 0].numpy())
+    with pytest.raises(InputError, match=r"the data need \(coil z y x\) = \(3, 6, 5, 4\)"):
+        load_maps(tmp_path / "plane.npy", k)
+
+
 def test_bad_map_files_are_refused(tmp_path: Path) -> None:
     k, truth, _ = scan()
     with pytest.raises(InputError, match="unreadable coil maps"):
