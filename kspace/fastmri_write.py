@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fastmri_header import format_header
 from kspace.fourier import ifft, resize
+from kspace.hdf5 import create_h5
 
 # Steps that leave data alone that they were applied to before: whoever reads the file may apply them without asking.
 _REPEATABLE = ("drop_dead_coils", "remove_oversampling")
+
+_ON_DISK = partial(h5py.File, mode="w")
 
 
 def write_volume(
@@ -120,20 +125,22 @@ def write_reconstruction(
     stack = torch.stack(planes)
     magnitude = stack.abs() if stack.is_complex() else stack
     path = Path(path)
-    with _written_whole(path, force) as file:
+    with _written_whole(path, force, create_h5) as file:
         file["reconstruction"] = magnitude.to(torch.float32).mT.contiguous().numpy()
         file.attrs.update(attributes or {})
     return path
 
 
 @contextlib.contextmanager
-def _written_whole(path: Path, force: bool) -> Iterator[h5py.File]:
+def _written_whole(
+    path: Path, force: bool, create: Callable[[Path], AbstractContextManager[h5py.File]] = _ON_DISK
+) -> Iterator[h5py.File]:
     """A new file that takes its name only when it is complete."""
     if path.exists() and not force:
         raise InputError("the file exists", path, "choose another name, or force")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with h5py.File(beside, "w") as file:
+        with create(beside) as file:
             yield file
         os.replace(beside, path)
     except OSError as error:

@@ -36,6 +36,21 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
         raise InputError(_explain(path, error), path, "copy it again") from error
 
 
+@contextlib.contextmanager
+def create_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """A new HDF5 file that is built in memory and written when it is complete. For images; raw data may be too large for it.
+
+    HDF5 that runs into a full disk fails again at every clean-up, and then crashes the interpreter. Python's own writing fails
+    with an `OSError`, once.
+    """
+    with h5py.File(str(path), "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        content = file.id.get_file_image()
+    with open(path, "xb") as stream:
+        stream.write(content)
+
+
 def _explain(path: Path, error: Exception) -> str:
     if not path.exists():
         return "no such file"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import typing
@@ -80,6 +82,11 @@ COMMANDS = {
 EXIT_INPUT_ERROR = 2
 EXIT_BUG = 1
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT, signal.SIGTERM)
+# Failures of a disk, a path or a limit, wherever they show; others are ours.
+SURROUNDINGS = {
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC,
+    errno.EPERM, errno.EROFS, errno.ESTALE,
+}  # fmt: skip
 # What libraries say that do not raise MemoryError; the last two are the dynamic linker's, while it loads PyTorch.
 MEMORY_WORDS = ("not enough memory", "out of memory", "cannot allocate memory", "failed to map segment")
 
@@ -145,6 +152,11 @@ def execute(argv: Sequence[str]) -> int:
     except Exception as error:
         if any(words in str(error).lower() for words in MEMORY_WORDS):
             _complain(_out_of_memory(str(error)))
+            return EXIT_INPUT_ERROR
+        if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+            _complain(
+                f"{error.strerror}{f' in {error.filename}' if error.filename else ''}; check the path, its disk and its rights"
+            )
             return EXIT_INPUT_ERROR
         if verbose:
             logging.getLogger(__name__).exception("unexpected failure")
@@ -310,7 +322,9 @@ def _wait(child: int) -> int:
     if died_of in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
         name = signal.Signals(died_of).name
         files = f" ({_given()})" if _given() else ""
-        _complain(f"the process crashed ({name}): an input file is probably damaged{files}; copy it from the scanner again")
+        _complain(
+            f"the process crashed ({name}): an input file is probably damaged{files}, unless memory ran out; copy it again"
+        )
         return EXIT_INPUT_ERROR
     return 128 + died_of
 
@@ -322,7 +336,8 @@ def _given() -> str:
 
 
 def _out_of_memory(detail: str) -> str:
-    detail = " ".join(detail.split())[:160]
+    asked = re.search(r"tried to allocate (\d+) bytes", detail)  # PyTorch's, behind a line of its source code
+    detail = f"{int(asked[1]) / 2**20:.0f} MiB were asked for" if asked else " ".join(detail.split())[:160]
     where = f" in {_given()}" if _given() else ""
     return (
         f"out of memory ({detail or 'allocation failed'}){where}; take a part with --slices or --repetitions, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -55,12 +56,15 @@ def _squeeze(plan: Plan, grid: np.ndarray) -> Tensor:
 
 
 def _check_memory(plan: Plan, path: Path, n_grids: int) -> None:
-    x, y, z = plan.encoding.encoded_matrix
-    needed = 8 * x * y * z * plan.encoding.n_coils * n_grids
+    """Refuse early what would die late: k-space of one image, or its coil images, must fit into the machine."""
+    encoding = plan.encoding
+    matrix = max(encoding.encoded_matrix, encoding.recon_matrix, key=math.prod)
+    needed = 8 * math.prod(matrix) * encoding.n_coils * n_grids
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
+        x, y, z = matrix
         raise InputError(
-            f"one image of {x} x {y} x {z} points and {plan.encoding.n_coils} coils needs {needed / 2**30:.1f} GiB, this "
+            f"one image of {x} x {y} x {z} points and {encoding.n_coils} coils needs {needed / 2**30:.1f} GiB, this "
             f"machine has {there / 2**30:.1f}",
             path,
             "use a machine with more memory",

@@ -37,6 +37,12 @@ def _guard(path: Path) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
+        if "llocat" in text:  # HDF5 cannot tell a file that asks for too much from a machine that has too little
+            raise InputError(
+                f"no memory to read the HDF5 file, or it is damaged ({text[:160]})",
+                path,
+                "use a machine with more memory; where there is plenty, copy the file again",
+            ) from error
         kind = "is truncated" if "truncated" in text else "is damaged, or is being written"
         raise InputError(f"the HDF5 file {kind} ({text[:160]})", path, "copy it again from the scanner") from error
 

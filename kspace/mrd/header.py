@@ -19,6 +19,7 @@ from kspace.errors import InputError
 # asking for memory that no machine has.
 MAX_AXIS = 65536
 MAX_POINTS = 2**31
+MAX_FINER = 16  # scanners interpolate images twofold or fourfold
 
 COUNTERS = ("kspace_encoding_step_1", "kspace_encoding_step_2", "average", "slice", "contrast", "phase", "repetition", "set")
 NUMBERS = {
@@ -208,6 +209,7 @@ def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list
         recon, recon_fov = encoded, encoded_fov
     else:
         recon, recon_fov = _space(node, "reconSpace", index, source)
+        _check_recon(index, encoded, recon, source)
     limits_node = _child(node, "encodingLimits")
     limits = {}
     for name in COUNTERS:
@@ -272,6 +274,18 @@ def _space(node: ElementTree.Element, name: str, index: int, source: str) -> tup
         )
     x, y, z = (int(n) for n in whole)
     return (x, y, z), (lengths[0] / 1000, lengths[1] / 1000, lengths[2] / 1000)
+
+
+def _check_recon(index: int, encoded: Matrix, recon: Matrix, source: str) -> None:
+    """Refuse an image that no memory could hold, and that k-space of this size could not fill."""
+    n_axes = 3 if encoded[2] > 1 else 2
+    if any(m > MAX_FINER * n for n, m in zip(encoded[:n_axes], recon[:n_axes], strict=True)):
+        raise InputError(
+            f"reconSpace of encoding {index} has the matrix {_times(recon)}, more than {MAX_FINER} times the encoded one, "
+            f"{_times(encoded)}",
+            source,
+            "correct the XML header",
+        )
 
 
 def _limits(node: ElementTree.Element | None, name: str, source: str) -> Limits | None:

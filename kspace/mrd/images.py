@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kspace.container import Geometry, Header, Image, ImageIndex, Vector
 from kspace.errors import InputError
+from kspace.hdf5 import create_h5
 
 GROUP = "dataset"
 COMPLEX = np.dtype([("real", "<f4"), ("imag", "<f4")])  # as the ISMRMRD library stores complex; h5py's own names differ
@@ -104,10 +105,12 @@ def write_images(path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], 
     ------
     InputError
         If images of one series differ in matrix or number type.
+    OSError
+        If the file cannot be written.
     """
     heads: dict[int, list[NDArray[Any]]] = {}
     texts: dict[int, list[str]] = {}
-    with h5py.File(path, "x") as file:
+    with create_h5(path) as file:
         root = file.create_group(GROUP)
         if xml is not None:
             stored = root.create_dataset("xml", shape=(1,), dtype=h5py.special_dtype(vlen=bytes))
