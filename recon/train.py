@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +17,16 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from models import systems
 from models.interface import Gan
+from recon.metrics import CONVENTIONS
 from recon.training.callbacks import Interrupted, Keeper, Panels, RandomState, StopOnSignal
-from recon.training.data import DataModule, DataOptions, DataSets, make_data
+from recon.training.data import DataOptions, DataSets, make_data
+from recon.training.loaders import DataModule
 from recon.training.module import Diverged, GanModule, Options, batches_per_step
 from recon.training.validation import Recorder
 from recon.weights import Card
@@ -28,7 +34,6 @@ from recon.weights import Card
 if TYPE_CHECKING:
     import jsonargparse
 
-SECTIONS = ("generator", "discriminator", "losses", "perceptual", "g_optimiser", "d_optimiser", "schedule")
 OURS = ("logger", "default_root_dir", "use_distributed_sampler")  # options of the trainer that this file decides
 INTERRUPTED = 130
 
@@ -44,7 +49,8 @@ def train(argv: Sequence[str]) -> int:
     given = parse(argv)
     folder = Path(given["output"])
     resume = _checkpoint(given["resume"])
-    _prepare_folder(folder, resume, given["force"])
+    if rank_zero_only.rank == 0:  # the processes of a distributed training start as this one does
+        _prepare_folder(folder, resume, given["force"])
     pl.seed_everything(given["data"].seed, workers=True, verbose=False)
 
     gan = systems.build(system_config(given))
@@ -56,11 +62,16 @@ def train(argv: Sequence[str]) -> int:
     loaders = DataModule(data, batch_size, options.workers, options.seed, per_epoch and per_epoch * batches_per_step(gan))
 
     settings = ("training",) if given["trainer"]["overfit_batches"] else tuple(data.val)
-    module = GanModule(gan, update_options, Recorder(settings))
+    recorder = Recorder(settings)
+    if options.plain:  # images in the units of the papers: then their own metrics mean something
+        recorder.convention = CONVENTIONS.get(given["system"])
+        recorder.unit = 255.0 if given["system"] == "refinegan" else 1.0
+    module = GanModule(gan, update_options, recorder)
     card = _card(gan, options, data, batch_size, given)
     trainer = make_trainer(folder, gan, trainer_options, card, has_validation=trainer_options["limit_val_batches"] != 0)
     module.n_steps = planned_steps(trainer, loaders, gan)
-    _save_options(folder, given, gan)
+    if rank_zero_only.rank == 0:
+        _save_options(folder, given)
     return _fit(trainer, module, loaders, folder, resume)
 
 
@@ -93,24 +104,27 @@ def _fit(trainer: pl.Trainer, module: GanModule, loaders: DataModule, folder: Pa
 # Options
 
 
-def parser() -> jsonargparse.ArgumentParser:
-    """Every option, from the command line and from YAML files (``--config``, any number of them, the last one counting)."""
+def parser(system: str | None, preset: str) -> jsonargparse.ArgumentParser:
+    """Every option, from the command line and from YAML files (``--config``, any number of them, the last one counting).
+
+    The sections of a system (generator, losses, ...) are those of `system` and `preset`; None leaves them out, for a help text.
+    """
     import jsonargparse
 
     made = jsonargparse.ArgumentParser(
         prog="recon train",
         description="Train a system on fastMRI-style volumes, or on multi-coil scans simulated from pictures.",
-        epilog="Sections of a system (generator, losses, ...) are documented in its file in models/. Not for diagnostic use.",
+        epilog="With --system NAME, --help also lists the options of that system. Not for diagnostic use.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     made.add_argument("--config", action="config", help="YAML file with any of the options; unknown keys are refused")
     made.add_argument("--system", type=str, required=True, help=f"one of {', '.join(systems.find_systems())}")
     made.add_argument("--preset", type=str, default="raw", help="raw, or published")
-    for section in SECTIONS:
-        made.add_argument(
-            f"--{section}", type=dict[str, Any], default={}, help=f"options of the {section}, e.g. --{section}.KEY VALUE"
-        )
+    for name, section in _sections(system, preset).items():
+        made.add_class_arguments(section if inspect.isclass(section) else type(section), name, instantiate=False)
+        if not inspect.isclass(section):
+            made.set_defaults({f"{name}.{key}": value for key, value in _leaves(asdict(section)).items()})
     made.add_argument("--output", "-o", type=Path, default=Path("run"), help="folder of the run")
     made.add_argument("--resume", type=Path, default=None, help="folder of a run, or a checkpoint of one's own, to go on with")
     made.add_argument("--force", "-f", action="store_true", help="write into a folder that holds another run")
@@ -126,7 +140,7 @@ def parser() -> jsonargparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
-    """The options as plain data, objects of the trainer made.
+    """The options, objects of the trainer made; under ``plain`` all of them as plain data.
 
     Raises
     ------
@@ -135,7 +149,7 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     """
     import jsonargparse
 
-    made = parser()
+    made = parser(*_which(argv))
     try:
         found = made.parse_args(list(argv))
         plain = json.loads(json.dumps(found.as_dict(), default=str))
@@ -150,20 +164,50 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
 
 def system_config(given: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the options that `models.systems.build` understands."""
-    sections = {name: _typed(given[name]) for name in SECTIONS if given[name]}
-    return {"system": given["system"], "preset": given["preset"], **sections}
+    names = _sections(given["system"], given["preset"])
+    return {"system": given["system"], "preset": given["preset"], **{name: given["plain"][name] for name in names}}
 
 
-def _typed(value: Any) -> Any:
-    """Numbers, truth values and lists that the command line left as text in nested options (``--losses.image 1e-4``)."""
-    if isinstance(value, Mapping):
-        return {key: _typed(entry) for key, entry in value.items()}
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+def _which(argv: Sequence[str]) -> tuple[str | None, str]:
+    """System and preset that the arguments mean: they decide which other options there are."""
+    pre = {"system": None, "preset": "raw"}
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for option, value in pairwise(words):
+        if option in ("--system", "--preset"):
+            pre[option[2:]] = value
+        if option == "--config":
+            pre |= {key: str(entry) for key, entry in _read_yaml(Path(value)).items() if key in pre}
+    return pre["system"], str(pre["preset"])
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"the configuration cannot be read ({getattr(error, 'strerror', None) or error})", path) from error
+    if not isinstance(found, dict):
+        raise InputError("the configuration holds no options", path)
+    return found
+
+
+def _sections(system: str | None, preset: str) -> dict[str, Any]:
+    """The generator's class, and the default of every other section, by name."""
+    if system is None:
+        return {}
+    systems.resolve({"system": system, "preset": preset})  # says so where there is no such system or preset
+    made = systems.find_systems()[system][preset]
+    others = {p.name: p.default for p in inspect.signature(made.gan).parameters.values() if is_dataclass(p.default)}
+    return {"generator": made.generator, **others}
+
+
+def _leaves(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def _trainer_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
@@ -239,12 +283,11 @@ def _checkpoint(resume: Path | None) -> Path | None:
     return path
 
 
-def _save_options(folder: Path, given: Mapping[str, Any], gan: Gan) -> None:
+def _save_options(folder: Path, given: Mapping[str, Any]) -> None:
     """Everything that this run was told, as YAML that `--config` takes."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     plain = {k: v for k, v in given["plain"].items() if k not in ("config", "resume", "force")}
-    plain |= {name: json.loads(json.dumps(gan.config[name])) for name in SECTIONS if name in gan.config}
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
@@ -282,7 +325,8 @@ def _gather(found: list[Any]) -> list[Any]:
 
 def _quieten() -> None:
     """Lightning speaks as loudly as the rest, and gives no advice that does not hold here."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.getLogger().level)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.getLogger().level)
     known = (
         "does not have many workers",
         "number of training batches",

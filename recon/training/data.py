@@ -1,29 +1,27 @@
-"""What is trained on and what it is validated with, from options to batches."""
+"""What is trained on and what it is validated with, from options to examples."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Sampler
 
 import recon
 from kspace.augment import Augment
-from kspace.dataset import Draw, KSpaceDataset, ShapeBatchSampler, find_volumes, split_by_patient
+from kspace.dataset import KSpaceDataset, find_volumes, split_by_patient
 from kspace.errors import InputError
-from kspace.example import Example, collate
-from kspace.groups import group_files, split_groups
+from kspace.example import Example
+from kspace.groups import Group, group_files, split_groups
 from kspace.image_dataset import SimulatedDataset
 from kspace.images import find_images
 from kspace.masks import MaskSpec
 from kspace.synthesis import SynthesisOptions
-from recon.training.examples import Examples, Kept, Simulations, Strips
+from recon.training.examples import Examples, Kept, PlainImages, Simulations, Strips
 
 T = TypeVar("T")
 
@@ -40,6 +38,9 @@ class DataOptions:
         Volumes to validate with, in place of a part of `path`.
     images
         Folder of pictures that multi-coil scans are simulated from, in place of `path`.
+    plain
+        Take the pictures as published presets expect them, in place of simulated scans: one coil, no noise, no phase,
+        magnitudes in [0, 1].
     group_size
         Pictures of a folder whose numbers lie within this many consecutive ones are one patient.
     val_fraction
@@ -86,6 +87,7 @@ class DataOptions:
     path: Path | None = None
     val_path: Path | None = None
     images: Path | None = None
+    plain: bool = False
     group_size: int | None = None
     val_fraction: float = 0.1
     gap: int = 0
@@ -111,6 +113,8 @@ class DataOptions:
         if (self.path is None) == (self.images is None):
             raise InputError("nothing to train on" if self.path is None else "volumes and pictures at once", "--data",
                              "give --data.path (fastMRI-style volumes) or --data.images (a folder of pictures)")  # fmt: skip
+        if self.plain and (self.images is None or self.strip or self.augment or self.cache):
+            raise InputError("plain pictures", "--data.plain", "needs --data.images, and no strip, augmentation or cache")
         if not self.masks:
             raise InputError("no masks", "--data.masks", "give at least one")
         if self.augment and self.cache is not None:
@@ -134,11 +138,14 @@ class DataSets:
         Name of each mask, and examples to validate with.
     summary
         What was used, in words, for the card of the weights.
+    by_batch
+        Items of `train` are drawn with the number of their batch in place of that of the pass.
     """
 
     train: Examples
     val: dict[str, Examples]
     summary: dict[str, Any]
+    by_batch: bool = False
 
 
 def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
@@ -151,11 +158,16 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
     """
     masks = [MaskSpec.parse(text) for text in options.masks]
     val_masks = [MaskSpec.parse(text) for text in options.val_masks or options.masks]
-    if mask_per == "batch":
-        raise InputError("one mask per batch is not available", "schedule.mask_per", "choose slice or run")
+    if mask_per == "batch" and not options.plain:
+        raise InputError(
+            "one mask per batch is for plain pictures", "schedule.mask_per", "choose slice or run, or --data.plain"
+        )
     sources: list[Any] = [OneMask(mask) for mask in masks] if mask_per == "run" else list(masks)
-    make = _from_images if options.images is not None else _from_volumes
-    train, val, summary = make(options, sources, val_masks)
+    if options.plain:
+        train, val, summary = _from_plain(options, masks, val_masks, mask_per)
+    else:
+        make = _from_images if options.images is not None else _from_volumes
+        train, val, summary = make(options, sources, val_masks)
     if options.strip:
         train = Strips(train, options.strip, options.seed)
         if not any(train.lines):
@@ -163,7 +175,7 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
                 "strips need masks of whole lines", "--data.strip", "leave it out, or choose masks such as random1d:4"
             )
     summary |= {"n_train": len(train), "n_val": {name: len(part) for name, part in val.items()}, "masks": list(options.masks)}
-    return DataSets(train, val, summary)
+    return DataSets(train, val, summary, by_batch=mask_per == "batch")
 
 
 @dataclass(frozen=True)
@@ -207,10 +219,7 @@ def _from_images(
     options: DataOptions, masks: list[Any], val_masks: list[MaskSpec]
 ) -> tuple[Examples, dict[str, Examples], dict]:
     assert options.images is not None
-    groups = group_files(find_images(options.images), options.images, options.group_size)
-    by_number = options.group_size is not None
-    train_groups, val_groups, left_out = split_groups(groups, options.val_fraction, options.gap, by_number)
-    val_groups = _spread(val_groups, options.val_volumes)
+    train_groups, val_groups, n_left_out = _groups(options)
     scans = SynthesisOptions(options.matrix, options.val_coils, options.snr, options.phase_std)
     maps: dict[str, Any] = {"maps": options.maps, "calibration_width": options.calibration_width, "seed": options.seed}
     train: Any = Simulations(
@@ -220,13 +229,34 @@ def _from_images(
     val: dict[str, Any] = {str(mask): _Volumes(val_groups, scans, [mask], resample=False, **maps) for mask in val_masks}
     summary = {
         "source": str(options.images), "simulated": True, "coils": list(options.coils), "snr": list(options.snr),
-        "matrix": list(options.matrix), "n_left_out": len(left_out),
+        "matrix": list(options.matrix), "n_left_out": n_left_out,
     }  # fmt: skip
     if options.cache is None:
         return train, val, summary
     about = [[g.name, [f.name for f in g.files]] for g in (*train_groups, *val_groups)]
     keep = partial(_kept, options, about)
     return keep("train", train), {name: keep(f"val {name}", part) for name, part in val.items()}, summary
+
+
+def _from_plain(
+    options: DataOptions, masks: list[MaskSpec], val_masks: list[MaskSpec], mask_per: str
+) -> tuple[Examples, dict[str, Examples], dict]:
+    train_groups, val_groups, n_left_out = _groups(options)
+    train = PlainImages(train_groups, options.matrix, masks, mask_per, options.seed)
+    val: dict[str, Examples] = {
+        str(mask): PlainImages(val_groups, options.matrix, [mask], "run", options.seed) for mask in val_masks
+    }
+    about = {"simulated": True, "coils": [1], "matrix": list(options.matrix), "n_left_out": n_left_out}
+    return train, val, {"source": str(options.images), **about}
+
+
+def _groups(options: DataOptions) -> tuple[list[Group], list[Group], int]:
+    """Pictures to train on, to validate with, and how many are left out of both."""
+    assert options.images is not None
+    groups = group_files(find_images(options.images), options.images, options.group_size)
+    by_number = options.group_size is not None
+    train, val, left_out = split_groups(groups, options.val_fraction, options.gap, by_number)
+    return train, _spread(val, options.val_volumes), len(left_out)
 
 
 class _Volumes(SimulatedDataset):
@@ -254,116 +284,3 @@ def _spread(items: Sequence[T], n: int | None) -> list[T]:
     if n is None or n >= len(items):
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
-
-
-class Stream(Sampler[list[Draw]]):
-    """Batches without end, pass after pass over the data, each in an order of its own.
-
-    What comes next depends on how many batches were used so far and on nothing else, so a run that is resumed in the middle of
-    a pass goes on with the very batch that would have come.
-
-    Parameters
-    ----------
-    passes
-        Makes the batches of one pass.
-    per_epoch
-        Batches until the iterator ends; the next one goes on where it ended.
-    used
-        Says how many batches were used so far.
-    """
-
-    def __init__(self, passes: ShapeBatchSampler, per_epoch: int, used: Callable[[], int]) -> None:
-        self.passes, self.per_epoch, self.used = passes, per_epoch, used
-
-    def __len__(self) -> int:
-        return self.per_epoch
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        position, current, batches = self.used(), -1, []
-        for place in range(position, position + self.per_epoch):
-            number, within = divmod(place, len(self.passes))
-            if number != current:
-                self.passes.set_epoch(number)
-                current, batches = number, list(self.passes.__iter__())
-            yield batches[within]
-
-
-class DataModule(pl.LightningDataModule):
-    """Loaders for the trainer, each process with its share.
-
-    Parameters
-    ----------
-    data
-        See `make_data`.
-    batch_size
-        Slices of a batch on each device.
-    workers, seed
-        See `DataOptions`.
-    per_epoch
-        Batches of an epoch; None: one pass over the data.
-    shuffle
-        Whether the order of a pass is random.
-    """
-
-    def __init__(
-        self,
-        data: DataSets,
-        batch_size: int,
-        workers: int = 0,
-        seed: int = 0,
-        per_epoch: int | None = None,
-        shuffle: bool = True,
-    ) -> None:
-        super().__init__()
-        self.data, self.batch_size, self.workers, self.seed = data, batch_size, workers, seed
-        self.per_epoch, self.shuffle = per_epoch, shuffle
-
-    def passes(self, n_replicas: int = 1, rank: int = 0) -> ShapeBatchSampler:
-        """The batches of one pass over the training data."""
-        return ShapeBatchSampler(
-            self.data.train.shapes, self.batch_size, shuffle=self.shuffle, seed=self.seed, n_replicas=n_replicas, rank=rank
-        )
-
-    def n_batches(self, n_replicas: int = 1) -> int:
-        """Batches of an epoch on each of `n_replicas` processes."""
-        return self.per_epoch or len(self.passes(n_replicas))
-
-    def train_dataloader(self) -> DataLoader[Example]:
-        assert self.trainer is not None
-        passes = self.passes(self.trainer.world_size, self.trainer.global_rank)
-        module: Any = self.trainer.lightning_module
-        if n := self._n_overfit():
-            return self._loader(self.data.train, Stream(passes, n, lambda: 0))
-        stream = Stream(passes, self.n_batches(self.trainer.world_size), lambda: module.batch_count)
-        return self._loader(self.data.train, stream)
-
-    def val_dataloader(self) -> list[DataLoader[Example]]:
-        assert self.trainer is not None
-        if self._n_overfit():  # then the question is whether the very batches that are trained on are learned
-            return [self.train_dataloader()]
-        n, rank = self.trainer.world_size, self.trainer.global_rank
-        samplers = [ShapeBatchSampler(part.shapes, 1, n_replicas=n, rank=rank) for part in self.data.val.values()]
-        return [self._loader(part, s) for part, s in zip(self.data.val.values(), samplers, strict=True)]
-
-    def _n_overfit(self) -> int:
-        """The same few batches over and over, if the trainer's ``overfit_batches`` asks for them."""
-        assert self.trainer is not None
-        asked: float = getattr(self.trainer, "overfit_batches", 0)
-        return int(asked if isinstance(asked, int) else asked * self.n_batches(self.trainer.world_size))
-
-    def _loader(self, examples: Examples, sampler: Sampler[list[Draw]]) -> DataLoader[Example]:
-        return DataLoader(
-            examples,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            collate_fn=_collate,
-            num_workers=self.workers,
-            persistent_workers=False,
-            pin_memory=torch.cuda.is_available(),
-            # Each iterator draws a seed for its workers: not from the generator that the training draws from, since a resumed
-            # run makes another number of iterators. Items depend on neither.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-
-
-def _collate(examples: Sequence[Example]) -> Example:
-    return collate(examples)

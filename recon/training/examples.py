@@ -22,9 +22,10 @@ from kspace.example import Example, Key, Shape
 from kspace.fourier import fft, ifft
 from kspace.groups import Group
 from kspace.image_dataset import SimulatedDataset
-from kspace.masks import MaskSpec
+from kspace.images import read_image
+from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
-from kspace.synthesis import SynthesisOptions, generator
+from kspace.synthesis import SynthesisOptions, crop_to_matrix, generator
 
 
 class Examples(Protocol):
@@ -103,6 +104,72 @@ class Simulations(torch.utils.data.Dataset[Example]):
         picture, variant = divmod(index, self.variants)
         epoch = epoch * self.variants + variant if self.resample else variant
         return self.parts[self.choices[index]][Draw(picture, epoch)]
+
+
+class PlainImages(torch.utils.data.Dataset[Example]):
+    """Pictures as published presets expect them: one coil of sensitivity 1, no noise, no phase, magnitudes in [0, 1].
+
+    8-bit pictures are divided by 255, others by their own maximum. Nothing here resembles a scan.
+
+    Parameters
+    ----------
+    groups
+        Patients and their pictures.
+    matrix
+        Points (y, x); larger pictures are cut in k-space.
+    masks
+        One of these draws the mask of an example.
+    mask_per
+        Another mask for each ``slice`` in each pass, for each ``batch`` (items are then drawn with the number of the batch in
+        place of that of the pass), or the same one for the whole ``run``.
+    seed
+        Of the choice among masks, and of the masks.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        matrix: tuple[int, int],
+        masks: Sequence[MaskSpec],
+        mask_per: str = "slice",
+        seed: int = 0,
+    ) -> None:
+        self.items = [(group, path) for group in groups for path in group.files]
+        self.matrix, self.masks, self.mask_per, self.seed = matrix, tuple(masks), mask_per, seed
+        self.lines = [all(_samples_lines(mask, matrix) for mask in masks)] * len(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """All alike."""
+        return [(1, *self.matrix)] * len(self.items)
+
+    def __getitem__(self, item: Draw) -> Example:
+        index, epoch = item
+        group, path = self.items[index]
+        stored = read_image(path)
+        if len(stored) != 1:
+            raise InputError(f"{len(stored)} slices in one file, expected a picture", path)
+        picture = torch.from_numpy(stored[0])
+        peak = 255.0 if stored.dtype.itemsize == 1 else float(picture.abs().max()) or 1.0
+        image = crop_to_matrix(picture.float() / peak, self.matrix, str(path))
+        image = torch.complex(image.abs(), torch.zeros(self.matrix))
+        key = {"slice": f"{path.name}/{epoch}", "batch": str(epoch), "run": ""}[self.mask_per]
+        choice = int(torch.randint(len(self.masks), (), generator=generator(self.seed, key, "mask")))
+        mask = self.masks[choice].draw(self.matrix, f"{self.seed}/{key}").to(torch.bool)[None]
+        op = Sense(torch.ones(1, *self.matrix, dtype=torch.complex64), mask)
+        return Example(
+            y=op.forward(image),
+            op=op,
+            target=image,
+            truth=image.abs(),
+            keys=(Key(group.name, index, group.patient, digest(mask, self.matrix)),),
+            boxes=(torch.zeros(0, 5),),
+            recon_shapes=(self.matrix,),
+            attributes=({"simulated": True},),
+        )
 
 
 class Kept(torch.utils.data.Dataset[Example]):

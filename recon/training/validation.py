@@ -76,10 +76,14 @@ class Recorder:
         Name of each data loader: the mask that it draws.
     gather
         Joins a list over the processes of a distributed training.
+    convention, unit
+        The metrics of the system's own paper as well, and what its images are multiplied by for them; None: only fastMRI's.
     """
 
     settings: Sequence[str] = ("",)
     gather: Callable[[list[Any]], list[Any]] = field(default=lambda found: found)
+    convention: metrics.Convention | None = None
+    unit: float = 1.0
     slices: dict[tuple[int, Key], SliceResult] = field(default_factory=dict)
     known: dict[tuple[int, Key], tuple[Array, Array]] = field(default_factory=dict)
 
@@ -106,11 +110,22 @@ class Recorder:
         volumes: dict[tuple[int, str], dict[Key, SliceResult]] = {}
         for (setting, key), result in found:
             volumes.setdefault((setting, key.file), {})[key] = result
-        rows = [(setting, _measure(list(slices.values()))) for (setting, _), slices in sorted(volumes.items())]
+        rows = [(setting, self._measure(list(slices.values()))) for (setting, _), slices in sorted(volumes.items())]
         means = _mean([row for _, row in rows])
         for i, name in enumerate(self.settings if len(self.settings) > 1 else ()):
             means |= {f"{metric}/{name}": value for metric, value in _mean([row for s, row in rows if s == i]).items()}
         return means
+
+    def _measure(self, slices: Sequence[SliceResult]) -> dict[str, float]:
+        row = _measure(slices)
+        if self.convention is not None:
+            truth, image, before = (
+                self.unit * np.stack([getattr(s, n) for s in slices]) for n in ("truth", "image", "zero_filled")
+            )
+            for values, suffix in ((image, ""), (before, "_zero_filled")):
+                found = self.convention.measure(truth, values)
+                row |= {f"{self.convention.name}_{name}{suffix}": float(v.mean()) for name, v in found.items()}
+        return row
 
 
 def sense() -> Reconstruct:

@@ -16,7 +16,8 @@ from kspace.operators import Sense
 from models.interface import Gan
 from models.systems import build
 from recon.train import make_trainer, planned_steps
-from recon.training.data import DataModule, DataSets
+from recon.training.data import DataSets
+from recon.training.loaders import DataModule
 from recon.training.module import GanModule, Options
 from recon.training.validation import Recorder
 from recon.weights import Card
