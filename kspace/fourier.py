@@ -60,6 +60,27 @@ def to_centre(x: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
     return torch.fft.fftshift(x, dim=long) if (long := _long(x, axes)) else x
 
 
+def centring_phases(n: int, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Phases that centre a transform without moving an array.
+
+    Along an axis of length n, ``fft(x) == kspace_phase * fft_corner(image_phase * x)``, and ``ifft(y) ==
+    conj(image_phase) * ifft_corner(conj(kspace_phase) * y)``: moving the origin is a factor ``exp(2j pi (n//2) r / n)`` in the
+    other domain, ±1 for even n. What multiplies images and k-space anyway (coil maps, masks) can hold the factors for nothing.
+
+    Returns
+    -------
+    tuple
+        `image_phase` and `kspace_phase`, complex of `dtype`, shape ``(n)``, of modulus 1.
+    """
+    centre, index = n // 2, torch.arange(n, device=device)
+    # The products are reduced before they become angles: an angle of many turns would lose digits.
+    turns = (centre * index % n).to(torch.float64) / n
+    shift = (centre * centre % n) / n
+    image_phase = torch.polar(torch.ones_like(turns), 2 * torch.pi * turns)
+    kspace_phase = torch.polar(torch.ones_like(turns), 2 * torch.pi * (turns - shift))
+    return image_phase.to(dtype), kspace_phase.to(dtype)
+
+
 def centre_crop(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Cut the last ``len(shape)`` axes to `shape`, keeping the origin: index ``n // 2`` becomes index ``m // 2``.
 

@@ -6,9 +6,10 @@ number of leading batch dimensions, run on any device, and are differentiable wi
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kspace.fourier import IMAGE_AXES, fft, fft_corner, ifft, ifft_corner, to_centre, to_corner
+from kspace.fourier import IMAGE_AXES, centring_phases, fft, fft_corner, ifft, ifft_corner
 from kspace.solve import conjugate_gradients
 
 if TYPE_CHECKING:
@@ -231,19 +232,34 @@ class Sense(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Image ``(*batch y x)`` to k-space ``(*batch coil ky kx)``, zero where nothing is sampled."""
         self._check(x, 2, "image")
-        coil_images = to_corner(x).unsqueeze(-3) * self._maps_corner
-        return to_centre(fft_corner(coil_images)) * self.mask
+        maps, mask = self._phased_maps, self._phased_mask
+        if _tracked(x):
+            return mask * fft_corner(maps * x.unsqueeze(-3))
+        batch = torch.broadcast_shapes(x.shape[:-2], maps.shape[:-3], mask.shape[:-3])
+        y = x.new_empty((*batch, *maps.shape[-3:]), dtype=torch.promote_types(x.dtype, maps.dtype))
+        for plane, x_i, maps_i, mask_i in _planes(batch, (x, 2), (maps, 3), (mask, 3)):
+            for coils in _chunks(self.n_coils):
+                torch.mul(fft_corner(maps_i[coils] * x_i), _coils(mask_i, coils), out=y[plane][coils])
+        return y
 
     def adjoint(self, y: Tensor) -> Tensor:
         """k-space ``(*batch coil ky kx)`` to the zero-filled combined image ``(*batch y x)``."""
         self._check(y, 3, "k-space")
-        coil_images = ifft_corner(to_corner(y * self.mask))
-        return to_centre((coil_images * self._maps_corner.conj()).sum(-3))
+        maps, mask = self._phased_maps, self._phased_mask
+        if _tracked(y):
+            return (maps.conj() * ifft_corner(mask.conj() * y)).sum(-3)
+        mask = mask.conj().resolve_conj()
+        batch = torch.broadcast_shapes(y.shape[:-3], maps.shape[:-3], mask.shape[:-3])
+        image = y.new_zeros((*batch, *maps.shape[-2:]), dtype=torch.promote_types(y.dtype, maps.dtype))
+        for plane, y_i, maps_i, mask_i in _planes(batch, (y, 3), (maps, 3), (mask, 3)):
+            for coils in _chunks(self.n_coils):
+                _combine(image[plane], ifft_corner(y_i[coils] * _coils(mask_i, coils)), maps_i[coils])
+        return image
 
     def normal(self, x: Tensor) -> Tensor:
-        """``adjoint(forward(x))``, without the trip through centred k-space."""
+        """``adjoint(forward(x))``, without the trip through k-space as it is stored."""
         self._check(x, 2, "image")
-        return to_centre(self._gram(self.mask.to(self.maps.real.dtype))(to_corner(x)))
+        return self._gram(self.mask.to(self.maps.real.dtype))(x)
 
     def to(self, device: torch.device | str) -> Sense:
         moved = super().to(device)
@@ -267,18 +283,41 @@ class Sense(LinearOperator):
         mask = _unbatched(self.mask, 3, "mask").expand(maps.shape)
         return sigpy.mri.linop.Sense(_numpy(maps), weights=_numpy(mask.to(maps.real.dtype)))
 
+    # The origin of the stored arrays lies at n // 2, that of the fast transforms at 0. Instead of moving arrays to and fro in
+    # each call, the maps and the mask hold the phases that amount to it (`centring_phases`).
+
     @cached_property
-    def _maps_corner(self) -> Tensor:
-        return to_corner(self.maps)
+    def _phased_maps(self) -> Tensor:
+        (phase_y, _), (phase_x, _) = self._phases
+        return self.maps * (phase_y[:, None] * phase_x)
+
+    @cached_property
+    def _phased_mask(self) -> Tensor:
+        (_, phase_y), (_, phase_x) = self._phases
+        phased = self.mask * (phase_y[:, None] * phase_x)
+        return phased if phased.ndim > 2 else phased.unsqueeze(0)
+
+    @property
+    def _phases(self) -> list[tuple[Tensor, Tensor]]:
+        return [centring_phases(n, self.maps.dtype, self.maps.device) for n in self.maps.shape[-2:]]
 
     def _gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
-        """``x -> A^H diag(weights) A x`` between images whose origin lies in the corner."""
-        # Lines along kx are sampled whole or not at all: the transforms along x then cancel.
+        """``x -> A^H diag(weights) A x``; the phases of k-space cancel."""
+        # Lines along kx are sampled whole or not at all: the transforms along x then cancel too.
         axes = IMAGE_AXES if weights.shape[-1] > 1 else IMAGE_AXES[:1]
-        maps, conj, w = self._maps_corner, self._maps_corner.conj(), to_corner(weights, axes)
+        maps = self._phased_maps
+        w = weights if weights.ndim > 2 else weights.unsqueeze(0)
 
         def apply(x: Tensor) -> Tensor:
-            return (conj * ifft_corner(w * fft_corner(x.unsqueeze(-3) * maps, axes), axes)).sum(-3)
+            if _tracked(x):
+                return (maps.conj() * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
+            batch = torch.broadcast_shapes(x.shape[:-2], maps.shape[:-3], w.shape[:-3])
+            image = x.new_zeros((*batch, *maps.shape[-2:]), dtype=torch.promote_types(x.dtype, maps.dtype))
+            for plane, x_i, maps_i, w_i in _planes(batch, (x, 2), (maps, 3), (w, 3)):
+                for coils in _chunks(self.n_coils):
+                    spectrum = fft_corner(maps_i[coils] * x_i, axes).mul_(_coils(w_i, coils))
+                    _combine(image[plane], ifft_corner(spectrum, axes), maps_i[coils])
+            return image
 
         return apply
 
@@ -353,9 +392,8 @@ class _RegularisedSolve(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, y: Tensor, lamda: Tensor, op: Sense, tolerance: float, max_iterations: int) -> Tensor:
         weights = op.weights
         matrix = _plus_identity(op._gram(weights), lamda)
-        z = to_corner(image)
-        b = to_corner(op.adjoint(y * weights)) + lamda * z
-        solution = to_centre(conjugate_gradients(matrix, b, z, tolerance, max_iterations))
+        b = op.adjoint(y * weights) + lamda * image
+        solution = conjugate_gradients(matrix, b, image, tolerance, max_iterations)
         ctx.op, ctx.options, ctx.shapes = op, (tolerance, max_iterations), (image.shape, y.shape, lamda.shape)
         ctx.save_for_backward(solution, image, lamda)
         return solution
@@ -367,9 +405,8 @@ class _RegularisedSolve(torch.autograd.Function):
         op: Sense = ctx.op
         weights = op.weights
         matrix = _plus_identity(op._gram(weights), lamda)
-        g = to_corner(gradient)
         # The matrix is Hermitian, so the adjoint solve is a solve: u = M^-1 g.
-        u = to_centre(conjugate_gradients(matrix, g, g / (1 + lamda), *ctx.options))
+        u = conjugate_gradients(matrix, gradient, gradient / (1 + lamda), *ctx.options)
         to_image = to_y = to_lamda = None
         if ctx.needs_input_grad[0]:
             to_image = _sum_to(lamda * u, ctx.shapes[0])
@@ -382,6 +419,36 @@ class _RegularisedSolve(torch.autograd.Function):
 
 def _plus_identity(gram: Callable[[Tensor], Tensor], lamda: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: gram(x) + lamda * x
+
+
+_CHUNK = 4  # coils at a time: their buffers then stay in the cache
+
+
+def _tracked(x: Tensor) -> bool:
+    """Whether to work on the whole batch at once: autograd wants few large steps, and so does a GPU."""
+    return x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _chunks(n_coils: int) -> list[slice]:
+    return [slice(i, min(i + _CHUNK, n_coils)) for i in range(0, n_coils, _CHUNK)]
+
+
+def _planes(batch: Sequence[int], *tensors: tuple[Tensor, int]) -> Iterator[tuple[Any, ...]]:
+    """For each plane of `batch` its index, and its views of the tensors, each given with the number of its own last axes."""
+    expanded = [x.expand(*batch, *x.shape[-rank:]) for x, rank in tensors]
+    for plane in itertools.product(*(range(n) for n in batch)):
+        yield plane, *(x[plane] for x in expanded)
+
+
+def _coils(x: Tensor, coils: slice) -> Tensor:
+    """Those coils of ``(coil ky kx)``, or all of it where it is the same for every coil."""
+    return x[coils] if x.shape[0] > 1 else x
+
+
+def _combine(image: Tensor, coil_images: Tensor, maps: Tensor) -> None:
+    """Add ``sum conj(maps) * coil_images`` to `image`, in place, without an array for the products."""
+    for one, map_ in zip(coil_images, maps, strict=True):
+        image.addcmul_(one, map_.conj())
 
 
 def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
