@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,32 @@ OURS = ("logger", "default_root_dir", "use_distributed_sampler")  # options of t
 INTERRUPTED = 130
 
 
+@dataclass(frozen=True)
+class CardOptions:
+    """What the card of the weights shall say beside what the options say anyway.
+
+    Parameters
+    ----------
+    licence
+        Of the training data.
+    attribution
+        Whom the licence wants named.
+    anatomies, contrasts
+        What the data show.
+    field_t
+        Field strengths of the scanners.
+    notes
+        Whatever else a user should know.
+    """
+
+    licence: str | None = None
+    attribution: str | None = None
+    anatomies: tuple[str, ...] = ()
+    contrasts: tuple[str, ...] = ()
+    field_t: tuple[float, ...] = ()
+    notes: str = ""
+
+
 def train(argv: Sequence[str]) -> int:
     """``recon train``: parse `argv`, train, and leave weights behind.
 
@@ -49,7 +75,8 @@ def train(argv: Sequence[str]) -> int:
     given = parse(argv)
     folder = Path(given["output"])
     resume = _checkpoint(given["resume"])
-    if rank_zero_only.rank == 0:  # the processes of a distributed training start as this one does
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    if first:  # the processes of a distributed training start as this one does
         _prepare_folder(folder, resume, given["force"])
     pl.seed_everything(given["data"].seed, workers=True, verbose=False)
 
@@ -67,10 +94,10 @@ def train(argv: Sequence[str]) -> int:
         recorder.convention = CONVENTIONS.get(given["system"])
         recorder.unit = 255.0 if given["system"] == "refinegan" else 1.0
     module = GanModule(gan, update_options, recorder)
-    card = _card(gan, options, data, batch_size, given)
+    card = _card(gan, options, data, batch_size, given["card"])
     trainer = make_trainer(folder, gan, trainer_options, card, has_validation=trainer_options["limit_val_batches"] != 0)
     module.n_steps = planned_steps(trainer, loaders, gan)
-    if rank_zero_only.rank == 0:
+    if first:
         _save_options(folder, given)
     return _fit(trainer, module, loaders, folder, resume)
 
@@ -128,8 +155,7 @@ def parser(system: str | None, preset: str) -> jsonargparse.ArgumentParser:
     made.add_argument("--output", "-o", type=Path, default=Path("run"), help="folder of the run")
     made.add_argument("--resume", type=Path, default=None, help="folder of a run, or a checkpoint of one's own, to go on with")
     made.add_argument("--force", "-f", action="store_true", help="write into a folder that holds another run")
-    made.add_argument("--weights_card", type=dict[str, Any], default={},
-                      help="what the card shall say: licence, attribution, anatomies, contrasts, field_t, notes")  # fmt: skip
+    made.add_class_arguments(CardOptions, "card")
     made.add_class_arguments(DataOptions, "data")
     made.add_class_arguments(Options, "update")
     made.add_class_arguments(pl.Trainer, "trainer", skip=set(OURS), instantiate=False)
@@ -291,24 +317,20 @@ def _save_options(folder: Path, given: Mapping[str, Any]) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
-def _card(gan: Gan, options: DataOptions, data: DataSets, batch_size: int, given: Mapping[str, Any]) -> Card:
-    says = dict(given["weights_card"])
-    specs = [MaskSpec.parse(text) for text in options.masks]
-    rates = [spec.acceleration for spec in specs if spec.acceleration is not None]
+def _card(gan: Gan, options: DataOptions, data: DataSets, batch_size: int, says: CardOptions) -> Card:
+    rates = [spec.acceleration for spec in map(MaskSpec.parse, options.masks) if spec.acceleration is not None]
+    given = {key: value for key, value in asdict(says).items() if value}
     envelope: dict[str, Any] = {
-        "masks": list(options.masks),
+        "masks": data.summary["masks"],
         "acceleration": [min(rates), max(rates)] if rates else [],
         **{key: data.summary[key] for key in ("coils", "snr", "matrix") if key in data.summary},
-        **{key: says.pop(key) for key in ("anatomies", "contrasts", "field_t") if key in says},
+        **{key: given[key] for key in ("anatomies", "contrasts", "field_t") if key in given},
     }
-    # Paths of the machine that it was trained on are nobody else's business.
     about = {**data.summary, "source": Path(str(data.summary["source"])).name}
-    about |= {key: says.pop(key) for key in ("licence", "attribution") if key in says}
-    notes = str(says.pop("notes", ""))
-    if says:
-        raise InputError(f"unknown entry '{next(iter(says))}'", "--weights_card", "see --help")
+    about |= {key: given[key] for key in ("licence", "attribution") if key in given}
     training = {"batch_size": batch_size, "seed": options.seed, "strip": options.strip}
-    return Card("", json.loads(json.dumps(gan.config)), envelope, about, training, notes=notes)
+    config, envelope, about = json.loads(json.dumps([dict(gan.config), envelope, about]))  # lists, as a file holds them
+    return Card("", config, envelope, about, training, notes=says.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

@@ -174,8 +174,18 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
             raise InputError(
                 "strips need masks of whole lines", "--data.strip", "leave it out, or choose masks such as random1d:4"
             )
-    summary |= {"n_train": len(train), "n_val": {name: len(part) for name, part in val.items()}, "masks": list(options.masks)}
+    summary |= {
+        "n_train": len(train),
+        "n_val": {name: len(part) for name, part in val.items()},
+        "masks": [mask_name(mask) for mask in masks],
+    }
     return DataSets(train, val, summary, by_batch=mask_per == "batch")
+
+
+def mask_name(spec: MaskSpec) -> str:
+    """The mask as it is written; of a file its name only, since folders of a machine are nobody else's business."""
+    options = dict(spec.options)
+    return str(spec).replace(options["path"], Path(options["path"]).name) if spec.family == "file" else str(spec)
 
 
 @dataclass(frozen=True)
@@ -206,7 +216,7 @@ def _from_volumes(
     train: Any = KSpaceDataset(
         train_files, masks, resample=options.cache is None, augment=Augment() if options.augment else None, **maps
     )
-    val: dict[str, Any] = {str(mask): KSpaceDataset(val_files, [mask], **maps) for mask in val_masks}
+    val: dict[str, Any] = {mask_name(mask): KSpaceDataset(val_files, [mask], **maps) for mask in val_masks}
     summary = {"source": str(options.path), "simulated": all(v.attributes.get("simulated") for v in train.volumes)}
     if options.cache is None:
         return train, val, summary
@@ -226,7 +236,7 @@ def _from_images(
         train_groups, scans, options.coils, masks, variants=options.variants, resample=options.cache is None,
         augment=Augment() if options.augment else None, **maps,
     )  # fmt: skip
-    val: dict[str, Any] = {str(mask): _Volumes(val_groups, scans, [mask], resample=False, **maps) for mask in val_masks}
+    val: dict[str, Any] = {mask_name(mask): _Volumes(val_groups, scans, [mask], resample=False, **maps) for mask in val_masks}
     summary = {
         "source": str(options.images), "simulated": True, "coils": list(options.coils), "snr": list(options.snr),
         "matrix": list(options.matrix), "n_left_out": n_left_out,
@@ -244,7 +254,7 @@ def _from_plain(
     train_groups, val_groups, n_left_out = _groups(options)
     train = PlainImages(train_groups, options.matrix, masks, mask_per, options.seed)
     val: dict[str, Examples] = {
-        str(mask): PlainImages(val_groups, options.matrix, [mask], "run", options.seed) for mask in val_masks
+        mask_name(mask): PlainImages(val_groups, options.matrix, [mask], "run", options.seed) for mask in val_masks
     }
     about = {"simulated": True, "coils": [1], "matrix": list(options.matrix), "n_left_out": n_left_out}
     return train, val, {"source": str(options.images), **about}

@@ -35,13 +35,14 @@ def arguments(images: Path, run: Path, *more: str, config: str = "dagan") -> lis
 def test_every_config_trains_two_steps_and_its_export_reconstructs_the_same_image(
     images: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.train(arguments(images, tmp_path / "run", config=name)) == 0
+    assert train.train(arguments(images, tmp_path / "run", "--card.anatomies", "[head]", config=name)) == 0
     assert "2 generator steps" in capsys.readouterr().out
     models_command.export(tmp_path / "run", tmp_path / "out.safetensors", licence="CC0")
     card = weights.read_card(tmp_path / "out.safetensors")
     assert card.system == name
     assert card.training["steps"] == 2
     assert card.envelope["masks"] == ["random1d:2"]
+    assert card.envelope["anatomies"] == ["head"]
     assert card.envelope["acceleration"] == [2.0, 2.0]
     assert "gain_db" in card.metrics
     assert str(tmp_path) not in str(card), "paths of the machine are nobody else's business"
@@ -152,7 +153,7 @@ def test_a_run_that_diverges_is_one_line(
         (["--schedule.mask_per", "batch"], r"one mask per batch is for plain pictures"),
         (["--resume", "/nowhere"], r"there is no checkpoint to go on with in /nowhere"),
         (["--trainer.accumulate_grad_batches", "2"], r"gradients are not accumulated"),
-        (["--weights_card", "{licens: CC0}"], r"unknown entry 'licens' in --weights_card"),
+        (["--card.licens", "CC0"], r"licens"),
     ],
 )
 def test_mistakes_are_one_line(
