@@ -13,8 +13,10 @@ import pydicom
 import pytest
 import torch
 
+from kspace.container import Image, KSpace
 from kspace.errors import InputError
 from kspace.mrd.images import read_images
+from kspace.scan import abort, repeat
 from models import systems
 from recon import weights
 from recon.pipeline import Options, run
@@ -200,6 +202,7 @@ def test_conjugation_turns_the_image(tmp_path: Path) -> None:
         (Options(method="rss", lamda=0.1), "rss has no regularisation weight"),
         (Options(method="rss", complex=True), "rss is a magnitude"),
         (Options(format="mrd,bmp"), "unknown format 'bmp' in --format; choose from mrd, dicom"),
+        (Options(slices="0", repetitions="1"), "'1' selects what is not there in --repetitions"),
         (Options(slices="4"), "'4' selects what is not there in --slices; the file has 0-0"),
         (Options(slices="a-b"), "'a-b' is no selection"),
         (Options(maps="nothing.npy"), "nothing.npy"),
@@ -300,3 +303,60 @@ def test_a_scan_outside_of_the_training_is_said(tmp_path: Path, capsys: pytest.C
         run([case.path], tmp_path / "a", Options(method="refinegan", weights=path, lamda=0.1))
     with pytest.raises(InputError, match="dagan"):
         run([case.path], tmp_path / "a", Options(method="dagan", weights=path))
+
+
+def test_options_that_would_be_ignored_are_refused() -> None:
+    with pytest.raises(InputError, match="--no-whiten forbids it"):
+        Options(no_whiten=True, noise=Path("noise.h5"))
+    with pytest.raises(InputError, match="only MRD and NIfTI images can be complex"):
+        Options(complex=True, format="png,dicom")
+    with pytest.raises(InputError, match="rss needs no coil maps"):
+        Options(method="rss", maps="jsense")
+
+
+def test_a_file_gives_all_of_its_encodings_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recon import pipeline
+
+    case = rawfiles.two_encodings(tmp_path / "scan.h5")
+    once = pipeline.reconstruct_image
+    calls = []
+
+    def fails_the_second_time(k: KSpace, *rest: object) -> list[Image]:
+        calls.append(k.header.encoding)
+        if len(calls) == 2:
+            raise InputError("damaged")
+        return once(k, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "reconstruct_image", fails_the_second_time)
+    with pytest.raises(InputError, match="damaged"):
+        run([case.path], tmp_path / "out", Options(method="rss", format="mrd"))
+    assert calls == [0, 1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_repetitions_share_the_maps_that_they_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kspace import coils
+
+    estimated = []
+    estimate = coils.estimate_maps
+
+    def counting(k: KSpace, *args: object, **options: object) -> torch.Tensor:
+        maps = estimate(k, *args, **options)  # type: ignore[arg-type]
+        estimated.append(k.header.index)
+        return maps
+
+    monkeypatch.setattr(coils, "estimate_maps", counting)
+    case = rawfiles.interleaved(tmp_path / "scan.h5")
+    assert run([case.path], tmp_path / "out", Options(format="mrd")) == 0
+    assert len(estimated) == 1
+    images = images_of(tmp_path / "out" / "scan.mrd.h5")
+    assert all(nrmse(image, combined(case)) < 0.2 for image in images)
+
+
+def test_many_incomplete_images_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = repeat(rawfiles.plain(), "repetition", [1.0] * 12)
+    case = rawfiles.save(abort(scan, 75), tmp_path / "scan.h5")
+    assert run([case.path], tmp_path / "out", Options(method="rss", format="mrd")) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert 1 <= len(lines) <= 2
+    assert any(" more: " in line for line in lines)

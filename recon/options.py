@@ -1,0 +1,93 @@
+"""How to reconstruct: the options of ``recon run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kspace.errors import InputError
+
+FORMATS = ("mrd", "dicom", "nifti", "png")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to reconstruct.
+
+    Attributes
+    ----------
+    method
+        rss, zero-filled, sense, l1-wavelet, tv, or a generator (recon models lists those that ship).
+    weights
+        File of weights (.safetensors) for a generator, instead of those that ship.
+    lamda
+        Regularisation weight; for l1-wavelet and tv relative to max|A^H y|. Default: the method's own.
+    maps
+        Coil maps: espirit or jsense, from the acquired calibration samples, or a file (.npy, or .h5 with a dataset 'maps')
+        holding complex ([slice,] coil, y, x), or (coil, z, y, x) in 3-D,
+        of all channels of the raw file, not whitened.
+    calibration_width
+        At most this many central lines and points are used for the maps.
+    virtual_coils
+        Compress to this many virtual coils, from acquired samples.
+    noise
+        ISMRMRD file whose noise scan is used instead of the one in the input.
+    no_whiten
+        Do not whiten, even where there is a noise scan.
+    partial_fourier
+        What to do where a side of k-space was not acquired: leave it zero, or fill it by POCS.
+    conjugate
+        Conjugate the samples first, for scanners with the other sign of the Fourier exponent.
+    encoding
+        Reconstruct only this encoding of the file (default: each).
+    slices
+        Only these slices, e.g. 0,3-5.
+    repetitions
+        Only these repetitions, e.g. 0,3-5.
+    incomplete
+        Reconstruct images too whose acquisition was begun and not finished.
+    format
+        What to write, separated by commas: mrd, dicom, nifti, png. A JSON record is always written.
+    complex
+        Write complex MRD and NIfTI images instead of magnitudes.
+    device
+        Where networks and operators run. SigPy's classical methods run on the CPU.
+    force
+        Overwrite existing outputs.
+    """
+
+    method: str = "sense"
+    weights: Path | None = None
+    lamda: float | None = None
+    maps: str = "espirit"
+    calibration_width: int = 24
+    virtual_coils: int | None = None
+    noise: Path | None = None
+    no_whiten: bool = False
+    partial_fourier: Literal["zero-filled", "pocs"] = "zero-filled"
+    conjugate: bool = False
+    encoding: int | None = None
+    slices: str | None = None
+    repetitions: str | None = None
+    incomplete: bool = False
+    format: str = ",".join(FORMATS)
+    complex: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.no_whiten and self.noise is not None:
+            raise InputError("--noise is for whitening, --no-whiten forbids it", "the options", "give one of them")
+        if self.complex and not {"mrd", "nifti"} & set(self.formats):
+            raise InputError("only MRD and NIfTI images can be complex", "--complex", f"--format is {self.format}")
+        if self.method == "rss" and (self.maps, self.calibration_width) != (Options.maps, Options.calibration_width):
+            raise InputError("rss needs no coil maps", "--maps or --calibration-width", "leave it out")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats to write, one by one."""
+        chosen = tuple(part.strip() for part in self.format.split(",") if part.strip())
+        if unknown := [c for c in chosen if c not in FORMATS]:
+            raise InputError(f"unknown format '{unknown[0]}'", "--format", f"choose from {', '.join(FORMATS)}")
+        return chosen
