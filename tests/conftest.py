@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+# Loader workers compute with one thread; tests that compare with them bit for bit must as well.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
