@@ -174,9 +174,12 @@ def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
     if chosen is not None and chosen not in COMMANDS:
         raise InputError(f"unknown command '{chosen}'", fix=f"the commands are: {', '.join(COMMANDS)}")
     parser = jsonargparse.ArgumentParser(
-        prog="recon", description=recon.__doc__, version=recon.__version__, exit_on_error=False,
+        prog="recon",
+        description="MRI reconstruction from raw k-space with compressed sensing and generative networks.",
         epilog="Every command takes -v for a log. Not for diagnostic use.",
-    )  # fmt: skip
+        version=recon.__version__,
+        exit_on_error=False,
+    )
     commands = parser.add_subcommands(dest="command", required=True)
     for name, command in COMMANDS.items():
         subparser = _subparser(command) if name == chosen else jsonargparse.ArgumentParser(exit_on_error=False)

@@ -19,10 +19,13 @@ class Journal:
     warnings: list[str] = field(default_factory=list)
     masks: list[dict[str, object]] = field(default_factory=list)
     noise: str = "none"
+    progress: tqdm[object] | None = None
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Add the time that the body takes to the step `name`."""
+        """Add the time that the body takes to the step `name`, and show it beside the progress bar."""
+        if self.progress is not None:
+            self.progress.set_postfix_str(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -113,7 +113,9 @@ def reconstruct_encoding(
     images = []
     # All repetitions of a slice come together, because they may share their maps.
     order = sorted(indices, key=lambda i: (i.contrast, i.set, i.phase, i.slice, i.repetition))
-    for index in tqdm(order, desc=f"{source.stem}: {options.method}", unit="image", disable=None, leave=False):
+    # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
+    journal.progress = tqdm(order, desc=f"{source.stem}: {options.method}", unit="image", disable=None, leave=False)
+    for index in journal.progress:
         with journal.step("read"):
             k = source.load(encoding, index)
         with journal.step("preprocess"):
