@@ -48,7 +48,8 @@ class Sense:
     Attributes
     ----------
     lamda
-        Noise variance over signal variance. The norm of A is 1 for normalised maps, so this needs no scale.
+        Noise variance over signal variance. The norm of A is 1 for normalised maps, so this needs no scale. It shrinks the
+        image by the factor 1 / (1 + lamda) where k-space is full: kept small, so that repetitions of a series do not flicker.
     iterations
         At most so many.
     tolerance
@@ -56,7 +57,7 @@ class Sense:
     """
 
     name: ClassVar[str] = "sense"
-    lamda: float = 1e-2
+    lamda: float = 1e-3
     iterations: int = 100
     tolerance: float = 1e-4
 
@@ -90,15 +91,16 @@ class L1Wavelet:
     wavelet
         Orthogonal wavelet, under PyWavelets' name.
     levels
-        Depth of the transform.
+        Depth of the transform. Deeper helps where the gaps between samples are wide and one coil must bridge them (half a
+        decibel on 8-bit images at 10 %), and costs as much where many coils bridge them.
     """
 
     name: ClassVar[str] = "l1-wavelet"
-    lamda: float = 1.5e-3
-    iterations: int = 200
+    lamda: float = 2e-3
+    iterations: int = 300
     tolerance: float = 1e-4
     wavelet: str = "db2"
-    levels: int = 3
+    levels: int = 2
 
     def __post_init__(self) -> None:
         _check(self)

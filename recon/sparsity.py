@@ -98,7 +98,7 @@ class Wavelet(Sparsity):
     threshold = 0.06
     inner_steps = 6
 
-    def __init__(self, shape: tuple[int, int], name: str = "db2", levels: int = 3) -> None:
+    def __init__(self, shape: tuple[int, int], name: str = "db2", levels: int = 2) -> None:
         import pywt
 
         wavelet = pywt.Wavelet(name)
