@@ -189,8 +189,9 @@ def remove_oversampling(k: KSpace) -> KSpace:
     """Cut the readout to the field of view of the recon space, in image space; white noise stays white.
 
     The new number of points is that of the recon field of view, rounded up where it is not an integer; the header's encoded
-    matrix and field of view follow exactly. Where lines are partly sampled (asymmetric echo), a new sample counts as acquired
-    if those that it is interpolated from, up to the next on either side, were.
+    matrix and field of view follow exactly, ``study["encoded_readout"]`` keeps the points that there were. Where lines are
+    partly sampled (asymmetric echo), a new sample counts as acquired if those that it is interpolated from, up to the next on
+    either side, were.
 
     Parameters
     ----------
@@ -203,8 +204,10 @@ def remove_oversampling(k: KSpace) -> KSpace:
     fov = k.header.encoded_fov_m[0]
     wanted = n * k.header.recon_fov_m[0] / fov if fov > 0 else float(n)
     m = min(n, round(wanted) if abs(wanted - round(wanted)) < WHOLE else math.ceil(wanted))
+    # The bandwidth of a pixel rests on the number of points and the dwell time before the cut.
+    study = {**k.header.study, "encoded_readout": n}
     if m == n:
-        return k.after("remove_oversampling")
+        return k.after("remove_oversampling", header={"study": study})
     mask, n_averages = k.mask, k.n_averages
     if mask.shape[-1] > 1:
         counts = _decimate((mask.int() if n_averages is None else n_averages), n, m)
@@ -212,7 +215,7 @@ def remove_oversampling(k: KSpace) -> KSpace:
     data = torch.where(mask, _crop_readout(k.data, m), 0)
     calibration = None if k.calibration is None else _crop_readout(k.calibration, m)
     matrix, lengths = k.header.encoded_matrix, k.header.encoded_fov_m
-    header = {"encoded_matrix": (m, *matrix[1:]), "encoded_fov_m": (fov * m / n, *lengths[1:])}
+    header = {"encoded_matrix": (m, *matrix[1:]), "encoded_fov_m": (fov * m / n, *lengths[1:]), "study": study}
     return k.after("remove_oversampling", header=header, data=data, mask=mask, n_averages=n_averages, calibration=calibration)
 
 

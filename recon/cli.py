@@ -206,7 +206,7 @@ def _subparser(command: Command) -> Any:
     parser = jsonargparse.ArgumentParser(description=documentation.description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below; unknown keys are refused")
     for parameter in _flat_parameters(function):
-        keywords: dict[str, Any] = {"help": parameter.help.replace("%", "%%"), "type": parameter.type}
+        keywords: dict[str, Any] = {"help": parameter.help, "type": parameter.type}
         if typing.get_origin(parameter.type) is tuple:
             items = typing.get_args(parameter.type)
             keywords |= {"nargs": len(items), "type": items[0]}

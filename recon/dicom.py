@@ -6,6 +6,7 @@ floats come back from the stored integers as ``value * RescaleSlope``, the same 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -20,7 +21,19 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from kspace.container import Header, Image
 from recon.geometry import Stack, patient_m, slice_stacks, voxel_m
-from recon.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, new_uid, pixels, plain, volume_of
+from recon.series import (
+    NOTICE,
+    RunRecord,
+    Series,
+    comments,
+    is_generated,
+    method_of,
+    new_uid,
+    of_contrast,
+    pixels,
+    plain,
+    volume_of,
+)
 
 FULL_SCALE = 32767
 """Largest stored value: 15 bits, since some readers take 16 bits as signed whatever the file says."""
@@ -146,10 +159,11 @@ def _set_patient_and_times(ds: Dataset, study: dict[str, Any]) -> None:
     if study.get("patientHeight_m"):
         ds.PatientSize = _ds(study["patientHeight_m"])
     ds.StudyDate, ds.StudyTime = _date(study.get("studyDate")), _time(study.get("studyTime"))
-    if _date(study.get("seriesDate")):
-        ds.SeriesDate = _date(study.get("seriesDate"))
-    if _time(study.get("seriesTime")):
-        ds.SeriesTime = _time(study.get("seriesTime"))
+    for what in ("Series", "Acquisition"):
+        if date := _date(study.get(f"{what.lower()}Date")):
+            setattr(ds, f"{what}Date", date)
+        if time := _time(study.get(f"{what.lower()}Time")):
+            setattr(ds, f"{what}Time", time)
     position = str(study.get("patientPosition") or "").upper()
     ds.PatientPosition = position if position in POSITIONS else ""
 
@@ -178,6 +192,31 @@ def _set_acquisition(ds: Dataset, header: Header) -> None:
     if study.get("H1resonanceFrequency_Hz"):
         ds.ImagingFrequency, ds.ImagedNucleus = _ds(float(study["H1resonanceFrequency_Hz"]) / 1e6), "1H"
     ds.InPlanePhaseEncodingDirection = "COL"
+    _set_sampling(ds, header)
+
+
+def _set_sampling(ds: Dataset, header: Header) -> None:
+    """How the samples were taken: matrix, averages and bandwidth, each only where the file settles it."""
+    n_x, n_y, _ = header.encoded_matrix
+    if 0 < n_x <= 0xFFFF and 0 < n_y <= 0xFFFF:
+        # Frequency rows and columns, then phase rows and columns: x runs along the columns. Without readout oversampling.
+        ds.AcquisitionMatrix = [0, n_x, n_y, 0]
+    if limit := header.study.get("limits", {}).get("average"):
+        ds.NumberOfAverages = limit["maximum"] - limit["minimum"] + 1
+    if bandwidth := pixel_bandwidth_hz(header):
+        ds.PixelBandwidth = _ds(bandwidth)
+
+
+def pixel_bandwidth_hz(header: Header) -> float | None:
+    """Reciprocal of the time in which the encoded readout is sampled, oversampling included; None where it is not known.
+
+    It is the same for every number of points that is left of a readout: removing oversampling shortens the field of view, and
+    the bandwidth with it.
+    """
+    dwell_s = float(header.central.get("sample_time_us") or 0.0) * 1e-6
+    whole = None if "remove_oversampling" in header.steps else header.encoded_matrix[0]
+    n_points = header.study.get("encoded_readout", whole)
+    return 1 / (dwell_s * n_points) if n_points and 0 < dwell_s < math.inf else None
 
 
 def _equipment(series: Series, record: RunRecord, now: datetime) -> Dataset:
@@ -234,11 +273,8 @@ def _ds(value: float) -> str:
 
 
 def _nth(values: Any, contrast: int) -> str | None:
-    """The contrast's value of a header's list (a single one serves all contrasts), None where there is none."""
-    numbers = [] if values is None else list(values) if isinstance(values, (tuple, list)) else [values]
-    if len(numbers) == 1:
-        return _ds(numbers[0])
-    return _ds(numbers[contrast]) if contrast < len(numbers) else None
+    value = of_contrast(values, contrast)
+    return None if value is None else _ds(value)
 
 
 def _date(value: object) -> str:

@@ -14,6 +14,8 @@ from kspace.errors import InputError
 from recon.selection import index_name
 from recon.source import FastmriSource, MrdSource, open_source
 
+NAMED = 4  # incomplete images that are named before they are counted
+
 
 def info(inputs: list[Path]) -> int:
     """Say what is in raw files: matrix, coils, acceleration, slices, noise, warnings. Only headers are read.
@@ -81,15 +83,15 @@ def _describe_encoding(scan: mrd.Scan, encoding: mrd.Encoding) -> Iterator[str]:
     yield f"    acceleration {ky:g} x {kz:g}, calibration {encoding.calibration}{mode}, centre of k-space {encoding.centre}"
     images = scan.images(encoding.index)
     yield f"    images: {_describe_images(images)}"
-    for index, reason in scan.incomplete(encoding.index):
-        yield f"    incomplete: {index_name(index)}: {reason}"
+    for line in _describe_incomplete(scan.incomplete(encoding.index)):
+        yield f"    incomplete: {line}"
     if images:
         header = scan.header(encoding.index, images[0])
         facts = [str(header.study[name]) for name in ("protocolName", "systemVendor", "systemModel") if header.study.get(name)]
         if field := header.study.get("systemFieldStrength_T"):
             facts.append(f"{field:.3g} T")
         yield f"    scan: {', '.join(facts) or 'unnamed'}"
-        yield f"    first image at {_mm(header.geometry.position_m)} mm (LPS){', directions nominal' * header.geometry.nominal}"
+        yield f"    first image at {_lps(header.geometry.position_m)}{', directions nominal' * header.geometry.nominal}"
 
 
 def _describe_noise(noise: mrd.Noise | None) -> str:
@@ -107,11 +109,21 @@ def _describe_images(images: list[ImageIndex]) -> str:
     return f"{len(images)} complete ({', '.join(f'{n} {name}s' if n > 1 else f'1 {name}' for name, n in counts)})"
 
 
+def _describe_incomplete(incomplete: list[tuple[ImageIndex, str]]) -> Iterator[str]:
+    """A line for each reason, the first few of its images named: a scan that stopped early can lack hundreds."""
+    by_reason: dict[str, list[ImageIndex]] = {}
+    for index, reason in incomplete:
+        by_reason.setdefault(reason, []).append(index)
+    for reason, indices in by_reason.items():
+        more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
+        yield f"{'; '.join(index_name(index) for index in indices[:NAMED])}{more}: {reason}"
+
+
 def _describe_volume(volume: fastmri_h5.Volume) -> Iterator[str]:
     (n_ky, n_kx), (n_y, n_x) = volume.matrix, volume.recon_shape
     sampled = volume.mask.float().mean().item()
     yield f"  {volume.n_slices} slices, {volume.n_coils} coils, readout {n_kx}, phase {n_ky}; recon {n_x} x {n_y} (x, y)"
-    yield f"  acquisition {volume.attributes.get('acquisition', 'not named')}, patient {volume.patient}"
+    yield f"  acquisition {volume.attributes.get('acquisition') or 'not named'}, patient {volume.patient or 'not named'}"
     yield f"  sampled: {100 * sampled:.1f} % ({'fully' if sampled == 1 else f'acceleration {1 / sampled:.2f}'})"
     yield f"  target: {volume.target_name or 'none'}"
 
@@ -122,3 +134,8 @@ def _matrix(matrix: tuple[int, int, int]) -> str:
 
 def _mm(fov_m: tuple[float, float, float]) -> str:
     return " x ".join(f"{1000 * v:g}" for v in fov_m)
+
+
+def _lps(position_m: tuple[float, float, float]) -> str:
+    # Adding 0 turns the -0.0 that rounding leaves into 0.0.
+    return f"({', '.join(f'{round(1000 * v, 1) + 0.0:.1f}' for v in position_m)}) mm LPS"

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from kspace.errors import InputError
 from kspace.masks import FAMILIES, MaskSpec, acceleration, digest
 
+MAX_AXIS = 65536  # more than any scanner measures, and than can be drawn in the time that a person waits
+
 
 def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str = "", force: bool = False) -> None:
     """Draw an undersampling mask, say what it samples, and write it.
@@ -32,6 +34,7 @@ def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str
         Replace `output` if it exists.
     """
     drawing = MaskSpec.parse(spec)
+    _check_shape(shape)
     drawn = drawing.draw(shape, key)
     grid = (int(shape[0]), int(shape[1]))
     print(_report(drawing, drawn.numpy(), grid))
@@ -44,6 +47,15 @@ def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str
     if output is not None:
         _write(output, drawing, drawn.numpy(), grid, force)
         print(f"written to {output}")
+
+
+def _check_shape(shape: tuple[int, int]) -> None:
+    if len(shape) != 2 or not all(1 <= n <= MAX_AXIS for n in shape):
+        raise InputError(
+            f"'{' '.join(map(str, shape))}' is no size of k-space",
+            "--shape",
+            f"give the points along ky and kx, each 1 to {MAX_AXIS}, e.g. --shape 320 256",
+        )
 
 
 def _report(spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> str:

@@ -31,6 +31,7 @@ SCREEN = {
     1: ("coronal", np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, -1.0])),
     2: ("axial", np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])),
 }
+VOLUME_COUNTERS = ("contrast", "set", "phase", "repetition")  # as `volume_of` orders them
 LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))
 
 
@@ -106,6 +107,20 @@ def write_montage(path: Path, images: Sequence[Image], record: RunRecord) -> Non
     picture.save(path, pnginfo=info)
 
 
+def _counters(images: Sequence[Image]) -> list[str]:
+    """What the label of a tile counts: the slice (of a single slab its planes), and whatever else of the index varies."""
+    several = len({image.header.index.slice for image in images}) > 1
+    slab = images[0].data.shape[0] > 1
+    volumes = zip(*{volume_of(image) for image in images}, strict=True)
+    varying = [name for name, values in zip(VOLUME_COUNTERS, volumes, strict=True) if len(set(values)) > 1]
+    return [*(["slice"] if several or not slab else []), *(["z"] if slab else []), *varying]
+
+
+def _label(image: Image, z: int, counters: Sequence[str]) -> str:
+    """The numbers that ``--slices`` and ``--repetitions`` take: those of the file, counted from 0."""
+    return " / ".join(str(z if name == "z" else getattr(image.header.index, name)) for name in counters)
+
+
 def choose_tiles(images: Sequence[Image]) -> tuple[list[tuple[Image, int, str]], int, int]:
     """Which slices of which volumes are shown: evenly spread where there are more than `MAX_TILES`.
 
@@ -119,14 +134,14 @@ def choose_tiles(images: Sequence[Image]) -> tuple[list[tuple[Image, int, str]],
     by_index = {(volume_of(image), image.header.index.slice): image for image in images}
     n_volumes = min(len(volumes), max(4, MAX_TILES // len(places)))
     n_slices = min(len(places), MAX_TILES // n_volumes)
+    counters = _counters(images)
     chosen = []
     for v in _spread(len(volumes), n_volumes):
         for p in _spread(len(places), n_slices):
             slice_index, z = places[p]
             image = by_index.get((volumes[v], slice_index))
             if image is not None:
-                label = f"{p + 1}" if len(volumes) == 1 else f"{p + 1} / {v + 1}"
-                chosen.append((image, z, label))
+                chosen.append((image, z, _label(image, z, counters)))
     return chosen, len(places), len(volumes)
 
 
@@ -193,8 +208,7 @@ def _caption(images: Sequence[Image], record: RunRecord, scale: tuple[float, flo
     if record.generated and images[0].role == "main":
         title += " (trained generator)"
     parts = [", ".join(planes), f"grey scale {scale[0]:.3g} to {scale[1]:.3g} (99.5th percentile)"]
-    volumes = len({volume_of(image) for image in images})
-    parts.append("label: slice" if volumes == 1 else "label: slice / volume")
+    parts.append(f"label: {' / '.join(_counters(images))}, counted from 0")
     if shown < total:
         parts.append(f"{shown} of {total} shown")
     if any(image.header.geometry.nominal for image in images):

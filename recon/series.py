@@ -117,6 +117,7 @@ def make_series(images: Sequence[Image], record: RunRecord) -> list[Series]:
     found = []
     for number, (role, contrast) in enumerate(keys, start=1):
         members = [image for image in images if image.role == role and image.header.index.contrast == contrast]
+        several = len({c for r, c in keys if r == role}) > 1
         check_images(members)
         found.append(
             Series(
@@ -126,7 +127,7 @@ def make_series(images: Sequence[Image], record: RunRecord) -> list[Series]:
                 contrast=contrast,
                 images=tuple(in_order(members)),
                 image_type=_image_type(role, members[0], record),
-                description=_description(role, members[0].header, record),
+                description=_description(role, members[0].header, record, several),
                 window=window(members),
             )
         )
@@ -223,11 +224,30 @@ def _image_type(role: str, image: Image, record: RunRecord) -> tuple[str, str, s
     return ("DERIVED", "SECONDARY", "OTHER")
 
 
-def _description(role: str, header: Header, record: RunRecord) -> str:
-    """Series description in DICOM's 64 characters: the marks are kept, the protocol's name is cut."""
-    marks = f"{method_of(role, record)[:30]}{' DL' if record.generated and role not in CLASSICAL else ''} {NOTICE}"
+def _description(role: str, header: Header, record: RunRecord, several: bool) -> str:
+    """Series description in DICOM's 64 characters: the marks are kept, the protocol's name is cut.
+
+    One of `several` contrasts is told apart by its number, as DICOM counts echoes, and by its echo time where that is known.
+    """
+    which = ""
+    if several:
+        contrast = header.index.contrast
+        times = header.study.get("TE")
+        # A single echo time of several contrasts tells none of them from another.
+        time = of_contrast(times, contrast) if isinstance(times, (tuple, list)) and len(times) > 1 else None
+        which = f"C{contrast + 1} " if time is None else f"C{contrast + 1} TE {time:.4g} "
+    deep = " DL" if record.generated and role not in CLASSICAL else ""
+    marks = f"{which}{method_of(role, record)[: 38 - len(deep) - len(which)]}{deep} {NOTICE}"
     protocol = plain(str(header.study.get("protocolName") or ""), 63 - len(marks))
     return f"{protocol} {marks}".strip()
+
+
+def of_contrast(values: Any, contrast: int) -> float | None:
+    """The contrast's value of a header's list (a single one serves all contrasts), None where there is none."""
+    numbers = [] if values is None else list(values) if isinstance(values, (tuple, list)) else [values]
+    if len(numbers) == 1:
+        return float(numbers[0])
+    return float(numbers[contrast]) if contrast < len(numbers) else None
 
 
 def plain(text: str, length: int) -> str:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom.dataset import FileDataset
 from pydicom.uid import UID
 
-from kspace.container import ImageIndex
-from recon.dicom import find_slope
+from kspace.container import Header, ImageIndex, KSpace
+from kspace.preprocess import remove_oversampling
+from recon.dicom import find_slope, pixel_bandwidth_hz
 from recon.export import export
+from recon.series import make_series
 from tests.recon.export_cases import make_image, make_record, rotation
 
 STUDY = {
@@ -69,6 +73,16 @@ def read(folder: Path) -> list[FileDataset]:
     return [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
 
 
+SAMPLED = {
+    "encoded_matrix": (128, 96, 1),
+    "central": {"sample_time_us": 10.0},
+    "steps": ("read", "remove_oversampling"),
+    "study": {
+        "encoded_readout": 256,
+        "limits": {"average": {"minimum": 0, "maximum": 1, "centre": 0}},
+        "seriesTime": "07:08:09",
+    },
+}
 CASES = {
     "bare": lambda: (scan({}), make_record()),
     "full header": lambda: (scan(STUDY), make_record()),
@@ -79,6 +93,7 @@ CASES = {
     "3-D, negative values": lambda: ([make_image((5, 8, 9), (90, 80, 50), gain=-1, role="phase")], make_record()),
     "tiny values, no thickness": lambda: ([make_image(fov_mm=(100, 100, 0), gain=1e-9)], make_record(source_sha256="")),
     "inversion recovery": lambda: (scan(STUDY | {"sequence_type": "IR"}), make_record()),
+    "sampling": lambda: ([make_image(**SAMPLED)], make_record()),
     "nothing but zeros": lambda: ([make_image(gain=0, nominal=True)], make_record(versions={}, description="")),
 }
 
@@ -191,6 +206,8 @@ def test_nothing_is_invented_where_the_header_is_silent(tmp_path: Path) -> None:
         assert not ds[keyword].value, keyword
     for keyword in ("MagneticFieldStrength", "FlipAngle", "InversionTime", "PatientWeight", "ImagingFrequency"):
         assert keyword not in ds, keyword
+    for keyword in ("PixelBandwidth", "NumberOfAverages", "AcquisitionMatrix", "AcquisitionDate", "AcquisitionTime"):
+        assert keyword not in ds, keyword
 
 
 def test_what_the_header_says_is_carried(tmp_path: Path) -> None:
@@ -207,7 +224,56 @@ def test_what_the_header_says_is_carried(tmp_path: Path) -> None:
     assert first.ImagingFrequency == pytest.approx(123.25, abs=1e-3)
     assert (first.Manufacturer, first.ManufacturerModelName) == ("SIEMENS", "Skyra")
     assert len(first.SeriesDescription) <= 64
-    assert first.SeriesDescription.startswith("t2_tse_long name with / and")
+    assert first.SeriesDescription.startswith("t2_tse_long name with / an C1 TE 10 sense")
+
+
+def test_sampling_is_stated_as_the_file_states_it(tmp_path: Path) -> None:
+    export([make_image(**SAMPLED)], make_record(), tmp_path, "scan", ("dicom",))
+    ds = read(tmp_path / "scan_dicom")[0]
+    # 256 samples, 10 us apart, whatever was left of them.
+    assert float(ds.PixelBandwidth) == pytest.approx(1 / 2.56e-3, rel=1e-9)
+    assert list(ds.AcquisitionMatrix) == [0, 128, 96, 0]
+    assert ds.NumberOfAverages == 2
+    assert "AcquisitionTime" not in ds
+    assert ds.SeriesTime == "070809"
+
+
+def test_the_bandwidth_is_that_of_the_samples_before_oversampling_was_removed() -> None:
+    header = Header(encoded_matrix=(32, 8, 1), encoded_fov_m=(0.4, 0.2, 0.0), recon_fov_m=(0.2, 0.2, 0.0))
+    header = replace(header, central={"sample_time_us": 5.0})
+    k = KSpace(torch.ones((1, 8, 32), dtype=torch.complex64), torch.ones((1, 8, 1), dtype=torch.bool), header)
+    cut = remove_oversampling(k).header
+    assert cut.encoded_matrix[0] == 16
+    assert pixel_bandwidth_hz(header) == pixel_bandwidth_hz(cut) == pytest.approx(1 / (32 * 5e-6))
+    assert pixel_bandwidth_hz(replace(cut, study={})) is None  # who cut it did not say how many there were
+    for dwell_us in (0.0, float("inf"), float("nan")):
+        assert pixel_bandwidth_hz(replace(cut, central={"sample_time_us": dwell_us})) is None
+
+
+@pytest.mark.parametrize(
+    ("study", "which"),
+    [
+        ({"TE": (4.92, 7.38)}, ["C1 TE 4.92 sense", "C2 TE 7.38 sense"]),
+        ({"TE": (4.92,)}, ["C1 sense", "C2 sense"]),
+        ({}, ["C1 sense", "C2 sense"]),
+        ({"TE": (4.92, 7.38), "protocolName": "p" * 80}, None),
+    ],
+)
+def test_contrasts_are_told_apart_by_their_description(study: dict[str, Any], which: list[str] | None) -> None:
+    found = [series.description for series in make_series(scan(study), make_record())]
+    assert len(set(found)) == 2
+    assert max(map(len, found)) <= 64
+    if which is not None:
+        assert found == [f"{text} NOT FOR DIAGNOSTIC USE" for text in which]
+    one = make_series([image for image in scan(study) if image.header.index.contrast == 0], make_record())[0]
+    assert "C1" not in one.description
+
+
+def test_long_names_leave_room_for_contrast_and_marks() -> None:
+    record = make_record(method="m" * 60, generated=True)
+    for series in make_series(scan({"TE": (1.234e-3, 7.38), "protocolName": "p" * 80}), record):
+        assert len(series.description) <= 64
+        assert series.description.endswith(" DL NOT FOR DIAGNOSTIC USE")
 
 
 @pytest.mark.parametrize(("kind", "sequence"), [("IR_TSE", ["SE", "IR"]), ("Flash", "GR"), ("mystery", "RM"), (None, "RM")])

@@ -87,6 +87,23 @@ def test_many_slices_are_thinned_evenly() -> None:
     assert len(choose_tiles(images[:1])[0]) == 1
 
 
+def test_labels_are_the_numbers_that_the_command_line_takes() -> None:
+    # The slices 7, 5 and 3 of a file, in the order in which they lie; repetitions 2 and 4.
+    images = [
+        make_image((1, 4, 4), index=ImageIndex(slice=s, repetition=r), position_mm=(0, 0, -5 * s))
+        for s in (3, 5, 7)
+        for r in (2, 4)
+    ]
+    labels = [label for _, _, label in choose_tiles(images)[0]]
+    assert labels == ["7 / 2", "5 / 2", "3 / 2", "7 / 4", "5 / 4", "3 / 4"]
+    assert "label: slice / repetition, counted from 0" in montage._caption(images, make_record(), (0, 1), 6, 6)[1]
+    for image, _, label in choose_tiles(images[::2])[0]:
+        assert label == str(image.header.index.slice)
+    slab = [make_image((3, 4, 4), (9, 9, 9))]
+    assert [label for _, _, label in choose_tiles(slab)[0]] == ["0", "1", "2"]
+    assert "label: z, counted from 0" in montage._caption(slab, make_record(), (0, 1), 3, 3)[1]
+
+
 def test_marks_travel_inside_the_file(tmp_path: Path) -> None:
     export([make_image(nominal=True)], make_record(method="tv"), tmp_path, "scan", ("png",))
     with Picture.open(tmp_path / "scan.png") as picture:
@@ -97,7 +114,10 @@ def test_the_caption_says_what_was_left_out_and_what_is_only_assumed() -> None:
     images = [make_image(nominal=True)]
     title, line = montage._caption(images, make_record(generated=True), (0, 2), 3, 40)
     assert title == "scan.h5 · sense (trained generator)"
-    assert line == "axial · grey scale 0 to 2 (99.5th percentile) · label: slice · 3 of 40 shown · directions nominal"
+    assert (
+        line
+        == "axial · grey scale 0 to 2 (99.5th percentile) · label: slice, counted from 0 · 3 of 40 shown · directions nominal"
+    )
     assert montage._letters(images[0].header.geometry) == ("", "", "", "")
 
 

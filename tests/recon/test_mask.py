@@ -11,6 +11,7 @@ from PIL import Image
 
 from kspace.errors import InputError
 from kspace.masks import MaskSpec, digest
+from recon.cli import execute
 from recon.mask import mask
 
 
@@ -49,6 +50,18 @@ def test_the_size_of_the_centre_is_said(capsys: pytest.CaptureFixture[str]) -> N
     assert "fully sampled centre 25 x 25" in capsys.readouterr().out
     mask("dagan-g1d:5%", (256, 256))
     assert "fully sampled centre 5 lines" in capsys.readouterr().out  # 126 to 133, so 126 to 130 around 128
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (-3, 5), (100_000_000, 1000), (64,)])
+def test_a_shape_that_cannot_be_is_refused_by_the_option_that_gave_it(shape: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"is no size of k-space in --shape; .*--shape 320 256"):
+        mask("random1d:4", shape)
+
+
+def test_the_help_shows_what_is_to_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["mask", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "dagan-g1d:30%," in said
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None:
