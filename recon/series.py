@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kspace.container import Header, Image
 from kspace.errors import InputError
 from recon.geometry import check_geometry, slice_stacks, voxel_m
+from recon.selection import index_name
 
 NOTICE = "NOT FOR DIAGNOSTIC USE"
 CLASSICAL = frozenset({"rss", "zero-filled", "sense", "l1-wavelet", "tv"})
@@ -155,7 +156,11 @@ def check_images(images: Sequence[Image]) -> None:
                 f"images of one series differ: {_kind(first)} and {_kind(image)}", where, "reconstruct them one by one"
             )
         if not bool(torch.isfinite(torch.view_as_real(image.data) if image.data.is_complex() else image.data).all()):
-            raise InputError(f"the {image.role} image {image.header.index} holds values that are not finite", where)
+            raise InputError(
+                f"the {image.role} image ({index_name(image.header.index)}) holds values that are not finite",
+                where,
+                "the samples may be damaged: copy or convert the scan again",
+            )
         voxel_m(image)
         check_geometry(image.header.geometry, where)
 
