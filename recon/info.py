@@ -11,10 +11,8 @@ import numpy as np
 from kspace import fastmri_h5, mrd
 from kspace.container import ImageIndex
 from kspace.errors import InputError
-from recon.selection import index_name
+from recon.selection import by_reason
 from recon.source import FastmriSource, MrdSource, open_source
-
-NAMED = 4  # incomplete images that are named before they are counted
 
 
 def info(inputs: list[Path]) -> int:
@@ -83,7 +81,7 @@ def _describe_encoding(scan: mrd.Scan, encoding: mrd.Encoding) -> Iterator[str]:
     yield f"    acceleration {ky:g} x {kz:g}, calibration {encoding.calibration}{mode}, centre of k-space {encoding.centre}"
     images = scan.images(encoding.index)
     yield f"    images: {_describe_images(images)}"
-    for line in _describe_incomplete(scan.incomplete(encoding.index)):
+    for line in by_reason(scan.incomplete(encoding.index)):
         yield f"    incomplete: {line}"
     if images:
         header = scan.header(encoding.index, images[0])
@@ -107,16 +105,6 @@ def _describe_images(images: list[ImageIndex]) -> str:
         return "none complete"
     counts = [(name, len({getattr(i, name) for i in images})) for name in ("slice", "repetition", "phase", "set", "contrast")]
     return f"{len(images)} complete ({', '.join(f'{n} {name}s' if n > 1 else f'1 {name}' for name, n in counts)})"
-
-
-def _describe_incomplete(incomplete: list[tuple[ImageIndex, str]]) -> Iterator[str]:
-    """A line for each reason, the first few of its images named: a scan that stopped early can lack hundreds."""
-    by_reason: dict[str, list[ImageIndex]] = {}
-    for index, reason in incomplete:
-        by_reason.setdefault(reason, []).append(index)
-    for reason, indices in by_reason.items():
-        more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
-        yield f"{'; '.join(index_name(index) for index in indices[:NAMED])}{more}: {reason}"
 
 
 def _describe_volume(volume: fastmri_h5.Volume) -> Iterator[str]:

@@ -23,14 +23,13 @@ from recon.journal import Journal
 from recon.method import Method, choose
 from recon.options import FORMATS, Options
 from recon.prepare import MapMaker, prepare
-from recon.selection import index_name, parse_selection
+from recon.selection import by_reason, index_name, parse_selection
 from recon.source import Source, open_source
 from recon.versions import versions
 
 __all__ = ["FORMATS", "Options", "reconstruct_file", "run"]
 
 BESIDE = reconstructors.Sense()  # the classical image that goes with a generated one
-NAMED = 4  # images that a warning names before it counts
 SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 
@@ -90,8 +89,8 @@ def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
         results = []
         for e in encodings:
             journal = Journal()
-            for message in _left_out(source, e, options):
-                journal.warn(message)
+            for line in by_reason(source.incomplete(e)):
+                journal.warn(f"{'incomplete' if options.incomplete else 'left out'}: {line}")
             images = reconstruct_encoding(source, e, chosen[e], method, options, journal)
             results.append((stems[e], images, _record(source, options, method, images, journal)))
         written: list[Path] = []
@@ -215,20 +214,6 @@ def _chosen_images(source: Source, encodings: Sequence[int], options: Options) -
     if not any(chosen.values()):
         raise InputError("no image has both", "--slices and --repetitions", "see recon info")
     return chosen
-
-
-def _left_out(source: Source, encoding: int, options: Options) -> list[str]:
-    """What is said of incomplete images: a line for each reason, the first few of its images named."""
-    by_reason: dict[str, list[ImageIndex]] = {}
-    for index, reason in source.incomplete(encoding):
-        by_reason.setdefault(reason, []).append(index)
-    verdict = "incomplete" if options.incomplete else "left out"
-    lines = []
-    for reason, indices in by_reason.items():
-        named = "; ".join(index_name(i) for i in indices[:NAMED])
-        more = f"; and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
-        lines.append(f"{verdict}: {named}{more}: {reason}")
-    return lines
 
 
 def _refuse_equal_stems(inputs: Sequence[Path]) -> None:

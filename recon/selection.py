@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from kspace.container import ImageIndex
 from kspace.errors import InputError
+
+NAMED = 4  # images that a line names before it counts
 
 
 def parse_selection(text: str | None, available: Iterable[int], option: str) -> set[int]:
@@ -38,3 +40,13 @@ def index_name(index: ImageIndex) -> str:
     """``slice 3, repetition 2``: what of an index is not zero, for people."""
     parts = [f"{name} {value}" for name, value in vars(index).items() if value]
     return ", ".join(reversed(parts)) or "slice 0"
+
+
+def by_reason(incomplete: Iterable[tuple[ImageIndex, str]]) -> Iterator[str]:
+    """A line for each reason: the first few images that have it, how many more there are, and the reason."""
+    grouped: dict[str, list[ImageIndex]] = {}
+    for index, reason in incomplete:
+        grouped.setdefault(reason, []).append(index)
+    for reason, indices in grouped.items():
+        more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
+        yield f"{'; '.join(index_name(index) for index in indices[:NAMED])}{more}: {reason}"

@@ -9,6 +9,7 @@ import torch
 
 from kspace.container import ImageIndex
 from recon import info
+from recon.selection import by_reason
 
 
 def volume(**facts: Any) -> Any:
@@ -30,7 +31,7 @@ def test_a_position_is_written_as_a_point() -> None:
 
 def test_incomplete_images_are_grouped_by_reason() -> None:
     absent = [(ImageIndex(slice=s), "no readouts; 8 others are there") for s in range(1, 20)]
-    assert list(info._describe_incomplete([(ImageIndex(), "the scan stopped after 3 of its 8 readouts"), *absent])) == [
+    assert list(by_reason([(ImageIndex(), "the scan stopped after 3 of its 8 readouts"), *absent])) == [
         "slice 0: the scan stopped after 3 of its 8 readouts",
         "slice 1; slice 2; slice 3; slice 4 and 15 more: no readouts; 8 others are there",
     ]
