@@ -389,7 +389,8 @@ def _jsense(plane: Tensor, mask: Tensor, width: int) -> Tensor:
         lamda=_JSENSE_WEIGHT,
         show_pbar=False,
     )
-    maps = torch.from_numpy(app.run()).to(plane.device)
-    # SigPy divides by the root sum of squares, which is zero where every map is: no NaN may leave.
+    # SigPy divides by the root sum of squares, which is zero where every map is: no NaN may leave, and no warning.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        maps = torch.from_numpy(app.run()).to(plane.device)
     maps = torch.where(torch.isfinite(torch.view_as_real(maps)).all(-1), maps, 0)
     return _smooth_phase(maps, plane)
