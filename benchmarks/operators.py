@@ -12,7 +12,7 @@ from kspace.masks import MaskSpec
 from kspace.operators import Sense
 
 Row = tuple[str, float, str, str]
-N_SLICES, N_COILS = 8, 12
+N_SLICES, N_COILS = 4, 12
 
 
 def run() -> list[Row]:

@@ -57,7 +57,7 @@ class Sense:
     """
 
     name: ClassVar[str] = "sense"
-    lamda: float = 1e-3
+    lamda: float = 3e-3
     iterations: int = 100
     tolerance: float = 1e-4
 
