@@ -8,7 +8,9 @@ process's start and its files included, on the same whitened k-space.
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -128,11 +130,15 @@ def write_repetitions(path: Path, n_repetitions: int, matrix: int = 256, n_coils
 
 def peak_bytes(path: Path, method: str) -> int:
     """Peak resident memory of a run above what the imports have left, in a process of its own (Linux)."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return int(pool.apply(_peak_bytes, (path, method)))
+    code = "import sys; from benchmarks.pipeline import _peak_bytes; print(_peak_bytes(*sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(path), method]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root, env=environment)
+    return int(done.stdout)
 
 
-def _peak_bytes(path: Path, method: str) -> int:
+def _peak_bytes(path: str, method: str) -> int:
     import recon.dicom
     import recon.montage
     import recon.mrd
@@ -140,11 +146,10 @@ def _peak_bytes(path: Path, method: str) -> int:
     import recon.solvers  # noqa: F401
     from recon.pipeline import Options, reconstruct_file
 
-    torch.set_num_threads(1)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the imports: forget it
     before = _status("VmRSS")
     with tempfile.TemporaryDirectory(prefix="recon-bench-") as out:
-        reconstruct_file(path, Path(out), Options(method=method))
+        reconstruct_file(Path(path), Path(out), Options(method=method))
     return _status("VmHWM") - before
 
 

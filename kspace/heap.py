@@ -6,10 +6,8 @@ nothing inside the process can end it. Samples of ISMRMRD files and most XML hea
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -19,6 +17,7 @@ from kspace.errors import InputError
 
 # How HDF5 stores a list of variable length in a data set: its length, and where its values are.
 LIST = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+_PAGE = 4096  # the least size of a heap
 _COLLECTION = struct.Struct("<4sB3xQ")  # signature, version, size of the collection (this header included)
 _OBJECT = struct.Struct("<HHIQ")  # index, reference count, reserved, size; the object follows, filled up to 8 bytes
 
@@ -63,34 +62,37 @@ def check_heaps(file: h5py.File, path: Path, lists: np.ndarray) -> None:
     """
     if file.id.get_create_plist().get_sizes() != (8, 8):
         return
-    addresses = np.unique(lists["address"][lists["length"] > 0])
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        _walk_all(content, addresses.tolist(), file.userblock_size, path)
+    addresses = np.unique(lists["address"][lists["length"] > 0]).tolist()
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        for address in addresses:
+            start = file.userblock_size + address
+            if not _is_whole(stream.fileno(), start, size):
+                raise InputError(
+                    f"the HDF5 file is damaged (no list of samples or text at byte {start}, or a broken one)",
+                    path,
+                    "copy it again from the scanner",
+                )
 
 
-def _walk_all(content: mmap.mmap, addresses: Iterable[int], base: int, path: Path) -> None:
-    for address in addresses:
-        if not _is_whole(content, base + address):
-            raise InputError(
-                f"the HDF5 file is damaged (no list of samples or text at byte {base + address}, or a broken one)",
-                path,
-                "copy it again from the scanner",
-            )
+def _is_whole(file: int, start: int, file_size: int) -> bool:
+    """Whether a heap begins at `start` whose objects end within it (a rest may be shorter than an object's header).
 
-
-def _is_whole(content: mmap.mmap, start: int) -> bool:
-    """Whether a heap begins at `start` whose objects end within it (a rest may be shorter than an object's header)."""
-    if start + _COLLECTION.size > len(content):
+    Only the objects' headers are read: a heap of one readout is large. (A map of the file would count as memory in use.)
+    """
+    begin = os.pread(file, _PAGE, start) if start < file_size else b""
+    if len(begin) < _COLLECTION.size:
         return False
-    signature, version, size = _COLLECTION.unpack_from(content, start)
-    stop = start + size
-    if signature != b"GCOL" or version != 1 or stop > len(content):
+    signature, version, size = _COLLECTION.unpack_from(begin)
+    if signature != b"GCOL" or version != 1 or start + size > file_size:
         return False
-    place = start + _COLLECTION.size
-    while place + _OBJECT.size <= stop:
-        index, _, _, length = _OBJECT.unpack_from(content, place)
+    place = _COLLECTION.size
+    while place + _OBJECT.size <= size:
+        near = place + _OBJECT.size <= len(begin)
+        head = begin[place : place + _OBJECT.size] if near else os.pread(file, _OBJECT.size, start + place)
+        index, _, _, length = _OBJECT.unpack(head)
         step = _OBJECT.size + (length + 7) // 8 * 8 if index else length  # free space counts its own header
-        if step < _OBJECT.size or place + step > stop:
+        if step < _OBJECT.size or place + step > size:
             return False
         place += step
     return True

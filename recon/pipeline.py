@@ -17,7 +17,7 @@ from kspace.fourier import ifft
 from kspace.masks import acceleration, digest
 from kspace.mrd import Noise, read_noise
 from kspace.operators import Sense
-from recon import reconstructors
+from recon import memory, reconstructors
 from recon.export import RunRecord, check_outputs, export
 from recon.journal import Journal
 from recon.method import Method, choose
@@ -120,6 +120,8 @@ def reconstruct_encoding(
         with journal.step("preprocess"):
             k = prepare(k, noise, options, journal)
         images += reconstruct_image(k, maps, method, journal)
+        del k
+        memory.release()
     for message in source.warnings:
         journal.warn(message)
     return images
