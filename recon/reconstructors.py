@@ -58,8 +58,8 @@ class Sense:
 
     name: ClassVar[str] = "sense"
     lamda: float = 3e-3
-    iterations: int = 100
-    tolerance: float = 1e-4
+    iterations: int = 200
+    tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
         _check(self, lowest=0.0)
