@@ -69,6 +69,12 @@ COMMANDS = {
     "train": Command(
         "recon.train:train", "train a system on fastMRI-style volumes or on scans simulated from pictures", raw=True
     ),
+    "train-features": Command(
+        "recon.training.features:train_features",
+        "train the feature network of perceptual losses and distances on pictures with boxes",
+        ("images", "output"),
+        (("force", "-f"),),
+    ),
     "export": Command(
         "recon.models_command:export",
         "make a file of weights, with a card inside, of a training run",

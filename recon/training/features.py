@@ -1,0 +1,223 @@
+"""`recon train-features`: the small feature network of `models.features`, trained on pictures with boxes.
+
+Three tasks at once, one for each kind of thing that a perceptual loss should notice: the class of the tumour (contrast), its
+box (where), and by how many quarter turns the picture was rotated (anatomy; Gidaris, Singh and Komodakis 2018, arXiv
+1803.07728).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kspace.errors import InputError
+from kspace.groups import Group, group_files, split_groups
+from kspace.images import find_images, read_boxes, read_image
+from kspace.synthesis import crop_to_matrix
+from models.features import MrFeatures
+from recon.versions import versions
+
+SIZE = 256
+HALF_EPOCHS = 0.7  # share of the training that is done at half the size, at a quarter of the cost
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures and what is to be learned of them.
+
+    Attributes
+    ----------
+    images
+        Half precision ``(n 1 y x)``, the brightest point of each 1.
+    tumour
+        Class ``(n,)``.
+    box
+        ``(n 4)``: centre x, centre y, width, height as fractions of the picture.
+    """
+
+    images: Tensor
+    tumour: Tensor
+    box: Tensor
+
+    def batch(self, which: Tensor, turns: Tensor, halved: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Images turned by `turns` quarters, classes, and the boxes turned with them."""
+        images = torch.stack([torch.rot90(self.images[i].float(), int(k), (-2, -1)) for i, k in zip(which, turns, strict=True)])
+        boxes = torch.stack([turn_box(self.box[i], int(k)) for i, k in zip(which, turns, strict=True)])
+        return F.avg_pool2d(images, 2) if halved else images, self.tumour[which], boxes
+
+
+def turn_box(box: Tensor, turns: int) -> Tensor:
+    """The box ``(4,)`` (centre x, centre y, width, height) after `turns` quarter turns as ``torch.rot90`` makes them."""
+    x, y, w, h = box.unbind()
+    for _ in range(turns % 4):
+        x, y, w, h = y, 1 - x, h, w
+    return torch.stack([x, y, w, h])
+
+
+def train_features(
+    images: Path,
+    output: Path,
+    group_size: int = 12,
+    val_fraction: float = 0.1,
+    gap: int = 20,
+    epochs: int = 12,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    licence: str = "",
+    attribution: str = "",
+    seed: int = 0,
+    force: bool = False,
+) -> None:
+    """Train the feature network that perceptual losses and distances use, on pictures with boxes.
+
+    Parameters
+    ----------
+    images
+        Folder of pictures with boxes in YOLO text files beside them; each folder in it is a class.
+    output
+        The weights, a .safetensors file.
+    group_size, val_fraction, gap
+        How pictures are divided by patient, as for recon train (--data.group_size, ...).
+    epochs
+        Passes over the pictures; the first 70 % at half the size.
+    batch_size, learning_rate, seed
+        Of Adam, whose rate falls along a cosine.
+    licence, attribution
+        Of the pictures, for the file's own record.
+    force
+        Overwrite an existing file.
+
+    Raises
+    ------
+    InputError
+        If there are no pictures with boxes, or the file exists or cannot be written.
+    """
+    if output.suffix != ".safetensors":
+        raise InputError("weights are files that end in .safetensors", output)
+    if output.exists() and not force:
+        raise InputError("the file exists", output, "choose another name, or give --force")
+    torch.manual_seed(seed)
+    train_groups, val_groups, _ = split_groups(group_files(find_images(images), images, group_size), val_fraction, gap, True)
+    train, val = load_pictures(train_groups), load_pictures(val_groups)
+    n_classes = 1 + int(max(train.tumour.max(), val.tumour.max()))
+    network = MrFeatures(n_classes=n_classes)
+    found = fit(network, train, val, epochs, batch_size, learning_rate)
+    about = {
+        "tasks": ["tumour class", "tumour box", "rotation by quarter turns"],
+        "data": {"source": images.name, "n_train": len(train.images), "n_val": len(val.images), "licence": licence,
+                 "attribution": attribution},
+        "training": {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed},
+        "metrics": found,
+        "versions": versions(),
+    }  # fmt: skip
+    _write(output, network, about)
+    print(", ".join(f"{name} {value:.3f}" for name, value in found.items()) + f" on {len(val.images)} pictures\n{output}")
+
+
+def load_pictures(groups: Sequence[Group]) -> Pictures:
+    """All pictures of `groups` that have a box; of several the first counts.
+
+    Raises
+    ------
+    InputError
+        If none has one.
+    """
+    from tqdm import tqdm
+
+    images, classes, boxes = [], [], []
+    for path in tqdm([path for group in groups for path in group.files], "reading", unit="picture", disable=None):
+        stored = read_boxes(path)
+        if not stored:
+            continue
+        picture = crop_to_matrix(torch.from_numpy(read_image(path)[0]).float(), (SIZE, SIZE), str(path)).abs()
+        images.append((picture / picture.max().clamp(min=1e-12)).half()[None])
+        classes.append(stored[0].label)
+        boxes.append([stored[0].x, stored[0].y, stored[0].width, stored[0].height])
+    if not images:
+        raise InputError("there are no pictures with boxes", groups[0].files[0].parent if groups else None)
+    return Pictures(torch.stack(images), torch.tensor(classes), torch.tensor(boxes))
+
+
+def fit(
+    network: MrFeatures, train: Pictures, val: Pictures, epochs: int, batch_size: int, learning_rate: float
+) -> dict[str, float]:
+    """Train in place; returns the metrics on `val` (`measure`)."""
+    from tqdm import trange
+
+    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-2)
+    steps = epochs * -(-len(train.images) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
+    network.to(memory_format=torch.channels_last)
+    with trange(epochs, desc="training", unit="epoch", disable=None) as progress:
+        for epoch in progress:
+            network.train()
+            for which in torch.randperm(len(train.images)).split(batch_size):
+                turns = torch.randint(4, which.shape)
+                optimiser.zero_grad()
+                value = loss(network, *train.batch(which, turns, epoch < HALF_EPOCHS * epochs), turns)
+                value.backward()
+                optimiser.step()
+                schedule.step()
+                progress.set_postfix(loss=f"{float(value.detach()):.3f}")
+    return measure(network, val)
+
+
+def loss(network: MrFeatures, images: Tensor, tumour: Tensor, box: Tensor, turns: Tensor) -> Tensor:
+    """Cross entropies of class and rotation, and ten times the L1 error of the box, whose fractions are small numbers."""
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(images)
+    return (
+        F.cross_entropy(out["tumour"].float(), tumour)
+        + F.cross_entropy(out["rotation"].float(), turns)
+        + 10 * F.l1_loss(out["box"].float(), box)
+    )
+
+
+@torch.no_grad()
+def measure(network: MrFeatures, pictures: Pictures) -> dict[str, float]:
+    """Shares of right classes and rotations (every picture in every rotation), and the mean overlap of the boxes.
+
+    The overlap is intersection over union.
+    """
+    network.eval()
+    right, turned, overlap, n = 0.0, 0.0, 0.0, 0
+    for which in torch.arange(len(pictures.images)).split(32):
+        for k in range(4):
+            turns = torch.full_like(which, k)
+            images, tumour, box = pictures.batch(which, turns, halved=False)
+            out = network(images)
+            right += float((out["tumour"].argmax(1) == tumour).sum())
+            turned += float((out["rotation"].argmax(1) == k).sum())
+            overlap += float(intersection_over_union(out["box"], box).sum())
+            n += len(which)
+    return {"tumour_accuracy": right / n, "rotation_accuracy": turned / n, "box_overlap": overlap / n}
+
+
+def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
+    """Of boxes ``(n 4)`` (centre x, centre y, width, height)."""
+    low = torch.maximum(a[:, :2] - a[:, 2:] / 2, b[:, :2] - b[:, 2:] / 2)
+    high = torch.minimum(a[:, :2] + a[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2)
+    both = (high - low).clamp(min=0).prod(1)
+    return both / (a[:, 2:].prod(1) + b[:, 2:].prod(1) - both)
+
+
+def _write(path: Path, network: MrFeatures, about: Mapping[str, object]) -> None:
+    from safetensors.torch import save_file
+
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {name: x.detach().half().contiguous() for name, x in network.state_dict().items()}
+        save_file(state, beside, metadata={"format": "recon features 1", "about": json.dumps(about)})
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"the weights cannot be written ({error.strerror or error})", path) from error
+    finally:
+        beside.unlink(missing_ok=True)
