@@ -181,7 +181,7 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
     shapes
         Shape of each item; `KSpaceDataset.shapes`.
     batch_size
-        Items in a batch; the last batch of a shape may be smaller.
+        Items in a batch; the last batch of a shape may be smaller. A function gives it for each shape.
     shuffle
         Whether the order is random, another one in each epoch (`set_epoch`).
     drop_last
@@ -195,7 +195,7 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
     def __init__(
         self,
         shapes: Sequence[Shape],
-        batch_size: int,
+        batch_size: int | Callable[[Shape], int],
         *,
         shuffle: bool = False,
         drop_last: bool = False,
@@ -203,14 +203,15 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
         n_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < n_replicas:
-            raise ValueError(f"batch size {batch_size}, rank {rank} of {n_replicas}: impossible")
-        self.batch_size, self.shuffle, self.drop_last, self.seed = batch_size, shuffle, drop_last, seed
-        self.n_replicas, self.rank, self.epoch = n_replicas, rank, 0
         groups: dict[Shape, list[int]] = {}
         for index, shape in enumerate(shapes):
             groups.setdefault(shape, []).append(index)
-        self._groups = list(groups.values())
+        size_of = batch_size if callable(batch_size) else lambda _: batch_size
+        self._groups = [(size_of(shape), group) for shape, group in groups.items()]
+        if min([size for size, _ in self._groups], default=size_of(())) < 1 or not 0 <= rank < n_replicas:
+            raise ValueError(f"batch size {batch_size}, rank {rank} of {n_replicas}: impossible")
+        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        self.n_replicas, self.rank, self.epoch = n_replicas, rank, 0
 
     @property
     def sampler(self) -> ShapeBatchSampler:
@@ -222,24 +223,24 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        n = sum(len(self._cut(group)) for group in self._groups)
+        n = sum(len(self._cut(*group)) for group in self._groups)
         return n // self.n_replicas if self.drop_last else -(-n // self.n_replicas)
 
     def __iter__(self) -> Iterable[list[Draw]]:  # type: ignore[override]
         generator = torch.Generator().manual_seed(hashed(f"{self.seed}/{self.epoch}"))
         batches = []
-        for group in self._groups:
+        for size, group in self._groups:
             order = [group[i] for i in torch.randperm(len(group), generator=generator)] if self.shuffle else group
-            batches += self._cut(order)
+            batches += self._cut(size, order)
         if self.shuffle:
             batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
         total = len(self) * self.n_replicas
         for number in range(self.rank, total, self.n_replicas):
             yield [Draw(index, self.epoch) for index in batches[number % len(batches)]]
 
-    def _cut(self, order: list[int]) -> list[list[int]]:
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        return [batch for batch in batches if len(batch) == self.batch_size] if self.drop_last else batches
+    def _cut(self, size: int, order: list[int]) -> list[list[int]]:
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        return [batch for batch in batches if len(batch) == size] if self.drop_last else batches
 
 
 def _n_dead(volume: Volume) -> int:

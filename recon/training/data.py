@@ -77,7 +77,7 @@ class DataOptions:
         Folder in which examples are kept once made, so that they are the same in every epoch and cost little. Without it maps
         are made anew each time.
     batch_size
-        Slices of a batch on each device; default: the system's.
+        Slices (or strips) of a batch on each device; default: the system's. Larger slices come in smaller batches.
     workers
         Processes that make examples; 0 for none but the main one.
     seed

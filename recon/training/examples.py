@@ -221,7 +221,8 @@ class Strips(torch.utils.data.Dataset[Example]):
     """A strip of each line-sampled example, along all of y and `width` points of x.
 
     Where whole lines along kx are sampled, undersampling acts along ky alone: columns of the image do not see each other, and a
-    strip of it is what a scan of a narrower object would have given, exactly. Examples sampled in points stay whole.
+    strip of it is what a scan of a narrower object would have given, exactly. Each such example is several items, as many as
+    strips fit into it. Examples sampled in points stay whole.
 
     Parameters
     ----------
@@ -234,21 +235,23 @@ class Strips(torch.utils.data.Dataset[Example]):
     """
 
     def __init__(self, source: Examples, width: int, seed: int = 0) -> None:
-        self.source, self.width, self.seed, self.lines = source, width, seed, _lines_of(source)
+        self.source, self.width, self.seed = source, width, seed
+        shapes, lines = source.shapes, _lines_of(source)
+        copies = [max(1, shape[2] // width) if line else 1 for shape, line in zip(shapes, lines, strict=True)]
+        self.items = [(index, copy) for index, n in enumerate(copies) for copy in range(n)]
+        self.lines = [lines[index] for index, _ in self.items]
+        self.shapes: list[Shape] = [
+            (*shapes[i][:2], min(width, shapes[i][2]), *shapes[i][3:]) if lines[i] else shapes[i] for i, _ in self.items
+        ]
 
     def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def shapes(self) -> list[Shape]:
-        """As those of the source, with the width of the strip where there is one."""
-        found = zip(self.source.shapes, self.lines, strict=True)
-        return [(*s[:2], min(self.width, s[2]), *s[3:]) if line else s for s, line in found]
+        return len(self.items)
 
     def __getitem__(self, item: Draw) -> Example:
-        index, epoch = item
-        example = self.source[item]
-        if not self.lines[index]:
+        index, copy = self.items[item[0]]
+        epoch = item[1]
+        example = self.source[Draw(index, epoch)]
+        if not self.lines[item[0]]:
             return example
         columns = example.op.support.any(-2).nonzero()[:, 0]
         n_x = example.y.shape[-1]
@@ -257,7 +260,7 @@ class Strips(torch.utils.data.Dataset[Example]):
         low = max(0, first - self.width // 4)
         high = min(n_x, last + self.width // 4) - self.width
         start = min(low, n_x - self.width) if high <= low else None
-        rng = generator(self.seed, index, epoch, "strip")
+        rng = generator(self.seed, index, copy, epoch, "strip")
         return cut_strip(
             example, int(torch.randint(low, high + 1, (), generator=rng)) if start is None else max(0, start), self.width
         )

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from kspace.dataset import Draw, ShapeBatchSampler
-from kspace.example import Example, collate
+from kspace.example import Example, Shape, collate
 from recon.training.data import DataSets
 from recon.training.examples import Examples
 
@@ -80,10 +80,18 @@ class DataModule(pl.LightningDataModule):
         self.per_epoch, self.shuffle = per_epoch, shuffle
 
     def passes(self, n_replicas: int = 1, rank: int = 0) -> ShapeBatchSampler:
-        """The batches of one pass over the training data."""
-        return ShapeBatchSampler(
-            self.data.train.shapes, self.batch_size, shuffle=self.shuffle, seed=self.seed, n_replicas=n_replicas, rank=rank
-        )
+        """The batches of one pass over the training data.
+
+        The smallest items come in batches of `batch_size`, those that are twice as large or more (whole slices beside strips)
+        in batches of about as many points: a step costs the same, and memory is bounded.
+        """
+        shapes = self.data.train.shapes
+        smallest = min((shape[1] * shape[2] for shape in shapes), default=1)
+
+        def size(shape: Shape) -> int:
+            return max(1, self.batch_size // round(shape[1] * shape[2] / smallest)) if shape else self.batch_size
+
+        return ShapeBatchSampler(shapes, size, shuffle=self.shuffle, seed=self.seed, n_replicas=n_replicas, rank=rank)
 
     def n_batches(self, n_replicas: int = 1) -> int:
         """Batches of an epoch on each of `n_replicas` processes."""

@@ -62,8 +62,9 @@ class GanModule(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.gan, self.options, self.recorder, self.n_steps = gan, options, recorder, n_steps
-        self.generator = gan.generator
-        self.discriminators = nn.ModuleList(gan.discriminators)
+        # Channels last: a complex image as two channels already lies in memory so, and convolutions are up to twice as fast.
+        self.generator = gan.generator.to(memory_format=torch.channels_last)
+        self.discriminators = nn.ModuleList(gan.discriminators).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(gan.generator).requires_grad_(False).eval() if options.ema else None
         # Steps of the generator and batches seen. Part of the state, so that a resumed run goes on where it was.
         self.steps: Tensor

@@ -67,11 +67,14 @@ def test_boxes_move_with_the_strip() -> None:
 def test_strips_lie_over_the_object_and_move_with_the_epoch() -> None:
     source = Scans(2, (32, 64))
     strips = Strips(source, 16)
-    assert strips.shapes == [(2, 32, 16)] * 2
+    assert strips.shapes == [(2, 32, 16)] * 8, "each slice as often as strips fit into it"
     sums = {float(strips[Draw(0, epoch)].truth.sum()) for epoch in range(12)}  # type: ignore[union-attr]
     assert len(sums) > 3
     a, b = strips[Draw(1, 4)], strips[Draw(1, 4)]
     assert torch.equal(a.y, b.y)
+    assert not torch.equal(strips[Draw(0, 4)].y, strips[Draw(1, 4)].y), "strips of one slice lie in different places"
+    assert strips[Draw(5, 0)].keys == strips[Draw(4, 0)].keys
+    assert strips[Draw(3, 0)].keys != strips[Draw(4, 0)].keys
     assert Strips(source, 100)[Draw(0)].y.shape == (2, 32, 64), "wider than the image is the image"
 
 

@@ -48,6 +48,7 @@ def test_exported_weights_reconstruct_the_same_image(tmp_path: Path, system: str
     weights.write(tmp_path / "w.safetensors", network.state_dict(), card)
     y, op, _ = scan()
     again = generator.load(tmp_path / "w.safetensors")
+    network.to(memory_format=torch.channels_last)  # as it is trained and loaded: convolutions add up in another order
     with torch.no_grad():
         assert torch.equal(again(y, op), network(y, op))
     assert again.name == "w"
