@@ -83,14 +83,24 @@ def train_features(
         Folder of pictures with boxes in YOLO text files beside them; each folder in it is a class.
     output
         The weights, a .safetensors file.
-    group_size, val_fraction, gap
-        How pictures are divided by patient, as for recon train (--data.group_size, ...).
+    group_size
+        Pictures of a folder whose numbers lie within this many consecutive ones are one patient.
+    val_fraction
+        Share of each folder's pictures to validate with.
+    gap
+        Pictures before those of validation that are left out of everything.
     epochs
         Passes over the pictures; the first 70 % at half the size.
-    batch_size, learning_rate, seed
-        Of Adam, whose rate falls along a cosine.
-    licence, attribution
+    batch_size
+        Pictures of a step.
+    learning_rate
+        Highest rate of Adam; it rises, then falls along a cosine.
+    licence
         Of the pictures, for the file's own record.
+    attribution
+        Whom the licence wants named.
+    seed
+        Of everything that is drawn.
     force
         Overwrite an existing file.
 
