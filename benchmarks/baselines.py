@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import bart
 from kspace.coils import estimate_maps
 from kspace.container import Header, KSpace
 from kspace.fourier import fft, ifft, to_centre
 from kspace.masks import MaskSpec
 from kspace.operators import Sense as Op
+from recon import bart
 from recon.reconstructors import L1Wavelet, Sense, TotalVariation, ZeroFilled, objective, rss
 
 TUNING, SHOWN = (3, 23, 43), (53, 61, 69, 77, 85, 93)

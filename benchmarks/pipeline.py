@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks import bart
+from recon import bart
 
 Row = tuple[str, float, str, str]
 ROUNDS = 5
