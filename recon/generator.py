@@ -126,7 +126,8 @@ def load(name_or_path: str | Path, device: torch.device | str = "cpu", system: s
         raise InputError("the weights do not fit the network that their card describes", path, "export them again")
     generator = build_generator(card.config)
     generator.load_state_dict(state)
-    generator = generator.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # the faster layout
+    generator = generator.eval().requires_grad_(False).to(device)
+    generator.to(memory_format=torch.channels_last)  # the faster layout
     return GeneratorReconstructor(generator, card, card.sha256, torch.device(device))
 
 
