@@ -1,7 +1,8 @@
-"""`recon demo`: a scan of a head phantom that is known exactly, and its reconstruction. Needs no data."""
+"""`recon demo`: a scan of a head phantom that is known exactly, and its reconstructions. Needs no data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,18 @@ from kspace.container import Geometry, Vector
 from kspace.errors import InputError
 from kspace.phantom import Ellipsoid, Phantom, ellipsoid, head_coils
 from kspace.scan import Protocol, Scan, accelerate, add_noise_scan, cartesian, coil_covariance, interleave_slices, mark_last
-from kspace.simulate import write_scan
+from kspace.simulate import true_image, write_scan
 
 HEAD_CENTRE_M = (0.006, -0.012, 0.021)
 NOISE_STD = 0.016  # of a sample; the brain's intensity is 0.5
 
 
-def demo(output: Path = Path("demo"), method: str = "sense", force: bool = False) -> int:
-    """Make a synthetic multi-coil scan, reconstruct it, and say where the images are.
+def demo(
+    output: Path = Path("demo"),
+    methods: tuple[str, ...] = ("sense", "l1-wavelet"),
+    force: bool = False,
+) -> int:
+    """Make a synthetic multi-coil scan, reconstruct it with several methods, and show them side by side with the truth.
 
     The scan is a true ISMRMRD file: three oblique, off-centre slices of a head phantom, eight coils, a noise scan, twofold
     readout oversampling, and threefold acceleration with embedded calibration lines.
@@ -26,9 +31,10 @@ def demo(output: Path = Path("demo"), method: str = "sense", force: bool = False
     Parameters
     ----------
     output
-        Folder for the scan (phantom.h5) and its images.
-    method
-        How to reconstruct: rss, zero-filled, sense, l1-wavelet or tv.
+        Folder for the scan (phantom.h5), the images of each method (a folder each), and the picture that compares them
+        (phantom.png).
+    methods
+        How to reconstruct: rss, zero-filled, sense, l1-wavelet, tv, or the name of weights that ship.
     force
         Overwrite existing outputs.
 
@@ -41,9 +47,11 @@ def demo(output: Path = Path("demo"), method: str = "sense", force: bool = False
     if path.exists() and not force:
         raise InputError("the file exists", path, "give --force to overwrite it, or another --output")
     # The pipeline takes seconds to import: a mistake above should be told before.
+    from recon.method import choose
     from recon.pipeline import Options, run
 
-    options = Options(method=method, force=force)
+    for method in methods:
+        choose(method)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,8 +60,58 @@ def demo(output: Path = Path("demo"), method: str = "sense", force: bool = False
     x, y, _ = scan.spaces[0].recon_matrix
     print(f"writing {path}: {x}x{y}, {scan.coils.n_coils} coils, R = {scan.spaces[0].acceleration[0]}", flush=True)
     write_scan(scan, path)
-    print(f"reconstructing it: recon run {path} -o {output} --method {method}", flush=True)
-    return run([path], output, options)
+    for method in methods:
+        print(f"\nreconstructing it: recon run {path} -o {output / method} --method {method}", flush=True)
+        run([path], output / method, Options(method=method, force=force))
+    picture = output / "phantom.png"
+    show(scan, {method: read_slices(output / method / "phantom.mrd.h5") for method in methods}, picture)
+    print(f"\nside by side, with five times the errors:\n{picture}")
+    return 0
+
+
+def read_slices(path: Path) -> NDArray[np.float32]:
+    """Magnitudes ``(slice y x)`` of the one series of images in an MRD file of ours."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        (series,) = (group["data"][:, 0, 0] for name, group in file["dataset"].items() if name.startswith("image_"))
+    return np.abs(series).astype(np.float32)
+
+
+def truth_of(scan: Scan, index: int) -> NDArray[np.float64]:
+    """What a perfect reconstruction shows of slice `index`, ``(y x)``: the true, whitened coil images, combined."""
+    whiten = np.linalg.inv(np.linalg.cholesky(scan.covariance))
+    whitened = np.einsum("ij,jyx->iyx", whiten, true_image(scan, scan.coils, slice=index)[:, 0])
+    return np.asarray(np.linalg.norm(whitened, axis=0))
+
+
+def show(scan: Scan, images: Mapping[str, NDArray[np.float32]], path: Path) -> None:
+    """A picture of the middle slice: the truth and each method's image, and below them five times the errors, on one scale."""
+    # Imported here: whoever asks for help should not wait for them.
+    from matplotlib.figure import Figure
+
+    from recon.metrics import psnr
+    from recon.montage import view_of
+
+    index = len(next(iter(images.values()))) // 2
+    truth, view = truth_of(scan, index), view_of(head_geometry())
+    inside = truth > 0.1 * truth.max()
+    top = float(np.percentile(truth[inside], 99.5))
+    figure = Figure(figsize=(3 * (1 + len(images)), 6.5), layout="constrained", facecolor="black")
+    axes = figure.subplots(2, 1 + len(images), squeeze=False)
+    panels = {"truth": truth.astype(np.float32), **{name: found[index] for name, found in images.items()}}
+    for column, (name, image) in enumerate(panels.items()):
+        error = 5 * np.abs(image - truth)
+        says = name if name == "truth" else f"{name}  {psnr(truth, image, inside):.1f} dB"
+        for ax, shown, title in ((axes[0][column], image, says), (axes[1][column], error, "5x |error|")):
+            ax.imshow(view.apply(shown.astype(np.float32)), cmap="gray", vmin=0, vmax=top)
+            ax.set_title(title if (column or ax is axes[0][column]) else "", color="white", fontsize=11)
+            ax.axis("off")
+    axes[1][0].set_visible(False)
+    figure.suptitle(
+        "Analytic head phantom, 8 coils, R = 3. PSNR on the object. Not for diagnostic use.", color="white", fontsize=11
+    )
+    figure.savefig(path, dpi=110, facecolor="black")
 
 
 def head_scan(matrix: int = 256, n_slices: int = 3, n_coils: int = 8, factor: int = 3, noise_std: float = NOISE_STD) -> Scan:
@@ -61,13 +119,10 @@ def head_scan(matrix: int = 256, n_slices: int = 3, n_coils: int = 8, factor: in
 
     The slices are tilted like those of a head that does not lie quite straight, and the field of view is not centred on it.
     """
-    tilt, turn = np.deg2rad(12.0), np.deg2rad(4.0)
-    read = np.array([np.cos(turn), np.sin(turn), 0.0])
-    phase = np.array([-np.sin(turn) * np.cos(tilt), np.cos(turn) * np.cos(tilt), np.sin(tilt)])
     protocol = Protocol(
         matrix=(matrix, matrix, 1),
         fov_m=(0.24, 0.24, 0.004),
-        geometry=Geometry((0.002, -0.008, 0.026), _vector(read), _vector(phase), _vector(np.cross(read, phase))),
+        geometry=head_geometry(),
         n_slices=n_slices,
         slice_spacing_m=0.014,
         dwell_s=7.6e-6,
@@ -76,6 +131,14 @@ def head_scan(matrix: int = 256, n_slices: int = 3, n_coils: int = 8, factor: in
     scan = cartesian(protocol, phantom, coils, coil_covariance(n_coils, noise_std))
     scan = mark_last(interleave_slices(accelerate(scan, factor, calibration=24)))
     return add_noise_scan(scan, n_readouts=64, n_samples=256, dwell_s=2e-5)
+
+
+def head_geometry() -> Geometry:
+    """Of the slices of `head_scan`: oblique and off centre."""
+    tilt, turn = np.deg2rad(12.0), np.deg2rad(4.0)
+    read = np.array([np.cos(turn), np.sin(turn), 0.0])
+    phase = np.array([-np.sin(turn) * np.cos(tilt), np.cos(turn) * np.cos(tilt), np.sin(tilt)])
+    return Geometry((0.002, -0.008, 0.026), _vector(read), _vector(phase), _vector(np.cross(read, phase)))
 
 
 def _vector(v: NDArray[np.float64]) -> Vector:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 import recon.demo
 from kspace.errors import InputError
 from kspace.scan import Scan
-from kspace.simulate import true_image
-from recon.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan
+from recon.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan, read_slices, truth_of
 
 
 @pytest.fixture
@@ -23,22 +21,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Scan:
     return scan
 
 
-def _truth(scan: Scan, index: int) -> np.ndarray:
-    """What SENSE with maps of unit root sum of squares shows of whitened data: the rss of the true, whitened coil images."""
-    whiten = np.linalg.inv(np.linalg.cholesky(scan.covariance))
-    return np.linalg.norm(np.einsum("ij,jyx->iyx", whiten, true_image(scan, scan.coils, slice=index)[:, 0]), axis=0)
-
-
 def test_demo_shows_the_phantom(small: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo(tmp_path / "demo") == 0
+    assert demo(tmp_path / "demo", ("sense",)) == 0
     named = [Path(line) for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
-    assert {p.name for p in named} == {"phantom.mrd.h5", "phantom.nii.gz", "phantom.png", "phantom_dicom", "phantom.json"}
+    kinds = {"phantom.mrd.h5", "phantom.nii.gz", "phantom.png", "phantom_dicom", "phantom.json"}
+    assert {p.relative_to(tmp_path / "demo").as_posix() for p in named} == {"phantom.png", *(f"sense/{kind}" for kind in kinds)}
     assert all(p.exists() for p in named)
-    assert json.loads((tmp_path / "demo" / "phantom.json").read_text())["warnings"] == []
-    with h5py.File(tmp_path / "demo" / "phantom.mrd.h5", "r") as file:
-        (series,) = (group["data"][:] for name, group in file["dataset"].items() if name.startswith("image_"))
+    assert json.loads((tmp_path / "demo" / "sense" / "phantom.json").read_text())["warnings"] == []
+    series = read_slices(tmp_path / "demo" / "sense" / "phantom.mrd.h5")
     for index in range(2):
-        truth, image = _truth(small, index), series[index, 0, 0]
+        truth, image = truth_of(small, index), series[index]
         inside = truth > 0.1 * truth.max()
         assert np.linalg.norm((image - truth)[inside]) < 0.06 * np.linalg.norm(truth[inside])
         # What is aliased by a third of the field of view looks like the truth moved there: 0.07 of it, zero-filled.
@@ -47,13 +39,16 @@ def test_demo_shows_the_phantom(small: Scan, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_demo_does_not_overwrite(small: Scan, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no method 'magic'"):
+        demo(tmp_path, ("sense", "magic"))
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "phantom.h5").write_text("mine")
     with pytest.raises(InputError, match=r"the file exists in .*phantom.h5; give --force"):
         demo(tmp_path)
     assert (tmp_path / "phantom.h5").read_text() == "mine"
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot make the output folder \(.*\) in .*file"):
-        demo(tmp_path / "file" / "demo")
+        demo(tmp_path / "file" / "demo", ("sense",))
 
 
 def test_scan_is_what_the_demo_says() -> None:
