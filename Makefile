@@ -52,7 +52,7 @@ bench: $(STAMP)  ## the benchmarks, as ratios to a named peer
 	$(BIN)/python -m benchmarks
 
 system-packages:  ## (Debian, root) programs that some tests and benchmarks compare with
-	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q bart ismrmrd-tools dicom3tools
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q bart ismrmrd-tools dicom3tools chromium
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,46 @@
+"""The report of a comparison: one page that opens offline, and figures for papers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kspace.errors import InputError
+from recon.reporting import comparison, figures, page
+
+
+def write(folder: Path, megabytes: float = 45.0) -> Path:
+    """Write ``index.html`` and ``figures/*.png, *.pdf`` into the folder of a comparison, finished or not.
+
+    The page holds everything it needs: it opens from a disk, by mail, without a network. Images are stored in 10 to 12 bits
+    (`recon.reporting.planes`); where not all fit, as many slices as do, spread over the volumes, and the page says so.
+
+    Parameters
+    ----------
+    folder
+        Output of `recon compare`.
+    megabytes
+        Size (10^6 bytes) that the page has at most. About 5 of them are Plotly and the page itself.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no comparison, a file in it cannot be read, or the report cannot be written.
+    """
+    found = comparison.read(folder)
+    figures.write(found, folder / "figures")
+    path = folder / "index.html"
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(page.build(found, megabytes), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"cannot write ({error.strerror or error})", path) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
