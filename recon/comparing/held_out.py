@@ -22,16 +22,19 @@ far its ranking agrees with that by PSNR.
     acceleration   [of the scan, of the rest in the first draw]
     fraction, seed what was asked for
     noise        {"source": "whitening" | "header" | "outer k-space" | "unknown", "says": sentence}
-    floor        expected noise energy over signal energy, mean over the draws: the error of a method that fits the truth
-                 before subtraction; None where the noise is unknown and nothing was subtracted
+    floor        expected noise energy over signal energy, all draws together: what the noise would add to every error if it
+                 were not subtracted; None where it is unknown and nothing was subtracted
     resolution   standard deviation, in units of the error, that the noise alone gives a perfect prediction; None likewise
-    draws        [{"draw": number, "digest": of the mask that was left (first image), "floor", "resolution"}]
-    methods      [{"name", "values": [error of each draw, all slices together], "mean", "spread": sample standard deviation,
-                   "rank": 1 is best, "behind": mean difference to the best, "behind_error": its standard error over the draws,
-                   "tied": whether that difference is below twice its error, "reason": why it failed, else None,
+    draws        [{"draw": number, "digest": of the mask that was left (first image), "weight", "floor", "resolution"}]
+    methods      [{"name", "values": [error of each draw, all slices together], "mean", "spread": standard deviation over the
+                   draws, "rank": 1 is best, "behind": mean difference to the best, "behind_error": its standard error over the
+                   draws, "tied": whether that difference is below twice its error, "reason": why it failed, else None,
                    "note": what else to know, else None}], in the order of the methods handed over
     ranking      names of the methods that did not fail, best first
     says         the outcome in a sentence
+
+A mean is the formula above with sums over all draws (a mean weighted by signal energy, ``weight``), and the spread that of a
+ratio of sums: in a draw of weak samples alone, noise makes an error of any size, or, where it exceeds them, None.
 
 A method that fails on one image of one draw has no values at all: a mean over fewer draws would be another comparison.
 """
@@ -154,19 +157,23 @@ class Energies:
         """Energy of the signal."""
         return self.signal - (self.noise or 0.0)
 
-    def error(self, name: str) -> float:
-        """Normalised error of a method."""
-        return (self.errors[name] - (self.noise or 0.0)) / self.clean
+    def wrong(self, name: str) -> float:
+        """Energy of a method's error, without the noise."""
+        return self.errors[name] - (self.noise or 0.0)
+
+    def share(self, every: Energies) -> float | None:
+        """Part of the signal energy of all draws; None where that is nothing but noise."""
+        return self.clean / every.clean if every.clean > 0 else None
 
     @property
     def floor(self) -> float | None:
-        """Expected noise energy over signal energy."""
-        return None if self.noise is None else self.noise / self.clean
+        """Expected noise energy over signal energy; None where the noise is unknown, or all there is."""
+        return None if self.noise is None or self.clean <= 0 else self.noise / self.clean
 
     @property
     def resolution(self) -> float | None:
-        """Standard deviation of the error of a perfect prediction."""
-        return None if self.noise is None else math.sqrt(self.noise_variance) / self.clean
+        """Standard deviation that the noise gives the error of a perfect prediction; None as for `floor`."""
+        return None if self.noise is None or self.clean <= 0 else math.sqrt(self.noise_variance) / self.clean
 
 
 class Comparison:
@@ -240,13 +247,20 @@ class Comparison:
         """The dictionary that the module describes, without what it says of the file."""
         table = rows(self.names, self.draws, self.reasons, self.notes)
         ranking = [r["name"] for r in sorted((r for r in table if r["rank"] is not None), key=lambda r: r["rank"])]
+        known = all(e.noise is not None for e in self.draws)
+        every = Energies(
+            sum(e.signal for e in self.draws),
+            sum(e.noise or 0.0 for e in self.draws) if known else None,
+            sum(e.noise_variance for e in self.draws),
+        )
         draws = [
-            {"draw": i, "digest": e.digest, "floor": e.floor, "resolution": e.resolution} for i, e in enumerate(self.draws)
+            {"draw": i, "digest": e.digest, "weight": e.share(every), "floor": e.floor, "resolution": e.resolution}
+            for i, e in enumerate(self.draws)
         ]
         result = {
             **self.about,
-            "floor": _mean([e.floor for e in self.draws]),
-            "resolution": _mean([e.resolution for e in self.draws]),
+            "floor": every.floor,
+            "resolution": every.resolution,
             "draws": draws,
             "methods": table,
             "ranking": ranking,
@@ -318,8 +332,3 @@ def _spread(indices: Sequence[ImageIndex], at_most: int | None) -> list[ImageInd
         return list(indices)
     # The middles of equal parts: ends of a stack show little.
     return [indices[int((i + 0.5) * len(indices) / at_most)] for i in range(at_most)]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -7,27 +7,31 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from recon.comparing.held_out import Energies
 
 CERTAIN = 2.0  # standard errors
+STATISTICS = ("values", "mean", "spread", "behind", "behind_error", "tied")
+
+Energy = NDArray[np.float64]
 
 
 def rows(
     names: Sequence[str], draws: Sequence[Energies], reasons: Mapping[str, str], notes: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """One dictionary for each method; `recon.comparing.held_out` says what is in it."""
-    if any(e.clean <= 0 for e in draws):
-        why = "the held-out samples hold nothing but noise"
-        reasons = {**dict.fromkeys(names, why), **reasons}
-    values = {name: [e.error(name) for e in draws] for name in names if name not in reasons}
-    order = sorted(values, key=lambda name: float(np.mean(values[name])))
+    clean = np.array([e.clean for e in draws])
+    if clean.sum() <= CERTAIN * math.sqrt(sum(e.noise_variance for e in draws)):
+        reasons = {**dict.fromkeys(names, "the held-out samples hold nothing but noise"), **reasons}
+    wrong = {name: np.array([e.wrong(name) for e in draws]) for name in names if name not in reasons}
+    order = sorted(wrong, key=lambda name: float(wrong[name].sum()))
     return [
         {
             "name": name,
-            **_statistics(values.get(name), values[order[0]] if order else None),
-            "rank": order.index(name) + 1 if name in values else None,
+            **(_statistics(wrong[name], wrong[order[0]], clean) if name in wrong else dict.fromkeys(STATISTICS)),
+            "rank": order.index(name) + 1 if name in wrong else None,
             "reason": reasons.get(name),
             "note": notes.get(name),
         }
@@ -35,21 +39,24 @@ def rows(
     ]
 
 
-def _statistics(values: list[float] | None, best: list[float] | None) -> dict[str, Any]:
-    if values is None or best is None:
-        return dict.fromkeys(("values", "mean", "spread", "behind", "behind_error", "tied"))
-    behind = np.subtract(values, best)
-    n = len(values)
-    error = float(behind.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return {
-        "values": [float(v) for v in values],
-        "mean": float(np.mean(values)),
-        "spread": float(np.std(values, ddof=1)) if n > 1 else None,
-        "behind": float(behind.mean()),
-        "behind_error": error,
-        # One draw cannot tell anything apart.
-        "tied": error is None or float(behind.mean()) <= CERTAIN * error,
-    }
+def _statistics(wrong: Energy, best: Energy, clean: Energy) -> dict[str, Any]:
+    """Of the error energy of a method and of the best one, and the signal energy, all ``(draw)``."""
+    mean, spread = _ratio(wrong, clean)
+    behind, difference_spread = _ratio(wrong - best, clean)
+    error = None if difference_spread is None else difference_spread / math.sqrt(len(clean))
+    values = [float(w / c) if c > 0 else None for w, c in zip(wrong, clean, strict=True)]
+    # One draw cannot tell anything apart.
+    tied = error is None or behind <= CERTAIN * error
+    return dict(zip(STATISTICS, (values, mean, spread, behind, error, tied), strict=True))
+
+
+def _ratio(wrong: Energy, clean: Energy) -> tuple[float, float | None]:
+    """Ratio of the sums, and the standard deviation of one draw about it (Cochran 1977, Sampling Techniques, section 6.3)."""
+    n = len(clean)
+    ratio = float(wrong.sum() / clean.sum())
+    if n == 1:
+        return ratio, None
+    return ratio, math.sqrt(float(((wrong - ratio * clean) ** 2).sum()) / (n - 1)) / abs(float(clean.mean()))
 
 
 def sentence(result: Mapping[str, Any]) -> str:

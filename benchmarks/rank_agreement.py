@@ -1,0 +1,189 @@
+"""Does the ranking by held-out samples agree with the ranking by PSNR against the truth?
+
+    python -m benchmarks.rank_agreement [--data FOLDER] [--draws 3] [--slices 2]
+
+Fully sampled slices are undersampled; every method reconstructs them, and from the samples that are left when some are held out
+once more. The first gives the PSNR on the support, the second the held-out error, and the ranks of the two are compared.
+``--data`` (default: $RECON_DATA) is a folder with ``brain_t1c/`` (pictures, from which one volume is simulated) and
+``fastmri_style/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau, spearmanr
+from torch import Tensor
+
+from kspace.container import Header, KSpace
+from kspace.dataset import KSpaceDataset
+from kspace.example import Example
+from kspace.masks import MaskSpec
+from kspace.operators import Sense as Op
+from recon import metrics
+from recon.comparing.held_out import Comparison, Reconstruct
+from recon.comparing.holding import hold_out
+from recon.method import choose
+from recon.reconstructors import L1Wavelet, Sense, TotalVariation, ZeroFilled
+from recon.simulate import simulate
+from recon.weights import shipped
+
+MASKS = ("random1d:4", "random1d:8", "poisson2d:4", "poisson2d:8")
+SCANS = ("brain_8ch", "ge_fruit_8ch")
+PICTURES = range(561, 573)  # of brain_t1c/meningioma, from its last tenth
+MATRIX = (160, 160)
+SENSE_WEIGHTS = (1e-3, 1e-2, 5e-2)
+SPARSE_WEIGHTS = (5e-4, 2e-3, 8e-3)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One slice under one mask: PSNR in dB and held-out error of the methods that both could be measured of."""
+
+    dataset: str
+    mask: str
+    names: tuple[str, ...]
+    psnr: tuple[float, ...]
+    error: tuple[float, ...]
+
+    @property
+    def spearman(self) -> float:
+        """Spearman's rank correlation; 1 where the held-out error orders methods as PSNR does."""
+        return float(spearmanr(-np.array(self.error), self.psnr).statistic)
+
+    @property
+    def kendall(self) -> float:
+        """Kendall's tau-b: pairs in the same order less pairs in the other, over all pairs."""
+        return float(kendalltau(-np.array(self.error), self.psnr).statistic)
+
+    @property
+    def same_top(self) -> bool:
+        """Whether both put the same method first."""
+        return int(np.argmin(self.error)) == int(np.argmax(self.psnr))
+
+    @property
+    def lost(self) -> float:
+        """PSNR of the best method less that of the one that the held-out error chooses, in dB."""
+        return max(self.psnr) - self.psnr[int(np.argmin(self.error))]
+
+    def only(self, keep: str) -> Outcome:
+        """The same, of the methods whose names begin with `keep`."""
+        at = [i for i, name in enumerate(self.names) if name.startswith(keep)]
+        parts = (tuple(column[i] for i in at) for column in (self.names, self.psnr, self.error))
+        names, psnr, error = parts
+        return Outcome(self.dataset, self.mask, names, psnr, error)  # type: ignore[arg-type]
+
+
+def methods() -> dict[str, Reconstruct]:
+    """Classical methods at several weights, and the generators that ship."""
+    found: dict[str, Reconstruct] = {"zero-filled": ZeroFilled()}
+    found |= {f"sense {w:g}": Sense(lamda=w) for w in SENSE_WEIGHTS}
+    found |= {f"l1-wavelet {w:g}": L1Wavelet(lamda=w) for w in SPARSE_WEIGHTS}
+    found |= {f"tv {w:g}": TotalVariation(lamda=w) for w in SPARSE_WEIGHTS}
+    for name in shipped():
+        made = choose(name, device="cpu").reconstruct
+        assert made is not None
+        found[name] = made
+    return found
+
+
+def measure(
+    example: Example, known_noise: bool, dataset: str, mask: str, made: Mapping[str, Reconstruct], draws: int
+) -> Outcome:
+    """Both figures of every method on one undersampled slice."""
+    op = example.op
+    assert example.truth is not None
+    k = KSpace(example.y, op.mask, Header(noise_std=op.noise_std if known_noise else None, steps=("whiten",) * known_noise))
+    comparison = Comparison(tuple(made), draws)
+    for draw, held in comparison.begin(k):
+        rest = hold_out(k, held)
+        # The calibration area is whole in every draw, so ESPIRiT's maps are the same.
+        part = Op(op.maps, rest.mask, op.noise_std)
+        for name, reconstruct in made.items():
+            comparison.add(draw, name, k, held, part, reconstruct(rest.data, part), None)
+    truth, support = example.truth.numpy(), op.support.numpy()
+    psnr = {name: metrics.psnr(truth, _magnitude(reconstruct(k.data, op)), support) for name, reconstruct in made.items()}
+    error = {row["name"]: row["mean"] for row in comparison.summary()["methods"] if row["mean"] is not None}
+    return Outcome(dataset, mask, tuple(error), tuple(psnr[name] for name in error), tuple(error.values()))
+
+
+def _magnitude(image: Tensor) -> np.ndarray:
+    return image.abs().numpy()
+
+
+def outcomes(data: Path, draws: int, slices: int) -> Iterator[Outcome]:
+    """One for each slice and mask."""
+    made = methods()
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"brain_t1c (simulated)": _simulated(data, Path(folder))}
+        files |= {name: data / "fastmri_style" / f"{name}.h5" for name in SCANS}
+        for dataset, path in files.items():
+            for text in MASKS:
+                examples = KSpaceDataset([path], [MaskSpec.parse(text)])
+                n = len(examples)
+                for i in range(min(slices, n)):
+                    example = examples[int((i + 0.5) * n / min(slices, n))]
+                    yield measure(example, examples.volumes[0].noise is not None, dataset, text, made, draws)
+
+
+def _simulated(data: Path, folder: Path) -> Path:
+    pictures = folder / "pictures" / "meningioma"
+    pictures.mkdir(parents=True)
+    for number in PICTURES:
+        for suffix in ("jpg", "txt"):
+            shutil.copy(data / "brain_t1c" / "meningioma" / f"{number}.{suffix}", pictures)
+    simulate(folder / "pictures", folder / "volumes", matrix=MATRIX, coils=8, snr=20.0)
+    (path,) = (folder / "volumes").glob("**/*.h5")
+    return path
+
+
+def table(found: list[Outcome]) -> None:
+    """Print the mean over the slices of each data set and mask, and over all."""
+    print("| data | mask | slices | Spearman | Kendall | same method first | PSNR lost by choosing [dB] |")
+    print("|---|---|---|---|---|---|---|")
+    groups = dict.fromkeys((o.dataset, o.mask) for o in found)
+    for dataset, mask in groups:
+        _row(f"{dataset} | {mask}", [o for o in found if (o.dataset, o.mask) == (dataset, mask)])
+    _row("all | all", found)
+    for keep in ("sense", "l1-wavelet", "tv"):
+        _row(f"all, weights of {keep} only | all", [o.only(keep) for o in found])
+
+
+def _row(head: str, found: list[Outcome]) -> None:
+    spearman, kendall, lost = (np.mean([getattr(o, name) for o in found]) for name in ("spearman", "kendall", "lost"))
+    worst = max(o.lost for o in found)
+    first = f"{sum(o.same_top for o in found)} of {len(found)}"
+    print(
+        f"| {head} | {len(found)} | {spearman:.2f} | {kendall:.2f} | {first} | {lost:.2f} (at most {worst:.2f}) |", flush=True
+    )
+
+
+def main() -> None:
+    """Print the table, and every single outcome before it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("RECON_DATA"), help="default: $RECON_DATA")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--slices", type=int, default=2, help="of each volume")
+    arguments = parser.parse_args()
+    if arguments.data is None or not Path(arguments.data).is_dir():
+        parser.error("give --data FOLDER, or set RECON_DATA")
+    torch.set_num_threads(1)
+    found = []
+    for outcome in outcomes(Path(arguments.data), arguments.draws, arguments.slices):
+        found.append(outcome)
+        pairs = zip(outcome.names, outcome.psnr, outcome.error, strict=True)
+        listed = ", ".join(f"{n} {p:.1f} dB/{e:.3f}" for n, p, e in sorted(pairs, key=lambda row: row[2]))
+        print(f"{outcome.dataset}, {outcome.mask}: {listed}\n", flush=True)
+    table(found)
+
+
+if __name__ == "__main__":
+    main()
