@@ -82,6 +82,12 @@ COMMANDS = {
         (("output", "-o"), ("force", "-f")),
     ),
     "models": Command("recon.models_command:models", "list the weights that ship, and what their cards say", ("name",)),
+    "compare": Command(
+        "recon.compare:compare",
+        "compare classical methods and generators on the same data and masks, with statistics and a report",
+        ("data",),
+        (("output", "-o"), ("methods", "-m"), ("force", "-f")),
+    ),
     "evaluate": Command("recon.evaluate:evaluate", "fastMRI's volume metrics of reconstructions", ("targets", "predictions")),
 }
 
@@ -216,6 +222,8 @@ def _subparser(command: Command) -> Any:
         if typing.get_origin(parameter.type) is tuple:
             items = typing.get_args(parameter.type)
             keywords |= {"nargs": len(items), "type": items[0]}
+            if items[-1] is Ellipsis:  # any number of them, at once or one after the other
+                keywords |= {"nargs": "+", "action": "extend"}
         if parameter.name in command.positional:
             if typing.get_origin(parameter.type) is list:
                 keywords |= {"nargs": "+", "type": typing.get_args(parameter.type)[0]}

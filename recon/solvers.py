@@ -132,7 +132,11 @@ class Plane:
         return to_centre(x * (self.maps != 0).any(0)) * self.scale
 
 
-def least_squares(plane: Plane, lamda: float, max_iterations: int, tolerance: float) -> Tensor:
+Watch = Callable[[int, Tensor], None]
+"""Called after every iteration with its number, from 1, and the image so far, which it must not change."""
+
+
+def least_squares(plane: Plane, lamda: float, max_iterations: int, tolerance: float, watch: Watch | None = None) -> Tensor:
     """``(A^H W A + lamda I) x = A^H W y`` by preconditioned conjugate gradients, to a relative residual of `tolerance`."""
 
     def matrix(x: Tensor) -> Tensor:
@@ -140,11 +144,18 @@ def least_squares(plane: Plane, lamda: float, max_iterations: int, tolerance: fl
 
     x = torch.zeros_like(plane.rhs)
     eigenvalues = plane.circulant() + lamda
-    _conjugate_gradients(plane, matrix, plane.rhs, x, eigenvalues, max_iterations, tolerance)
+    _conjugate_gradients(plane, matrix, plane.rhs, x, eigenvalues, max_iterations, tolerance, watch)
     return x
 
 
-def sparse(plane: Plane, regulariser: Sparsity, lamda: float, max_iterations: int, tolerance: float) -> Tensor:
+def sparse(
+    plane: Plane,
+    regulariser: Sparsity,
+    lamda: float,
+    max_iterations: int,
+    tolerance: float,
+    watch: Watch | None = None,
+) -> Tensor:
     """``min 1/2 ||W^(1/2)(A x - y)||^2 + lamda r(G x)`` by ADMM, until an iteration changes x by less than `tolerance`.
 
     The penalty parameter is ``rho = lamda / threshold`` with the `threshold` that the regulariser suggests: it only decides how
@@ -179,6 +190,8 @@ def sparse(plane: Plane, regulariser: Sparsity, lamda: float, max_iterations: in
     )  # fmt: skip
     while not algorithm.done() and (change[0] > tolerance or algorithm.iter < _FEWEST):
         algorithm.update()
+        if watch is not None:
+            watch(algorithm.iter, x)
     return x
 
 
@@ -194,6 +207,7 @@ def _conjugate_gradients(
     eigenvalues: Tensor,
     max_iterations: int,
     tolerance: float,
+    watch: Watch | None = None,
 ) -> None:
     """Solve ``matrix(x) = rhs`` in place from `x`, preconditioned by the circulant matrix of `eigenvalues`."""
     shape = plane.shape
@@ -213,3 +227,5 @@ def _conjugate_gradients(
     )
     while not algorithm.done():
         algorithm.update()
+        if watch is not None:
+            watch(algorithm.iter, x)

@@ -112,35 +112,27 @@ def choose(names: str | None, weights: Sequence[str] = (), bart: bool = False, d
     InputError
         If one is not known or given twice, a file of weights cannot be used, or BART is asked for and not installed.
     """
+    from recon.weights import shipped
+
     own = _own_weights(weights)
     if names is None:
-        from recon.weights import shipped
-
         chosen = [*reconstructors.METHODS, *(name for name in shipped() if name not in own), *own]
     else:
         chosen = [name.strip() for name in names.split(",") if name.strip()]
-        chosen += [name for name in BARTS if bart and name not in chosen]
-    if names is None and bart:
-        chosen += BARTS
+    chosen += [name for name in BARTS if bart and name not in chosen]
     if twice := next((name for name in chosen if chosen.count(name) > 1), None):
         raise InputError(f"{twice} is given twice", "--methods", "leave one out")
     if unused := [name for name in own if name not in chosen]:
         raise InputError(f"weights for {unused[0]}, which is none of the methods", "--weights", "name it in --methods too")
     if not chosen:
         raise InputError("no methods", "--methods", "name some, e.g. --methods sense,tv")
-    known = _known(own)
+    known = list(dict.fromkeys([*reconstructors.METHODS, *BARTS, *shipped(), *own]))
     for name in chosen:  # all names before any weights are read
         if name not in known:
             raise InputError(
                 f"there is no method '{name}'", "--methods", f"choose from {', '.join(known)}, or --weights name=FILE"
             )
     return [_make(name, own.get(name), device) for name in chosen]
-
-
-def _known(own: dict[str, Path]) -> list[str]:
-    from recon.weights import shipped
-
-    return list(dict.fromkeys([*reconstructors.METHODS, *BARTS, *shipped(), *own]))
 
 
 def _make(name: str, own: Path | None, device: str) -> Method:

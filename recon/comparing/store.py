@@ -55,7 +55,7 @@ class Group:
     volume: str
     mask: str
     digest: str
-    acceleration: float
+    acceleration: float = field(compare=False)  # follows from the mask, and files round it
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -107,6 +107,11 @@ class SliceRow:
     peak_cpu_mb: float | None = None
     peak_gpu_mb: float | None = None
     started: str = ""
+
+    @property
+    def group(self) -> Group:
+        """The volume and mask."""
+        return Group(self.dataset, self.volume, self.mask, self.digest, self.acceleration)
 
     @property
     def failed(self) -> bool:

@@ -81,8 +81,15 @@ class _Programs:
 
     def _watch(self) -> None:
         while not self._stop.wait(PERIOD_S):
-            new = [pid for pid in self._running() if pid not in self._before]
+            new = [pid for pid in self._running() if pid not in self._before and _is_other_program(pid)]
             self.peak = max(self.peak, sum(_bytes(f"/proc/{pid}/status", "VmHWM") or 0 for pid in new))
+
+
+def _is_other_program(pid: str) -> bool:
+    """Whether a child runs its own program yet: until then it shares this one's memory."""
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/exe") != os.readlink("/proc/self/exe")
+    return False
 
 
 def _reset_high_mark() -> int | None:
