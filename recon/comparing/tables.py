@@ -13,6 +13,9 @@ from recon.comparing.store import VolumeRow
 
 UNITS = {"psnr": " dB"}
 FORMATS = {"psnr": ".2f", "ssim": ".4f", "nmse": ".4f", "hfen": ".3f", "mr_distance": ".4f", "lpips": ".4f", "dists": ".4f"}
+SHORT = ("psnr", "ssim", "nmse", "hfen", "lpips", "dists")
+# A page is narrower than a screen.
+IN_PRINT = ("psnr", "ssim", "nmse", "psnr_support", "ssim_support", "nmse_support", "mr_distance")
 TEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
