@@ -7,9 +7,10 @@
 ``dists``
     Ding et al. 2020, doi:10.1109/TPAMI.2020.3045810.
 
-LPIPS and DISTS are those of their authors: torchvision's VGG-16 from its cache (or a file that is given), and the trained layers
-on it as the package torchmetrics carries them, which Lightning needs. These files are recognised by their SHA-256. Nothing is
-downloaded and no untrained features are used: a function returns None where a part is missing, and `why_not` says which.
+LPIPS and DISTS are those of their authors: torchvision's VGG-16 from its cache (or a file that is given), and the trained
+layers on it as the package torchmetrics carries them, which Lightning needs. These files are recognised by their SHA-256.
+Nothing is downloaded and no untrained features are used: a function returns None where a part is missing, and `why_not` says
+which.
 
 Volumes are real or complex (then their magnitude counts) ``(slice y x)``. Each slice is divided by the largest magnitude of its
 target and clipped to [0, 1]; grey becomes three equal channels; nothing is resized. Values are means over the slices. 0 means
