@@ -156,8 +156,8 @@ def read_image_file(path: Path, methods: Sequence[str], slices: Sequence[SliceRo
     slices
         Rows of all slices: those without a row have not been reconstructed yet. Without any, all are taken to be there.
     """
-    try:
-        with open_h5(path) as file:
+    with open_h5(path) as file:
+        try:
             dataset, volume, mask = (str(file.attrs[name]) for name in ("dataset", "volume", "mask"))
             # Looked up by name: HDF5 takes a slash in a name for a folder, so a listing may not show it.
             named = [m for m in methods if m not in TAKEN and isinstance(file.get(m), h5py.Dataset)]
@@ -176,8 +176,8 @@ def read_image_file(path: Path, methods: Sequence[str], slices: Sequence[SliceRo
                 has_truth="truth" in file,
                 boxes=np.asarray(file["boxes"][()] if "boxes" in file else [], dtype=np.float32).reshape(-1, 6),
             )
-    except (OSError, KeyError, IndexError) as error:
-        raise InputError(f"not the images of a comparison ({error})", path, "delete it, and run again") from error
+        except (KeyError, IndexError) as error:
+            raise InputError(f"not the images of a comparison ({error})", path, "delete it, and run again") from error
 
 
 def as_record(row: VolumeRow) -> dict[str, Any]:

@@ -110,4 +110,9 @@ function listenToStage() {
   byId("stage").addEventListener("keydown", pressed);
 }
 
-window.report = { startPlots, startViewer, view, state, planeOf, valueOf, DATA, IMAGES };
+async function start() {
+  await startViewer();
+  setTimeout(startPlots, 50);
+}
+
+window.report = { start, view, state, planeOf, valueOf, DATA, IMAGES };

@@ -105,7 +105,7 @@ function convergence() {
     traces, wide: both,
     layout: {
       xaxis: { ...x, domain: both ? [0, 0.45] : [0, 1] }, yaxis: { title: { text: "PSNR on the support [dB]" } },
-      ...(both ? { xaxis2: { ...x, domain: [0.55, 1], anchor: "y2" }, yaxis2: { title: { text: "relative change" }, type: "log", exponentformat: "power", anchor: "x2" } } : {}),
+      ...(both ? { xaxis2: { ...x, domain: [0.55, 1], anchor: "y2" }, yaxis2: { title: { text: "relative change" }, type: "log", dtick: 1, exponentformat: "power", anchor: "x2" } } : {}),
     },
     caption: `${unique(found.map((c) => `${c.volume}, slice ${c.slice}`)).join("; ")}; ${state.mask}. Marked: where the method's own rule stops.`,
     alt: `Convergence: ${found.map((c) => `${labelOf(c.method)} stops after ${c.stop ?? "an unknown number of"} iterations`).join(", ")}.`,
@@ -163,7 +163,14 @@ function themed(layout) {
 
 let started = false;
 
+function loadPlotly() {
+  if (window.Plotly) return;
+  document.head.append(h("script", {}, byId("plotly").textContent));
+  byId("plotly").remove();
+}
+
 function drawPlot(plot) {
+  loadPlotly();
   const made = plot.make();
   plot.stale = false;
   plot.figure.hidden = !made?.traces.length;
