@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from recon import roi_metrics
+from recon import perceptual_metrics, roi_metrics
 from recon.comparing.store import GroupImages
 from recon.metrics import CONVENTIONS, FASTMRI, Convention, foreground, hfen
 
@@ -21,6 +21,11 @@ MEASURED = replace(FASTMRI, metrics={**{name: FASTMRI.metrics[name] for name in 
 
 # What the maximum of the volume's truth is made, for conventions that know one range of intensities only.
 RANGES = {"dagan": 1.0, "refinegan": 255.0}
+PERCEPTUAL = {
+    "mr_distance": perceptual_metrics.mr_distance,
+    "lpips": perceptual_metrics.lpips,
+    "dists": perceptual_metrics.dists,
+}
 SMALLER_IS_BETTER = ("nmse", "hfen", "mr_distance", "lpips", "dists", "lesion_contrast_error")
 WHOLE_IMAGE = tuple(MEASURED.metrics)
 
@@ -74,12 +79,19 @@ def figures(group: GroupImages, method: str, others: Sequence[Convention] = ()) 
         scale = RANGES.get(convention.name, 0.0) / peak if convention.name in RANGES and peak > 0 else 1.0
         for name, v in convention.measure(scale * truth, scale * image).items():
             values[f"{convention.name}_{name}"] = float(v.mean())
+    values |= {name: value for name, measure in PERCEPTUAL.items() if (value := measure(truth, image)) is not None}
     if len(group.boxes):
         place = {number: position for position, number in enumerate(group.slices)}
         boxes = group.boxes.copy()
         boxes[:, 0] = [place[int(number)] for number in boxes[:, 0]]
         values |= roi_metrics.measure(truth, image, boxes)
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def not_measured() -> dict[str, str]:
+    """The perceptual distances whose weights are not to be had, and why."""
+    reasons = {name: perceptual_metrics.why_not(name.removesuffix("_distance")) for name in PERCEPTUAL}
+    return {name: why for name, why in reasons.items() if why is not None}
 
 
 def slice_figure(metric: str, truth: Float, image: Float) -> float:

@@ -15,6 +15,7 @@ from kspace.errors import InputError
 from recon import bart as bart_program
 from recon.comparing import store
 from recon.comparing.cases import Volume
+from recon.comparing.figures import not_measured
 from recon.comparing.methods import BART, Method
 from recon.comparing.plan import Options, Plan
 from recon.comparing.timing import cpu_name
@@ -86,6 +87,7 @@ def _new_summary(plan: Plan) -> dict[str, Any]:
         "maps": plan.options.maps,
         "metric": plan.options.tune_metric,
         "methods": [method.says() for method in plan.methods],
+        "not_measured": not_measured(),
         **{name: [] for name in ("tuning", "convergence", "statistics", "held_out", "verdict")},
     }
 

@@ -112,10 +112,10 @@ class Runner:
             *(group.dataset, group.volume, number, group.mask, group.digest, group.acceleration, method.name),
             status="failed" if reason else "ok",
             reason=reason,
-            seconds=None if reason else cost.seconds,
-            maps_seconds=None if case is None else case.maps_seconds,
-            peak_cpu_mb=cost.peak_cpu_mb,
-            peak_gpu_mb=cost.peak_gpu_mb,
+            seconds=None if reason else _rounded(cost.seconds),
+            maps_seconds=None if case is None else _rounded(case.maps_seconds),
+            peak_cpu_mb=_rounded(cost.peak_cpu_mb),
+            peak_gpu_mb=_rounded(cost.peak_gpu_mb),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
@@ -180,6 +180,11 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
     return f"{name}{text}"[:REASON] or type(error).__name__
+
+
+def _rounded(value: float | None) -> float | None:
+    """To four digits, as files keep it: a resumed run gives the same means as one that was not interrupted."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -250,19 +250,15 @@ class SliceLog:
             writer = csv.writer(file)
             writer.writerow([f.name for f in fields(SliceRow)])
             writer.writerows(_cells(row) for row in self.rows)
-        self._file: TextIO = path.open("a", newline="")
+        self._path = path
 
     def append(self, row: SliceRow) -> None:
         """Keep a row, on the disk too."""
         line = io.StringIO()
         csv.writer(line).writerow(_cells(row))
-        self._file.write(line.getvalue())
-        self._file.flush()
+        with self._path.open("a", newline="") as file:
+            file.write(line.getvalue())
         self.rows.append(row)
-
-    def close(self) -> None:
-        """No more rows."""
-        self._file.close()
 
 
 def read_slices(folder: Path) -> list[SliceRow]:

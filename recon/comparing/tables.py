@@ -169,6 +169,7 @@ def notes(summary: Summary, rows: Sequence[VolumeRow]) -> list[str]:
     found.append(
         f"Machine: {machine['cpu']}, {machine['threads']} threads" + (f"; {machine['gpu']}" if machine["gpu"] else "") + "."
     )
+    found += [f"Not measured: {named(name)} ({why})." for name, why in summary["not_measured"].items()]
     sources = {d["attribution"] for d in summary["data"] if d.get("attribution")}
     found += [f"Data: {text}" for text in sorted(sources)]
     failed = {(row.label, row.reason) for row in rows if row.n_failed}

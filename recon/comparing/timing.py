@@ -88,7 +88,7 @@ class _Programs:
 def _is_other_program(pid: str) -> bool:
     """Whether a child runs its own program yet: until then it shares this one's memory."""
     with suppress(OSError):
-        return os.readlink(f"/proc/{pid}/exe") != os.readlink("/proc/self/exe")
+        return Path(f"/proc/{pid}/cmdline").read_bytes() not in (b"", Path("/proc/self/cmdline").read_bytes())
     return False
 
 

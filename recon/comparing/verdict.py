@@ -66,6 +66,8 @@ def _generators(tables: Mapping[Place, Sequence[Entry]], metric: str, labels: Ma
         return f"{start}; with so few volumes no difference can be significant."
     if not sure:
         return f"{start}; no difference is significant."
+    if len(found) == 1:
+        return f"{start}; the difference is significant (p {sure[0]['p_corrected']:.2g}, {sure[0]['comparisons']} comparisons)."
     counts = [f"better in {n_better}"] * (n_better > 0) + [f"worse in {n_worse}"] * (n_worse > 0)
     return f"{start}; significantly {' and '.join(counts)} (corrected for {sure[0]['comparisons']} comparisons)."
 
