@@ -3,7 +3,8 @@
     python -m benchmarks.rank_agreement [--data FOLDER] [--draws 3] [--slices 2]
 
 Fully sampled slices are undersampled; every method reconstructs them, and from the samples that are left when some are held out
-once more. The first gives the PSNR on the support, the second the held-out error, and the ranks of the two are compared.
+once more. The first gives the PSNR on the support, the second the held-out error, and the ranks of the two are compared. The
+truth is the fully sampled slice, noise included; of the simulated volume also the slice without noise.
 ``--data`` (default: $RECON_DATA) is a folder with ``brain_t1c/`` (pictures, from which one volume is simulated) and
 ``fastmri_style/``.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 from torch import Tensor
 
@@ -38,6 +40,8 @@ from recon.weights import shipped
 
 MASKS = ("random1d:4", "random1d:8", "poisson2d:4", "poisson2d:8")
 SCANS = ("brain_8ch", "ge_fruit_8ch")
+SIMULATED = "brain_t1c (simulated)"
+QUIET = "brain_t1c (simulated), truth without noise"
 PICTURES = range(561, 573)  # of brain_t1c/meningioma, from its last tenth
 MATRIX = (160, 160)
 SENSE_WEIGHTS = (1e-3, 1e-2, 5e-2)
@@ -96,11 +100,10 @@ def methods() -> dict[str, Reconstruct]:
 
 
 def measure(
-    example: Example, known_noise: bool, dataset: str, mask: str, made: Mapping[str, Reconstruct], draws: int
-) -> Outcome:
-    """Both figures of every method on one undersampled slice."""
+    example: Example, known_noise: bool, made: Mapping[str, Reconstruct], draws: int, truths: Mapping[str, NDArray], mask: str
+) -> list[Outcome]:
+    """Both figures of every method on one undersampled slice, for each of the truths ``(y x)``."""
     op = example.op
-    assert example.truth is not None
     k = KSpace(example.y, op.mask, Header(noise_std=op.noise_std if known_noise else None, steps=("whiten",) * known_noise))
     comparison = Comparison(tuple(made), draws)
     for draw, held in comparison.begin(k):
@@ -109,39 +112,50 @@ def measure(
         part = Op(op.maps, rest.mask, op.noise_std)
         for name, reconstruct in made.items():
             comparison.add(draw, name, k, held, part, reconstruct(rest.data, part), None)
-    truth, support = example.truth.numpy(), op.support.numpy()
-    psnr = {name: metrics.psnr(truth, _magnitude(reconstruct(k.data, op)), support) for name, reconstruct in made.items()}
     error = {row["name"]: row["mean"] for row in comparison.summary()["methods"] if row["mean"] is not None}
-    return Outcome(dataset, mask, tuple(error), tuple(psnr[name] for name in error), tuple(error.values()))
-
-
-def _magnitude(image: Tensor) -> np.ndarray:
-    return image.abs().numpy()
+    images = {name: made[name](k.data, op).abs().numpy() for name in error}
+    found = []
+    for dataset, truth in truths.items():
+        psnr = tuple(metrics.psnr(truth, image, op.support.numpy()) for image in images.values())
+        found.append(Outcome(dataset, mask, tuple(error), psnr, tuple(error.values())))
+    return found
 
 
 def outcomes(data: Path, draws: int, slices: int) -> Iterator[Outcome]:
-    """One for each slice and mask."""
+    """One for each slice, mask and truth."""
     made = methods()
     with tempfile.TemporaryDirectory() as folder:
-        files = {"brain_t1c (simulated)": _simulated(data, Path(folder))}
+        files = {SIMULATED: _simulated(data, Path(folder), 20.0)}
         files |= {name: data / "fastmri_style" / f"{name}.h5" for name in SCANS}
+        quiet = KSpaceDataset([_simulated(data, Path(folder), 1e8)])
         for dataset, path in files.items():
             for text in MASKS:
                 examples = KSpaceDataset([path], [MaskSpec.parse(text)])
                 n = len(examples)
                 for i in range(min(slices, n)):
-                    example = examples[int((i + 0.5) * n / min(slices, n))]
-                    yield measure(example, examples.volumes[0].noise is not None, dataset, text, made, draws)
+                    at = int((i + 0.5) * n / min(slices, n))
+                    example = examples[at]
+                    assert example.truth is not None
+                    truths = {dataset: example.truth.numpy()}
+                    if dataset == SIMULATED:
+                        truths[QUIET] = _scaled_to(quiet[at].truth, example.truth)
+                    yield from measure(example, examples.volumes[0].noise is not None, made, draws, truths, text)
 
 
-def _simulated(data: Path, folder: Path) -> Path:
-    pictures = folder / "pictures" / "meningioma"
-    pictures.mkdir(parents=True)
+def _scaled_to(truth: Tensor | None, noisy: Tensor) -> NDArray:
+    """Whitening gives each file its own unit."""
+    assert truth is not None
+    return (truth * (truth * noisy).sum() / truth.square().sum()).numpy()
+
+
+def _simulated(data: Path, folder: Path, snr: float) -> Path:
+    pictures, volumes = folder / "pictures", folder / f"volumes-{snr:g}"
+    (pictures / "meningioma").mkdir(parents=True, exist_ok=True)
     for number in PICTURES:
         for suffix in ("jpg", "txt"):
-            shutil.copy(data / "brain_t1c" / "meningioma" / f"{number}.{suffix}", pictures)
-    simulate(folder / "pictures", folder / "volumes", matrix=MATRIX, coils=8, snr=20.0)
-    (path,) = (folder / "volumes").glob("**/*.h5")
+            shutil.copy(data / "brain_t1c" / "meningioma" / f"{number}.{suffix}", pictures / "meningioma")
+    simulate(pictures, volumes, matrix=MATRIX, coils=8, snr=snr)
+    (path,) = volumes.glob("**/*.h5")
     return path
 
 
@@ -152,9 +166,10 @@ def table(found: list[Outcome]) -> None:
     groups = dict.fromkeys((o.dataset, o.mask) for o in found)
     for dataset, mask in groups:
         _row(f"{dataset} | {mask}", [o for o in found if (o.dataset, o.mask) == (dataset, mask)])
-    _row("all | all", found)
+    scans = [o for o in found if o.dataset != QUIET]  # the same slices are not counted twice
+    _row("all but the truth without noise | all", scans)
     for keep in ("sense", "l1-wavelet", "tv"):
-        _row(f"all, weights of {keep} only | all", [o.only(keep) for o in found])
+        _row(f"the same, weights of {keep} only | all", [o.only(keep) for o in scans])
 
 
 def _row(head: str, found: list[Outcome]) -> None:

@@ -225,8 +225,9 @@ class Comparison:
                     "acceleration": [acceleration(m.reshape(-1, *m.shape[-2:]).all(0), shape) for m in (k.mask, rest)],
                     "fraction": self.fraction,
                     "seed": self.seed,
-                    "noise": {"source": noise.source, "says": noise.says},
                 }
+            if noise.variance is None or "noise" not in self.about:
+                self.about["noise"] = {"source": noise.source, "says": noise.says}
             energies.digest = energies.digest or digest(rest, shape)
             _add_noise(energies, noise, k, held)
             energies.signal += _energy(k.data, held)
