@@ -83,9 +83,9 @@ def run_all(plan: Plan, summary: dict[str, Any]) -> list[VolumeRow]:
     with tqdm(total=total, desc="compare", unit="image", disable=None) as progress:
         outside = {m["name"]: m["outside"] for m in summary["methods"]}
         runner = Runner(plan.output, plan.methods, log, plan.options.maps, progress, outside)
-        for volume, group, drawn, slices in work:
+        for volume, spec, group, slices in work:
             n_before = len(log.rows)
-            images = runner.run(volume, slices, group, drawn)
+            images = runner.run(volume, slices, spec, group)
             known = [before[key] for method in plan.methods if (key := (group, method.name)) in before]
             if len(known) == len(plan.methods) and len(log.rows) == n_before:  # measured by an earlier run
                 rows += known
@@ -93,20 +93,22 @@ def run_all(plan: Plan, summary: dict[str, Any]) -> list[VolumeRow]:
             rows += volume_rows(group, len(slices), images, log, plan.methods, plan.conventions)
             store.write_results(plan.output, merging.join(rows, plan.merged))
             store.write_summary(plan.output, summary)
-    return merging.join(rows, plan.merged)
+    rows = merging.join(rows, plan.merged)
+    store.write_results(plan.output, rows)
+    return rows
 
 
 def converge_all(plan: Plan, summary: dict[str, Any]) -> None:
     """For each iterative method and mask the curve of its convergence, on the middle slice of the first volume."""
     known = {(entry["method"], entry["mask"]) for entry in summary["convergence"]}
-    for volume, group, drawn in plan.groups[: len(plan.specs)]:  # of the first volume
+    for volume, spec, group in plan.groups[: len(plan.specs)]:  # of the first volume
         wanted = [m for m in plan.methods if m.family == CLASSICAL and m.weight is not None]
         wanted = [m for m in wanted if (m.name, group.mask) not in known]
         if not wanted:
             continue
         number = volume.slices(1)[0]
         try:
-            case = make_case(volume.plane(number), drawn, plan.options.maps)
+            case = make_case(volume, number, spec, plan.options.maps)
         except InputError:  # the rows of this slice say why
             continue
         for method in wanted:

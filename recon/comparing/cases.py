@@ -6,7 +6,7 @@ import glob
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,8 +97,20 @@ class Case:
         return resize(image.detach().cpu().abs(), self.shape).float().numpy()
 
 
-def make_case(k: KSpace, drawn: Tensor, maps: str = "espirit") -> Case:
-    """Undersample fully sampled k-space `k` by the mask `drawn` as a scan would have; only the truth sees the rest.
+def make_case(volume: Volume, number: int, spec: MaskSpec, maps: str = "espirit") -> Case:
+    """A slice of a volume under the mask that is drawn for the volume.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or no coil maps can be made of what is left.
+    """
+    k = volume.plane(number)
+    return undersample(k, spec.draw((k.data.shape[-2], k.data.shape[-1]), volume.name), maps)
+
+
+def undersample(k: KSpace, drawn: Tensor, maps: str = "espirit") -> Case:
+    """Fully sampled k-space `k` as a scan with the mask `drawn` would have acquired it; only the truth sees the rest.
 
     Raises
     ------
@@ -128,19 +140,22 @@ def delivered_shape(k: KSpace) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def draw(volume: Volume, spec: MaskSpec) -> tuple[Group, Tensor]:
-    """The one mask of a volume, bool ``(ky 1)`` or ``(ky kx)``, and the group of results that it makes.
+def groups_of(volume: Volume, specs: Sequence[MaskSpec]) -> list[tuple[Volume, MaskSpec, Group]]:
+    """The volume under each of the masks, every one of them drawn once for all of its slices.
 
     Raises
     ------
     InputError
-        If there is no such mask for this shape.
+        If there is no such mask for this shape, or the volume cannot be read.
     """
     k = volume.plane(volume.slices(1)[0])
     shape = k.data.shape[-2], k.data.shape[-1]
-    drawn = spec.draw(shape, volume.name)
-    acquired = k.mask & drawn
-    return Group(volume.dataset, volume.name, str(spec), digest(acquired, shape), acceleration(acquired, shape)), drawn
+    found = []
+    for spec in specs:
+        acquired = k.mask & spec.draw(shape, volume.name)
+        group = Group(volume.dataset, volume.name, str(spec), digest(acquired, shape), acceleration(acquired, shape))
+        found.append((volume, spec, group))
+    return found
 
 
 def parse_masks(text: str, seed: int = 0) -> list[MaskSpec]:
@@ -290,7 +305,7 @@ def _planes(source: MrdSource, encoding: int, members: Sequence[ImageIndex]) -> 
     def load(i: int) -> KSpace:
         return prepare(source.load(encoding, members[i]), source.noise, Options(), Journal())
 
-    whole = cache(load)  # of a 3-D scan, which is read once
+    whole = lru_cache(maxsize=1)(load)  # a 3-D scan is read once for all of its planes
     first = load(0)
     if first.data.ndim == 3:
         return len(members), load

@@ -91,7 +91,7 @@ def figures(group: GroupImages, method: str, others: Sequence[Convention] = ()) 
 def not_measured() -> dict[str, str]:
     """The perceptual distances whose weights are not to be had, and why."""
     reasons = {name: perceptual_metrics.why_not(name.removesuffix("_distance")) for name in PERCEPTUAL}
-    return {name: why for name, why in reasons.items() if why is not None}
+    return {name: why.partition(" in /")[0] for name, why in reasons.items() if why is not None}  # nobody else's folders
 
 
 def slice_figure(metric: str, truth: Float, image: Float) -> float:

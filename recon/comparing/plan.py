@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 import recon
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from recon.comparing import merge as merging
 from recon.comparing import tuning
-from recon.comparing.cases import Volume, draw, find_data, parse_masks
+from recon.comparing.cases import Volume, find_data, groups_of, parse_masks
 from recon.comparing.figures import check_metric, conventions
 from recon.comparing.methods import Method, choose
 from recon.comparing.store import Group, VolumeRow
@@ -94,7 +92,7 @@ class Plan:
     volumes, scans
         Fully sampled volumes, and (data set, path) of the scans without truth.
     groups
-        For each volume and mask: the volume, its group and the mask drawn.
+        Every volume under every mask.
     tuning
         The slices to tune on.
     merged
@@ -110,7 +108,7 @@ class Plan:
     conventions: list[Convention]
     volumes: list[Volume]
     scans: list[tuple[str, Path]]
-    groups: list[tuple[Volume, Group, Tensor]]
+    groups: list[tuple[Volume, MaskSpec, Group]]
     tuning: list[tuning.TuningSlice]
     merged: list[VolumeRow]
     identity: dict[str, Any]
@@ -133,13 +131,13 @@ def make_plan(data: Sequence[str], output: Path, options: Options) -> Plan:
     volumes, scans = find_data(data, output, options.max_volumes)
     tuned: list[tuning.TuningSlice] = []
     if options.tune_on:
-        others_volumes, _ = find_data(options.tune_on, output)
-        if not others_volumes:
-            raise InputError("no fully sampled volume to tune on", "--tune-on", "give one, or leave it out")
-        tuning.check_apart(others_volumes, volumes)
-        tuned = tuning.tuning_slices(others_volumes, options.tune_slices)
-    groups = [(volume, *draw(volume, spec)) for volume in volumes for spec in specs]
-    merged = merging.read_merged(options.merge, [group for _, group, _ in groups])
+        apart, undersampled = find_data(options.tune_on, output)
+        if undersampled:
+            raise InputError(f"{undersampled[0][1].name} is undersampled: it has no truth", "--tune-on", "leave it out")
+        tuning.check_apart(apart, volumes)
+        tuned = tuning.tuning_slices(apart, options.tune_slices)
+    groups = [group for volume in volumes for group in groups_of(volume, specs)]
+    merged = merging.read_merged(options.merge, [group for *_, group in groups])
     identity = _identity(options, methods, specs, volumes, scans, tuned)
     return Plan(output, options, methods, specs, others, volumes, scans, groups, tuned, merged, identity)
 

@@ -8,11 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from kspace.errors import InputError
-from kspace.masks import acceleration
+from kspace.masks import MaskSpec, acceleration, digest
 from recon.comparing import store
 from recon.comparing.cases import Case, Volume, make_case
 from recon.comparing.figures import figures, support
@@ -52,7 +51,7 @@ class Runner:
     outside: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     _warm: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
 
-    def run(self, volume: Volume, slices: Sequence[int], group: Group, drawn: Tensor) -> GroupImages | None:
+    def run(self, volume: Volume, slices: Sequence[int], spec: MaskSpec, group: Group) -> GroupImages | None:
         """All slices of one volume and mask; their images, None where not one slice could be read."""
         images = self._begun(group, slices)
         rows = {(row.slice, row.method): row for row in self.log.rows if row.group == group}
@@ -67,13 +66,13 @@ class Runner:
             if not missing:
                 continue
             try:
-                case = self._case(volume, number, drawn)
+                case = self._case(volume, number, spec, group)
             except Exception as error:  # whatever a file or an estimate can raise: the others go on
                 for method in missing:
                     self.log.append(self._row(group, number, method, _reason(error), None, Cost(0.0)))
                 continue
             if images is None:
-                images = _empty(group, slices, case, volume, drawn)
+                images = _empty(group, slices, case, volume)
             images.truth[position] = case.truth
             made = [self._one(group, number, position, method, case, images) for method in missing]
             images.support = support(images.truth)
@@ -82,12 +81,15 @@ class Runner:
                 self.log.append(row)
         return images
 
-    def _case(self, volume: Volume, number: int, drawn: Tensor) -> Case:
-        k = volume.plane(number)
-        if ("coil maps", tuple(k.data.shape)) not in self._warm:  # the first call plans transforms and loads libraries
-            make_case(k, drawn, self.maps)
-            self._warm.add(("coil maps", tuple(k.data.shape)))
-        return make_case(k, drawn, self.maps)
+    def _case(self, volume: Volume, number: int, spec: MaskSpec, group: Group) -> Case:
+        case = make_case(volume, number, spec, self.maps)
+        shape = tuple(case.y.shape)
+        if digest(case.op.mask, (shape[-2], shape[-1])) != group.digest:
+            raise InputError(f"slice {number} was acquired otherwise than the others: its mask is not that of the volume")
+        if ("coil maps", shape) not in self._warm:  # the first call planned transforms and loaded libraries
+            self._warm.add(("coil maps", shape))
+            case = make_case(volume, number, spec, self.maps)
+        return case
 
     def _one(self, group: Group, number: int, position: int, method: Method, case: Case, images: GroupImages) -> SliceRow:
         """One method on one slice: an image, or a row that says why there is none."""
@@ -168,12 +170,11 @@ def volume_rows(
     return found
 
 
-def _empty(group: Group, slices: Sequence[int], case: Case, volume: Volume, drawn: Tensor) -> GroupImages:
+def _empty(group: Group, slices: Sequence[int], case: Case, volume: Volume) -> GroupImages:
     shape = (len(slices), *case.shape)
     boxes = volume.boxes[np.isin(volume.boxes[:, 0], slices)]
-    return GroupImages(
-        group, tuple(slices), np.full(shape, np.nan, np.float32), np.zeros(shape, bool), boxes, drawn.cpu().numpy()
-    )
+    mask = case.op.mask[0].cpu().numpy()
+    return GroupImages(group, tuple(slices), np.full(shape, np.nan, np.float32), np.zeros(shape, bool), boxes, mask)
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
-from recon.comparing.cases import Case, Volume, draw, make_case, spread
+from recon.comparing.cases import Case, Volume, make_case, spread
 from recon.comparing.figures import is_better, slice_figure
 from recon.comparing.methods import CLASSICAL, Method, call
 from recon.reconstructors import L1Wavelet, Reconstructor, Sense, TotalVariation
@@ -93,7 +93,7 @@ def tune(
             entry = known.get((method.name, mask))
             if entry is None:
                 progress.set_postfix_str(f"{mask}: {method.name}")
-                cases = cases or [make_case(s.volume.plane(s.number), draw(s.volume, spec)[1], maps) for s in slices]
+                cases = cases or [make_case(s.volume, s.number, spec, maps) for s in slices]
                 entry = _search(method, cases, metric)
                 entry |= {"mask": mask, "on": [s.name for s in slices]}
                 done.append(entry)

@@ -252,6 +252,18 @@ def test_scans_of_any_kind_stand_side_by_side(tmp_path: Path) -> None:
     assert np.corrcoef(here.ravel(), truth.ravel())[0, 1] > 0.98
 
 
+def test_scans_without_truth_alone(tmp_path: Path) -> None:
+    rawfiles.accelerated(tmp_path / "under.h5", factor=2, noise=0.02)
+    words = ("--methods", "zero-filled,sense", "--draws", 2)
+    for _ in range(2):
+        assert run(tmp_path / "under.h5", "-o", tmp_path / "out", *words) == 0
+    summary = store.read_summary(tmp_path / "out")
+    assert summary is not None
+    assert len(summary["held_out"]) == 1
+    assert summary["verdict"][0] == summary["held_out"][0]["says"]
+    assert store.read_results(tmp_path / "out") == []
+
+
 def test_many_volumes_and_slices_are_thinned_out_evenly(tmp_path: Path) -> None:
     volumes(tmp_path / "deep" / "heads", 4, n_slices=5)
     words = ("--methods", "zero-filled", "--masks", MASK, "--max-volumes", 2, "--max-slices", 2)
@@ -329,6 +341,9 @@ def test_what_is_reported_is_not_tuned_on(tmp_path: Path, capsys: pytest.Capture
     words = ("-o", tmp_path / "out", "--methods", "sense", "--masks", MASK, "--tune-on")
     assert run(data, *words, data / "v0.h5") == 2
     assert "v0.h5 is reported too in --tune-on" in capsys.readouterr().err
+    rawfiles.accelerated(tmp_path / "under.h5", factor=2)
+    assert run(data, *words, tmp_path / "under.h5") == 2
+    assert "under.h5 is undersampled: it has no truth in --tune-on" in capsys.readouterr().err
     (tmp_path / "copy.h5").write_bytes((data / "v1.h5").read_bytes())
     assert run(data, *words, tmp_path / "copy.h5") == 2
     assert "copy.h5 holds the same as v1.h5, which is reported" in capsys.readouterr().err

@@ -20,8 +20,8 @@ from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from recon import reconstructors
-from recon.comparing import cases, figures, runs, store, tuning
-from recon.comparing.cases import find_data, is_full, make_case, parse_masks, spread
+from recon.comparing import figures, runs, store, tuning
+from recon.comparing.cases import find_data, groups_of, is_full, make_case, parse_masks, spread, undersample
 from recon.comparing.methods import Method
 from recon.comparing.statistics import holm, interval, signed_rank, smallest_p, statistics
 from recon.comparing.store import Group, SliceLog, SliceRow, VolumeRow
@@ -57,13 +57,13 @@ class Spy:
 def ran(tmp_path: Path) -> tuple[dict[str, Spy], SliceLog, Any]:
     path = volume(tmp_path / "v.h5", n_slices=2)
     (found,), _ = find_data([str(path)])
-    group, drawn = cases.draw(found, SPEC)
+    ((_, _, group),) = groups_of(found, [SPEC])
     spies = {how: Spy(how, []) for how in ("well", "raises", "shape", "nan")}
     methods = [Method(name, name, "classical", spy) for name, spy in spies.items()]
     log = SliceLog(tmp_path)
     with tqdm(disable=True) as progress:
         runner = runs.Runner(tmp_path, methods, log, "espirit", progress)
-        images = runner.run(found, (0, 1), group, drawn)
+        images = runner.run(found, (0, 1), SPEC, group)
     return spies, log, (methods, images, group)
 
 
@@ -98,20 +98,22 @@ def test_a_failure_is_a_row_with_its_reason(ran: tuple[dict[str, Spy], SliceLog,
 def test_maps_that_cannot_be_made_fail_every_method_of_the_slice(tmp_path: Path) -> None:
     path = volume(tmp_path / "v.h5", n_slices=1)
     (found,), _ = find_data([str(path)])
-    group, drawn = cases.draw(found, MaskSpec.parse("random1d:4,centre=1"))
+    spec = MaskSpec.parse("random1d:4,centre=1")
+    ((_, _, group),) = groups_of(found, [spec])
     log, spy = SliceLog(tmp_path), Spy("well", [])
     with tqdm(disable=True) as progress:
         runner = runs.Runner(tmp_path, [Method("spy", "spy", "classical", spy)], log, "espirit", progress)
-        assert runner.run(found, (0,), group, drawn) is None
+        assert runner.run(found, (0,), spec, group) is None
     assert "calibration" in log.rows[0].reason
     assert not spy.seen
 
 
 def test_what_was_not_acquired_reaches_the_truth_only(tmp_path: Path) -> None:
     (found,), _ = find_data([str(volume(tmp_path / "v.h5", n_slices=1))])
-    k, drawn = found.plane(0), cases.draw(found, SPEC)[1]
+    k = found.plane(0)
+    drawn = SPEC.draw((k.data.shape[-2], k.data.shape[-1]))
     changed = replace(k, data=torch.where(drawn, k.data, k.data + 1e-3))
-    a, b = make_case(k, drawn), make_case(changed, drawn)
+    a, b = undersample(k, drawn), undersample(changed, drawn)
     assert torch.equal(a.y, b.y)
     assert torch.equal(a.op.maps, b.op.maps)
     assert not np.allclose(a.truth, b.truth)
@@ -124,7 +126,7 @@ def test_a_3d_scan_is_its_planes_along_the_readout(tmp_path: Path) -> None:
     truth = np.linalg.norm(case.coil_images(), axis=0)  # (z y x)
     assert found.n_slices == truth.shape[2]
     middle = found.n_slices // 2
-    made = make_case(found.plane(middle), cases.draw(found, MaskSpec.parse("poisson2d:2,centre=10"))[1])
+    made = make_case(found, middle, MaskSpec.parse("poisson2d:2,centre=10"))
     assert made.truth.shape == truth.shape[:2]
     assert np.corrcoef(made.truth.ravel(), truth[:, :, middle].ravel())[0, 1] > 0.999
 
@@ -168,7 +170,7 @@ def test_a_centred_box_of_samples_is_all_that_was_asked_for() -> None:
 
 def test_tuning_finds_the_weight_that_brute_force_finds(tmp_path: Path) -> None:
     (found,), _ = find_data([str(volume(tmp_path / "v.h5", n_slices=1, noise=0.3))])
-    case = make_case(found.plane(0), cases.draw(found, SPEC)[1])
+    case = make_case(found, 0, SPEC)
     # The default is far off: the grid has to grow towards the best weight.
     method = Method("sense", "SENSE", "classical", reconstructors.Sense(lamda=1e-3))
     done: list[dict[str, Any]] = []
