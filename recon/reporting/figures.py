@@ -36,6 +36,8 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "pdf.fonttype": 42,  # text stays text
 }
+LONGEST = 24
+"""Characters of a label."""
 PREFERRED = ("psnr_support", "ssim_support", "mr_distance")
 """Metrics that are plotted where they were measured; otherwise the first that was."""
 
@@ -90,9 +92,9 @@ class Look:
         return list(dict.fromkeys([*(self.comparison.about.get("masks") or []), *(r.mask for r in self.comparison.results)]))
 
     def label(self, method: str) -> str:
-        """What people call it, safe from matplotlib's formulas."""
+        """What people call it, safe from matplotlib's formulas, cut where it would leave no room for the plot."""
         found = next((str(m["label"]) for m in self.comparison.methods if m["name"] == method), method)
-        return plain(found)
+        return plain(found if len(found) <= LONGEST else f"{found[: LONGEST - 1]}…")
 
     def line(self, method: str) -> dict[str, Any]:
         """Colour, dashes and marker."""

@@ -132,6 +132,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("Masks", html.escape(", ".join(about.get("masks") or []) + ", drawn once per volume, the same for every method")),
         ("Coil maps", html.escape(str(about.get("maps") or ""))),
         ("Weights of classical methods", html.escape(_tuning(about))),
+        ("Not measured", "<br>".join(html.escape(f"{name}: {why}") for name, why in (about.get("not_measured") or {}).items())),
         ("Failed", html.escape(failures) if failures else "no slice"),
         ("Machine", html.escape(runs_on)),
         ("Versions", html.escape(f"recon {about.get('recon', 'unknown')}" + (f", {versions}" if versions else ""))),

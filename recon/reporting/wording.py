@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from recon.metrics import CONVENTIONS
+from recon.metrics import CONVENTIONS, FASTMRI
 
 Better = Literal["higher", "lower", ""]
-WHOLE = "fastMRI's definitions by volume on the whole image (squared norms; range = maximum of the volume; SSIM 7x7 uniform)"
-SUPPORT = "the same, where the coils see the object: background that every method leaves black does not count"
-PERCEPTUAL = "perceptual distance between features of image and truth; comparable only with figures from the same features"
-REGION = "inside the boxes that the data carry"
+WHOLE = f"fastMRI's convention: {FASTMRI.says}; HFEN relative to the target"
+SUPPORT = "where the coils see the object only: background that every method leaves black does not count"
+PERCEPTUAL = {
+    "mr_distance": "distance of features of this project's own small MR network: comparable with itself only",
+    "lpips": "LPIPS 0.1 on VGG-16 (Zhang et al. 2018), of natural images",
+    "dists": "DISTS (Ding et al. 2020), of natural images",
+}
+REGION = {
+    "roi_psnr": "inside the boxes that the data carry, range = maximum of the volume",
+    "roi_ssim": "mean of the map of local similarity inside the boxes that the data carry",
+    "lesion_contrast_error": "errors of the contrasts between boxes and their surroundings, relative to these contrasts",
+}
 
 # Name in results.csv: what people call it, which way it is better, its unit, its group, what the group means.
 _KNOWN: dict[str, tuple[str, Better, str]] = {
@@ -28,8 +36,6 @@ _KNOWN: dict[str, tuple[str, Better, str]] = {
     "roi_ssim": ("SSIM in boxes", "higher", ""),
     "lesion_contrast_error": ("Lesion contrast error", "lower", ""),
 }
-_PERCEPTUAL = ("mr_distance", "lpips", "dists")
-_REGION = ("roi_psnr", "roi_ssim", "lesion_contrast_error")
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,13 @@ def metric_name(key: str) -> MetricName:
     support = rest.endswith("_support")
     base = rest.removesuffix("_support")
     label, better, unit = _KNOWN.get(base, (base.replace("_", " "), "", ""))
-    group, says = ("Whole image", WHOLE) if base in _KNOWN else ("Other", "as the column of results.csv is named")
+    group, says = ("Image", WHOLE) if base in _KNOWN else ("Other", "as the column of results.csv is named")
     if convention:
         group, says = f"{convention} convention", CONVENTIONS[convention].says
-    elif base in _PERCEPTUAL:
-        group, says = "Perceptual", PERCEPTUAL
-    elif base in _REGION:
-        group, says = "Regions of interest", REGION
+    elif base in PERCEPTUAL:
+        group, says = "Perceptual", PERCEPTUAL[base]
+    elif base in REGION:
+        group, says = "Regions of interest", REGION[base]
     elif support:
         group, says = "Support", f"{WHOLE}; {SUPPORT}"
     name = f"{label}, support" if support else label

@@ -72,7 +72,6 @@ def write(folder: Path, case: Case, truth: Truth | None = None, blur: Callable[.
                 failed = case.failing == (method, v)
                 rows.append(_row(case, images, method, failed))
                 _log(log, images, method, failed)
-    log.close()
     store.write_results(folder, rows)
     about = summary(case, rows)
     store.write_summary(folder, about)

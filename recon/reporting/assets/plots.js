@@ -169,16 +169,22 @@ function loadPlotly() {
   byId("plotly").remove();
 }
 
-function drawPlot(plot) {
-  loadPlotly();
-  const made = plot.make();
-  plot.stale = false;
+// Words at once, so that nothing moves when the plot comes.
+function describe(plot, made) {
+  plot.stale = true;
   plot.figure.hidden = !made?.traces.length;
-  if (plot.figure.hidden) return Plotly.purge(plot.target);
+  if (plot.figure.hidden) return;
   plot.figure.classList.toggle("wide", Boolean(made.wide));
   plot.target.setAttribute("aria-label", made.alt);
   plot.caption.textContent = made.caption;
   plot.extra.replaceChildren(...(made.table ? [made.table] : []));
+}
+
+function drawPlot(plot) {
+  const made = plot.make();
+  plot.stale = false;
+  if (plot.figure.hidden) return;
+  loadPlotly();
   Plotly.react(plot.target, made.traces, themed(made.layout), {
     responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
     toImageButtonOptions: { format: "svg", filename: `recon-${plot.id}` },
@@ -197,8 +203,7 @@ const near = new IntersectionObserver((entries) => {
 function drawPlots() {
   if (!started) return;
   for (const plot of PLOTS) {
-    plot.stale = true;
-    plot.figure.hidden = !plot.make()?.traces.length;
+    describe(plot, plot.make());
     if (plot.near) drawPlot(plot);
   }
 }

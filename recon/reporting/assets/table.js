@@ -159,21 +159,28 @@ function drawTable() {
 function drawNotes(rows) {
   const metric = METRICS.get(state.metric);
   byId("says").textContent = metric ? `${metric.label}: ${metric.says}. ${metric.better ? `${arrow(metric)} ${betterText(metric)}.` : ""}` : "No metric has been measured on these data (no truth, or no volume is complete yet).";
-  const [statistics] = rows.map((r) => r.summaries[state.metric]).filter((s) => s?.reference);
+  const tested = rows.map((r) => r.summaries[state.metric]).filter((s) => s?.reference);
+  const statistics = tested.find((s) => s.p_corrected != null) ?? tested[0];
   const n = Math.max(0, ...rows.map((r) => r.summaries[state.metric]?.n ?? 0));
   const about = statistics
-    ? `95 % paired bootstrap intervals over ${n} volumes; differences and p (corrected for the number of comparisons) against ${labelOf(statistics.reference)}, the best classical method.`
+    ? `95 % paired bootstrap intervals over ${n} volumes; differences and p (paired Wilcoxon test, Holm's correction for ${statistics.comparisons ?? "all"} comparisons) against ${labelOf(statistics.reference)}, the best classical method.${hopeless(statistics)}`
     : n ? `Mean over ${n} volume${n === 1 ? "" : "s"}; no interval and no test with so few.` : "";
   byId("table-note").textContent = `★ best of the methods that have every volume. ${about} – not measured.`;
   const failed = FAILURES.filter((f) => f.dataset === state.dataset && (state.everyMask || f.mask === state.mask));
   byId("failures").hidden = !failed.length;
   byId("failures").querySelector("summary").textContent = `${failed.length} failed slice${failed.length === 1 ? "" : "s"}, with the reason`;
-  const groups = Map.groupBy ? Map.groupBy(failed, (f) => JSON.stringify([f.method, f.reason])) : groupBy(failed, (f) => JSON.stringify([f.method, f.reason]));
+  const groups = groupBy(failed, (f) => JSON.stringify([f.method, f.reason]));
   byId("failures").querySelector("ul").replaceChildren(...[...groups].map(([key, found]) => {
     const [method, reason] = JSON.parse(key);
     const where = found.slice(0, 8).map((f) => `${f.volume} / ${f.slice}`).join(", ") + (found.length > 8 ? ", …" : "");
     return h("li", {}, h("b", {}, labelOf(method)), `, ${found.length} × “${reason || "no reason given"}” (volume / slice: ${where})`);
   }));
+}
+
+// So few volumes that no difference could be significant: that is not evidence of equality.
+function hopeless(s) {
+  const least = Math.min(1, (s.smallest_p ?? 0) * (s.comparisons ?? 1));
+  return least < 0.05 ? "" : ` With so few volumes p cannot fall below ${probability(least)}, whatever the difference.`;
 }
 
 function groupBy(list, key) {
