@@ -1,6 +1,6 @@
 """Does the ranking by held-out samples agree with the ranking by PSNR against the truth?
 
-    python -m benchmarks.rank_agreement [--data FOLDER] [--draws 3] [--slices 2]
+    python -m benchmarks.rank_agreement [--data FOLDER] [--draws 3] [--slices 2] [--only NAME] [--masks MASK ...]
 
 Fully sampled slices are undersampled; every method reconstructs them, and from the samples that are left when some are held out
 once more. The first gives the PSNR on the support, the second the held-out error, and the ranks of the two are compared. The
@@ -15,7 +15,7 @@ import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,25 +121,25 @@ def measure(
     return found
 
 
-def outcomes(data: Path, draws: int, slices: int) -> Iterator[Outcome]:
-    """One for each slice, mask and truth."""
+def outcomes(data: Path, draws: int, slices: int, only: str = "", masks: Sequence[str] = MASKS) -> Iterator[Outcome]:
+    """One for each slice, mask and truth, of the data sets whose name begins with `only`."""
     made = methods()
     with tempfile.TemporaryDirectory() as folder:
         files = {SIMULATED: _simulated(data, Path(folder), 20.0)}
         files |= {name: data / "fastmri_style" / f"{name}.h5" for name in SCANS}
         quiet = KSpaceDataset([_simulated(data, Path(folder), 1e8)])
-        for dataset, path in files.items():
-            for text in MASKS:
-                examples = KSpaceDataset([path], [MaskSpec.parse(text)])
-                n = len(examples)
-                for i in range(min(slices, n)):
-                    at = int((i + 0.5) * n / min(slices, n))
-                    example = examples[at]
-                    assert example.truth is not None
-                    truths = {dataset: example.truth.numpy()}
-                    if dataset == SIMULATED:
-                        truths[QUIET] = _scaled_to(quiet[at].truth, example.truth)
-                    yield from measure(example, examples.volumes[0].noise is not None, made, draws, truths, text)
+        for dataset, text in ((d, m) for d in files if d.startswith(only) for m in masks):
+            path = files[dataset]
+            examples = KSpaceDataset([path], [MaskSpec.parse(text)])
+            n = len(examples)
+            for i in range(min(slices, n)):
+                at = int((i + 0.5) * n / min(slices, n))
+                example = examples[at]
+                assert example.truth is not None
+                truths = {dataset: example.truth.numpy()}
+                if dataset == SIMULATED:
+                    truths[QUIET] = _scaled_to(quiet[at].truth, example.truth)
+                yield from measure(example, examples.volumes[0].noise is not None, made, draws, truths, text)
 
 
 def _scaled_to(truth: Tensor | None, noisy: Tensor) -> NDArray:
@@ -187,12 +187,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("RECON_DATA"), help="default: $RECON_DATA")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--slices", type=int, default=2, help="of each volume")
+    parser.add_argument("--only", default="", help="of data sets whose name begins so")
+    parser.add_argument("--masks", nargs="+", default=MASKS)
     arguments = parser.parse_args()
     if arguments.data is None or not Path(arguments.data).is_dir():
         parser.error("give --data FOLDER, or set RECON_DATA")
     torch.set_num_threads(1)
     found = []
-    for outcome in outcomes(Path(arguments.data), arguments.draws, arguments.slices):
+    a = arguments
+    for outcome in outcomes(Path(a.data), a.draws, a.slices, a.only, a.masks):
         found.append(outcome)
         pairs = zip(outcome.names, outcome.psnr, outcome.error, strict=True)
         listed = ", ".join(f"{n} {p:.1f} dB/{e:.3f}" for n, p, e in sorted(pairs, key=lambda row: row[2]))
