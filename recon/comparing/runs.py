@@ -54,7 +54,7 @@ class Runner:
     def run(self, volume: Volume, slices: Sequence[int], spec: MaskSpec, group: Group) -> GroupImages | None:
         """All slices of one volume and mask; their images, None where not one slice could be read."""
         images = self._begun(group, slices)
-        rows = {(row.slice, row.method): row for row in self.log.rows if row.group == group}
+        rows = self.log.of(group)
 
         def done(position: int, method: Method) -> bool:
             row = rows.get((slices[position], method.name))
@@ -148,10 +148,9 @@ def volume_rows(
     others: Sequence[Convention],
 ) -> list[VolumeRow]:
     """One row for each method, with the metrics of the volume where no slice failed."""
-    latest = {(row.slice, row.method): row for row in log.rows if row.group == group}
     found = []
     for method in methods:
-        rows = [row for (_, name), row in latest.items() if name == method.name]
+        rows = [row for (_, name), row in log.of(group).items() if name == method.name]
         failures = [row for row in rows if row.failed]
         metrics = {} if failures or images is None or len(rows) < n_slices else figures(images, method.name, others)
         found.append(

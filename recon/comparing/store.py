@@ -251,6 +251,13 @@ class SliceLog:
             writer.writerow([f.name for f in fields(SliceRow)])
             writer.writerows(_cells(row) for row in self.rows)
         self._path = path
+        self._of: dict[Group, list[SliceRow]] = {}
+        for row in self.rows:
+            self._of.setdefault(row.group, []).append(row)
+
+    def of(self, group: Group) -> dict[tuple[int, str], SliceRow]:
+        """The rows of a volume and mask, by slice and method."""
+        return {(row.slice, row.method): row for row in self._of.get(group, [])}
 
     def append(self, row: SliceRow) -> None:
         """Keep a row, on the disk too."""
@@ -259,6 +266,7 @@ class SliceLog:
         with self._path.open("a", newline="") as file:
             file.write(line.getvalue())
         self.rows.append(row)
+        self._of.setdefault(row.group, []).append(row)
 
 
 def read_slices(folder: Path) -> list[SliceRow]:
