@@ -148,6 +148,8 @@ def _save(figure: Figure, stem: Path, draw: Callable[[Figure], bool]) -> list[Pa
             # No date: the same comparison gives the same file.
             figure.savefig(beside, dpi=200, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
             os.replace(beside, path)
+            # The layout takes most of the time and stays as it is.
+            figure.set_layout_engine("none")
         except OSError as error:
             raise InputError(f"cannot write ({error.strerror or error})", path) from error
         finally:

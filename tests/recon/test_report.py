@@ -156,7 +156,8 @@ NASTY = "a</script><script>window.hit=1</script> & 'b' \"c\" <img src=x onerror=
 
 
 def test_names_cannot_leave_their_place(tmp_path: Path) -> None:
-    case = Case(methods=("sense", "own weights/2"), labels={"own weights/2": NASTY}, dataset="d</script><b>", n_volumes=2)
+    methods = ("sense", "own weights/2")
+    case = Case(methods, ("random1d:4",), n_volumes=2, labels={"own weights/2": NASTY}, dataset="d</script><b>")
     about = report_cases.write(tmp_path, case)
     store.write_summary(tmp_path, {**about, "verdict": [NASTY], "command": ["recon", NASTY]})
     html = report.write(tmp_path).read_text(encoding="utf-8")
@@ -204,6 +205,9 @@ def test_the_same_comparison_gives_the_same_files(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part*"))
 
 
+LITTLE = Case(methods=("sense", "tv"), masks=("random1d:4",), n_volumes=1)
+
+
 def one_method(folder: Path) -> None:
     report_cases.write(
         folder, Case(methods=("sense",), masks=("random1d:4",), n_volumes=1, n_slices=1, shape=(17, 9), statistics=False)
@@ -211,7 +215,7 @@ def one_method(folder: Path) -> None:
 
 
 def everything_failed(folder: Path) -> None:
-    report_cases.write(folder, Case(methods=("sense",), n_volumes=1, failing=("sense", 0)))
+    report_cases.write(folder, replace(LITTLE, methods=("sense",), failing=("sense", 0)))
 
 
 def nothing_yet(folder: Path) -> None:
@@ -226,7 +230,7 @@ def held_out_only(folder: Path) -> None:
 
 
 def images_without_truth(folder: Path) -> None:
-    report_cases.write(folder, Case(n_volumes=1))
+    report_cases.write(folder, LITTLE)
     for path in store.image_files(folder):
         with h5py.File(path, "r+") as file:
             del file["truth"], file["boxes"], file["mask"]

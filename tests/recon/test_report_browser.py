@@ -30,7 +30,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("needs a browser: no chromium on PATH (make system-packages)")
     with playwright.sync_playwright() as driver:
         # Without its own sandbox, which needs rights that containers do not give; the page is ours.
-        running = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        running = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         yield running
         running.close()
 
@@ -112,6 +112,28 @@ def opened(browser: Any, folder: Path) -> Iterator[Opened]:
     for opened in open_page(browser, folder, plots=False, color_scheme="light"):
         opened.page.wait_for_selector("#stage[data-shown]")
         yield opened
+
+
+@pytest.fixture(scope="module")
+def one_page(browser: Any, folder: Path) -> Iterator[Opened]:
+    for opened in open_page(browser, folder, plots=False, color_scheme="light"):
+        opened.page.wait_for_selector("#stage[data-shown]")
+        opened.page.evaluate("window.before = { ...report.view }")
+        yield opened
+
+
+@pytest.fixture
+def viewer(one_page: Opened) -> Opened:
+    """The page with its images as they were when it opened; opening it anew for every test would take most of the time."""
+    one_page.mouse.move(0, 0)
+    one_page.evaluate("""() => {
+        Object.assign(report.view, { ...before, cursor: null, hidden: new Set() });
+        document.getElementById("stage").dataset.shown = "[]";
+        const select = document.getElementById("view-volume");
+        select.value = JSON.stringify([before.file.dataset, before.file.volume]);
+        select.dispatchEvent(new Event("change")); }""")
+    one_page.wait_for(volume="volume_0", mask="random1d:4", number=1)
+    return one_page
 
 
 @pytest.fixture
@@ -227,30 +249,30 @@ def test_plots_follow_the_choice(plotted: Opened, folder: Path) -> None:
     assert plotted.evaluate("document.getElementById('plot-boxes').data.at(-1).y") == pytest.approx(rows)
 
 
-def test_pixel_values_equal_the_data(opened: Opened, folder: Path) -> None:
+def test_pixel_values_equal_the_data(viewer: Opened, folder: Path) -> None:
     """Decoded by the browser: every pixel of every plane, to half a step; values under the mouse as the panels say them."""
-    for index, file in enumerate(opened.evaluate("report.IMAGES.files.map((f) => ({...f, planes: null}))")):
+    for index, file in enumerate(viewer.evaluate("report.IMAGES.files.map((f) => ({...f, planes: null}))")):
         group = truth_of(folder, file["volume"], file["mask"])
         for place, number in enumerate(group.slices):
             for series in ("truth", *CASE.methods):
                 data = (group.truth if series == "truth" else group.images[series])[place]
                 code = "async ([i, n, s]) => [...await report.planeOf(report.IMAGES.files[i], n, s)]"
-                codes = np.array(opened.evaluate(code, [index, number, series])).reshape(CASE.shape)
+                codes = np.array(viewer.evaluate(code, [index, number, series])).reshape(CASE.shape)
                 if np.isnan(data).all():
                     assert (codes == 2**12 - 1).all()
                     continue
                 inside = codes < 2**12 - 2
                 assert np.abs(codes * file["step"] - data)[inside].max() <= 0.501 * file["step"]
                 assert (data[~inside] > 1.249 * file["reference"]).all()
-    volume, mask, number = opened.shown()[1:]
+    volume, mask, number = viewer.shown()[1:]
     group = truth_of(folder, volume, mask)
-    opened.show_viewer()
-    opened.mouse.move(*opened.place("truth", 17, 33))
+    viewer.show_viewer()
+    viewer.mouse.move(*viewer.place("truth", 17, 33))
     for series in ("truth", *CASE.methods):
         data = (group.truth if series == "truth" else group.images[series])[group.slices.index(number)]
-        text = opened.locator(f'.panel[data-series="{series}"] output').inner_text()
+        text = viewer.locator(f'.panel[data-series="{series}"] output').inner_text()
         assert value_in(text) == pytest.approx(float(data[17, 33]), rel=2e-3, abs=file["step"])
-    assert "y 17, x 33" in opened.locator("#place").inner_text()
+    assert "y 17, x 33" in viewer.locator("#place").inner_text()
 
 
 def grey(opened: Opened, series: str, y: int, x: int) -> int:
@@ -263,41 +285,41 @@ def grey(opened: Opened, series: str, y: int, x: int) -> int:
     return found
 
 
-def test_the_screen_shows_the_image_upright_on_one_grey_scale(opened: Opened, folder: Path) -> None:
-    opened.click("#view-smooth")
-    opened.click("#view-boxes")
-    opened.show_viewer()
-    volume, mask, number = opened.shown()[1:]
+def test_the_screen_shows_the_image_upright_on_one_grey_scale(viewer: Opened, folder: Path) -> None:
+    viewer.click("#view-smooth")
+    viewer.click("#view-boxes")
+    viewer.show_viewer()
+    volume, mask, number = viewer.shown()[1:]
     group = truth_of(folder, volume, mask)
-    view, file = opened.images(), opened.evaluate("report.view.file")
+    view, file = viewer.images(), viewer.evaluate("report.view.file")
     for series in ("truth", "refinegan", "zero-filled"):
         data = (group.truth if series == "truth" else group.images[series])[group.slices.index(number)]
         for y, x in [(20, 28), (12, 20), (25, 36), (2, 3), (30, 22)]:
             wanted = np.clip((data[y, x] / file["reference"] - view["low"]) / (view["high"] - view["low"]), 0, 1) * 255
-            assert grey(opened, series, y, x) == pytest.approx(wanted, abs=1.6)
+            assert grey(viewer, series, y, x) == pytest.approx(wanted, abs=1.6)
 
 
-def test_the_viewer_shows_what_was_chosen(opened: Opened, folder: Path) -> None:
-    assert opened.shown() == ["brain", "volume_0", "random1d:4", 1], "the slice with a box"
-    opened.select_option("#view-volume", json.dumps(["brain", "volume_3"], separators=(",", ":")))
-    opened.wait_for(volume="volume_3")
-    opened.select_option("#view-mask", "random1d:8")
-    opened.wait_for(mask="random1d:8")
-    opened.locator("#view-slice").fill("2")
-    opened.wait_for(number=7)
-    assert opened.shown() == ["brain", "volume_3", "random1d:8", 7]
+def test_the_viewer_shows_what_was_chosen(viewer: Opened, folder: Path) -> None:
+    assert viewer.shown() == ["brain", "volume_0", "random1d:4", 1], "the slice with a box"
+    viewer.select_option("#view-volume", json.dumps(["brain", "volume_3"], separators=(",", ":")))
+    viewer.wait_for(volume="volume_3")
+    viewer.select_option("#view-mask", "random1d:8")
+    viewer.wait_for(mask="random1d:8")
+    viewer.locator("#view-slice").fill("2")
+    viewer.wait_for(number=7)
+    assert viewer.shown() == ["brain", "volume_3", "random1d:8", 7]
     group = truth_of(folder, "volume_3", "random1d:8")
-    opened.show_viewer()
-    opened.mouse.move(*opened.place("refinegan", 20, 28))
-    text = opened.locator('.panel[data-series="refinegan"] output').inner_text()
+    viewer.show_viewer()
+    viewer.mouse.move(*viewer.place("refinegan", 20, 28))
+    text = viewer.locator('.panel[data-series="refinegan"] output').inner_text()
     assert value_in(text) == pytest.approx(float(group.images["refinegan"][2, 20, 28]), rel=2e-3)
-    assert "volume_3, slice 7, random1d:8" in opened.canvas("refinegan").get_attribute("aria-label")
+    assert "volume_3, slice 7, random1d:8" in viewer.canvas("refinegan").get_attribute("aria-label")
 
 
-def test_a_failed_slice_says_why(opened: Opened) -> None:
-    opened.select_option("#view-volume", json.dumps(["brain", "volume_2"], separators=(",", ":")))
-    opened.wait_for(volume="volume_2", number=1)
-    words = opened.evaluate("""() => {
+def test_a_failed_slice_says_why(viewer: Opened) -> None:
+    viewer.select_option("#view-volume", json.dumps(["brain", "volume_2"], separators=(",", ":")))
+    viewer.wait_for(volume="volume_2", number=1)
+    words = viewer.evaluate("""() => {
         const said = [], own = CanvasRenderingContext2D.prototype, write = own.fillText;
         own.fillText = function (text, ...rest) { said.push(text); return write.call(this, text, ...rest); };
         document.getElementById("stage").dispatchEvent(new KeyboardEvent("keydown", { key: "i" }));
@@ -306,53 +328,53 @@ def test_a_failed_slice_says_why(opened: Opened) -> None:
     assert "failed: out of memory" in " ".join(words)
 
 
-def test_dragging_changes_window_and_level_of_all_panels(opened: Opened) -> None:
-    opened.show_viewer()
-    before = opened.images()
-    pixel = grey(opened, "truth", 20, 28), grey(opened, "refinegan", 20, 28)
-    x, y = opened.place("sense", 20, 28)
-    opened.mouse.move(x, y)
-    opened.mouse.down()
-    opened.mouse.move(x + 60, y, steps=3)
-    wider = opened.images()
-    opened.mouse.move(x + 60, y + 40, steps=3)
-    opened.mouse.up()
-    after = opened.images()
+def test_dragging_changes_window_and_level_of_all_panels(viewer: Opened) -> None:
+    viewer.show_viewer()
+    before = viewer.images()
+    pixel = grey(viewer, "truth", 20, 28), grey(viewer, "refinegan", 20, 28)
+    x, y = viewer.place("sense", 20, 28)
+    viewer.mouse.move(x, y)
+    viewer.mouse.down()
+    viewer.mouse.move(x + 60, y, steps=3)
+    wider = viewer.images()
+    viewer.mouse.move(x + 60, y + 40, steps=3)
+    viewer.mouse.up()
+    after = viewer.images()
     assert wider["high"] - wider["low"] > before["high"] - before["low"]
     assert after["high"] + after["low"] > wider["high"] + wider["low"] + 0.05
     assert after["high"] - after["low"] == pytest.approx(wider["high"] - wider["low"])
-    opened.mouse.move(0, 0)
-    assert grey(opened, "truth", 20, 28) < pixel[0]
-    assert grey(opened, "refinegan", 20, 28) < pixel[1]
-    opened.canvas("sense").dblclick()
-    assert {k: opened.images()[k] for k in ("low", "high", "zoom")} == {k: before[k] for k in ("low", "high", "zoom")}
+    viewer.mouse.move(0, 0)
+    assert grey(viewer, "truth", 20, 28) < pixel[0]
+    assert grey(viewer, "refinegan", 20, 28) < pixel[1]
+    viewer.canvas("sense").dblclick()
+    assert {k: viewer.images()[k] for k in ("low", "high", "zoom")} == {k: before[k] for k in ("low", "high", "zoom")}
 
 
-def test_zoom_and_pan_are_linked_and_keep_the_point(opened: Opened) -> None:
-    opened.show_viewer()
-    x, y = opened.place("truth", 12, 15)
-    opened.mouse.move(x, y)
-    opened.mouse.wheel(0, -600)
-    opened.wait_for_function("() => report.view.zoom > 1.5")
-    assert opened.images()["cursor"] == [12, 15]
-    opened.mouse.move(x + 1, y)
-    assert opened.images()["cursor"] == [12, 15], "the point under the mouse stays there"
+def test_zoom_and_pan_are_linked_and_keep_the_point(viewer: Opened) -> None:
+    viewer.show_viewer()
+    x, y = viewer.place("truth", 12, 15)
+    viewer.mouse.move(x, y)
+    viewer.mouse.wheel(0, -600)
+    viewer.wait_for_function("() => report.view.zoom > 1.5")
+    assert viewer.images()["cursor"] == [12, 15]
+    viewer.mouse.move(x + 1, y)
+    assert viewer.images()["cursor"] == [12, 15], "the point under the mouse stays there"
     # The same place of another panel shows the same pixel.
-    first, other = opened.canvas("truth").bounding_box(), opened.canvas("refinegan").bounding_box()
-    opened.mouse.move(x - first["x"] + other["x"], y - first["y"] + other["y"])
-    assert opened.images()["cursor"] == [12, 15]
+    first, other = viewer.canvas("truth").bounding_box(), viewer.canvas("refinegan").bounding_box()
+    viewer.mouse.move(x - first["x"] + other["x"], y - first["y"] + other["y"])
+    assert viewer.images()["cursor"] == [12, 15]
     for button, key in (("left", "Shift"), ("right", None)):
-        before = opened.images()
+        before = viewer.images()
         if key:
-            opened.keyboard.down(key)
-        opened.mouse.down(button=button)
-        opened.mouse.move(x - first["x"] + other["x"] - 30, y - first["y"] + other["y"], steps=3)
-        opened.mouse.up(button=button)
+            viewer.keyboard.down(key)
+        viewer.mouse.down(button=button)
+        viewer.mouse.move(x - first["x"] + other["x"] - 30, y - first["y"] + other["y"], steps=3)
+        viewer.mouse.up(button=button)
         if key:
-            opened.keyboard.up(key)
-        assert opened.images()["centre"][1] > before["centre"][1]
-        assert opened.images()["low"] == before["low"]
-        opened.mouse.move(x - first["x"] + other["x"], y - first["y"] + other["y"])
+            viewer.keyboard.up(key)
+        assert viewer.images()["centre"][1] > before["centre"][1]
+        assert viewer.images()["low"] == before["low"]
+        viewer.mouse.move(x - first["x"] + other["x"], y - first["y"] + other["y"])
 
 
 def test_the_keyboard_alone_reaches_everything(opened: Opened) -> None:
@@ -397,56 +419,56 @@ def test_the_keyboard_alone_reaches_everything(opened: Opened) -> None:
     assert opened.locator(".panel").count() == 4
 
 
-def test_flicker_puts_b_in_the_place_of_a(opened: Opened) -> None:
-    opened.click("#view-smooth")
-    opened.click("#view-boxes")
-    opened.select_option("#view-a", "zero-filled")
-    opened.select_option("#view-b", "refinegan")
-    opened.show_viewer()
+def test_flicker_puts_b_in_the_place_of_a(viewer: Opened) -> None:
+    viewer.click("#view-smooth")
+    viewer.click("#view-boxes")
+    viewer.select_option("#view-a", "zero-filled")
+    viewer.select_option("#view-b", "refinegan")
+    viewer.show_viewer()
     spots = [(y, x) for y in range(10, 30, 4) for x in range(14, 42, 4)]
 
     def look(series: str) -> list[int]:
-        return [grey(opened, series, *spot) for spot in spots]
+        return [grey(viewer, series, *spot) for spot in spots]
 
     own, other = look("zero-filled"), look("refinegan")
     assert own != other
-    opened.focus("#stage")
-    opened.keyboard.press("f")
+    viewer.focus("#stage")
+    viewer.keyboard.press("f")
     assert look("zero-filled") == other
-    assert "refinegan" in opened.locator('.panel[data-series="zero-filled"] header').inner_text()
-    opened.keyboard.press("f")
+    assert "refinegan" in viewer.locator('.panel[data-series="zero-filled"] header').inner_text()
+    viewer.keyboard.press("f")
     assert look("zero-filled") == own
 
 
-def test_differences_have_one_scale_and_a_sign(opened: Opened, folder: Path) -> None:
-    opened.click("#view-smooth")
-    opened.click("#view-boxes")
-    opened.click("#view-difference")
-    opened.show_viewer()
-    volume, mask, number = opened.shown()[1:]
-    group, scale = truth_of(folder, volume, mask), 0.1 * opened.evaluate("report.view.file.reference")
+def test_differences_have_one_scale_and_a_sign(viewer: Opened, folder: Path) -> None:
+    viewer.click("#view-smooth")
+    viewer.click("#view-boxes")
+    viewer.click("#view-difference")
+    viewer.show_viewer()
+    volume, mask, number = viewer.shown()[1:]
+    group, scale = truth_of(folder, volume, mask), 0.1 * viewer.evaluate("report.view.file.reference")
     at = group.slices.index(number)
     for series in ("zero-filled", "refinegan"):
         difference = (group.images[series][at] - group.truth[at]) / scale
         for y, x in [(20, 28), (12, 20), (25, 36), (18, 22)]:
             red = min(1.0, abs(difference[y, x])) * (255 if difference[y, x] > 0 else 60)
-            assert grey(opened, series, y, x) == pytest.approx(red, abs=3)
+            assert grey(viewer, series, y, x) == pytest.approx(red, abs=3)
 
 
-def test_turning_and_mirroring_keep_values_under_the_mouse(opened: Opened, folder: Path) -> None:
-    volume, mask, number = opened.shown()[1:]
+def test_turning_and_mirroring_keep_values_under_the_mouse(viewer: Opened, folder: Path) -> None:
+    volume, mask, number = viewer.shown()[1:]
     group = truth_of(folder, volume, mask)
     plane = group.images["refinegan"][group.slices.index(number)]
-    opened.focus("#stage")
-    opened.keyboard.press("t")
-    opened.keyboard.press("r")
-    opened.show_viewer()
-    box = opened.canvas("refinegan").bounding_box()
+    viewer.focus("#stage")
+    viewer.keyboard.press("t")
+    viewer.keyboard.press("r")
+    viewer.show_viewer()
+    box = viewer.canvas("refinegan").bounding_box()
     turned = np.rot90(plane, -1)[:, ::-1]
     rows, columns = turned.shape
     for r, c in [(3, 5), (30, 8), (50, 33)]:
-        opened.mouse.move(box["x"] + (c + 0.5) / columns * box["width"], box["y"] + (r + 0.5) / rows * box["height"])
-        text = opened.locator('.panel[data-series="refinegan"] output').inner_text()
+        viewer.mouse.move(box["x"] + (c + 0.5) / columns * box["width"], box["y"] + (r + 0.5) / rows * box["height"])
+        text = viewer.locator('.panel[data-series="refinegan"] output').inner_text()
         assert value_in(text) == pytest.approx(float(turned[r, c]), rel=2e-3, abs=1e-8)
 
 
