@@ -93,7 +93,7 @@ class RawGenerator(Generator):
         norm: Norm = "none",
         refine: bool = True,
         start: Start = "sense",
-        start_lamda: float = 0.01,
+        start_lamda: float = 0.02,
         consistency: bool = True,
         lamda: float = 0.1,
         learn_lamda: bool = True,

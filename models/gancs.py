@@ -141,7 +141,7 @@ class RawGenerator(Generator):
         cascades: int = 3,
         norm: Norm = "none",
         start: Start = "sense",
-        start_lamda: float = 0.01,
+        start_lamda: float = 0.02,
         consistency: bool = True,
         lamda: float = 0.1,
         learn_lamda: bool = True,

@@ -142,7 +142,7 @@ def test_losses_of_a_slice_of_zeros_and_their_gradients_stay_finite(system: str)
 @pytest.mark.parametrize("system", RAW)
 def test_untrained_it_is_sense(system: str) -> None:
     y, op, _ = scan(noise=0.01)
-    sense = starting_image(y, op, "sense", 0.01, 1e-3)
+    sense = starting_image(y, op, "sense", 0.02, 1e-3)
     without = build_generator(small(system, generator={"consistency": False}))
     assert distance(without(y, op), sense) < 1e-5
     # With data consistency it is one more regularised solve around SENSE, which moves it little where lamda is larger.
@@ -288,7 +288,7 @@ def test_raw_generators_can_be_made_small_enough_for_a_cpu(system: str) -> None:
     with torch.device("meta"):
         default = sum(p.numel() for p in build_generator({"system": system}).parameters())
         tiny = sum(p.numel() for p in build_generator(small(system)).parameters())
-    assert default < 3.2e6
+    assert default < 3.5e6
     assert tiny < default / 3
 
 
