@@ -16,7 +16,7 @@ critic                  48,141,633 parameters, one logit, batch norm            
 adversarial             non-saturating                                          the same, 0.01
 image term              15 * root NMSE, background counting as -1               error over that of the start, 1
 frequency term          0.1 * mean (|F x| - |F t|)^2, unnormalised F            relative L1 of F x - F t, 0.1
-perceptual term         0.0025 * VGG-16 (Caffe), after pool4                    relative, `mr` features; 0 until chosen
+perceptual term         0.0025 * VGG-16 (Caffe), after pool4                    relative, `mr` features; 0, YAML: 0.1
 optimiser               Adam 1e-4, 0.5; halved every 5 epochs                   Adam 1e-3, cosine
 ======================  ======================================================  ============================================
 
