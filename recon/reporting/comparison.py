@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class ImageFile:
         Whether there is a reference.
     boxes
         ``(n 6)``: slice, class, y0, x0, y1, x1, pixel k covering the interval from k to k + 1.
+    transposed
+        Whether x runs down the screen: measured fastMRI files show their readout, here x, downwards.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class ImageFile:
     shape: tuple[int, int]
     has_truth: bool
     boxes: NDArray[np.float32]
+    transposed: bool = False
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -133,8 +136,11 @@ def read(folder: Path) -> Comparison:
     slices = read_slices(folder)
     results = read_results(folder) if (folder / RESULTS).exists() else []
     names = [m["name"] for m in about.get("methods") or []]
+    data = about.get("data") or []
+    lying = {d["dataset"] for d in data if d.get("kind") == "fastmri" and not d.get("simulated")}
     images = [read_image_file(path, names, slices) for path in image_files(folder)]
-    volumes = [(d["dataset"], v) for d in about.get("data") or [] for v in d.get("volumes") or []]
+    images = [replace(file, transposed=file.dataset in lying) for file in images]
+    volumes = [(d["dataset"], v) for d in data for v in d.get("volumes") or []]
     masks = about.get("masks") or []
     images.sort(key=lambda f: (_rank(volumes, (f.dataset, f.volume)), f.dataset, f.volume, _rank(masks, f.mask), f.mask))
     return Comparison(folder, about, results, [row for row in slices if row.failed], images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
@@ -114,14 +115,18 @@ def _head(comparison: Comparison) -> str:
         lines.append('<p class="note warning">Not finished: the figures below are those of the part done.</p>')
     verdict = " ".join(about.get("verdict") or ["No verdict: too little has been measured."])
     lines.append(f'<p class="verdict">{html.escape(verdict)}</p>')
-    facts = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in _facts(comparison) if text)
-    lines.append(f'<dl class="facts">{facts}</dl>')
+    lines.append(_list("facts", _facts(comparison)))
+    lines.append(f"<details><summary>How it was made</summary>{_list('details', _making(about))}</details>")
     return "\n".join(lines)
+
+
+def _list(kind: str, facts: Sequence[tuple[str, str]]) -> str:
+    items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in facts if text)
+    return f'<dl class="facts {kind}">{items}</dl>'
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     about, machine = comparison.about, comparison.about.get("machine") or {}
-    versions = ", ".join(f"{k} {v}" for k, v in (machine.get("versions") or {}).items() if v)
     processor = f"{machine.get('cpu') or 'processor unknown'}, {_count(machine.get('threads') or 1, 'thread')}"
     runs_on = f"{processor}; {machine.get('gpu') or 'no GPU'}"
     failed = Counter(row.method for row in comparison.failures)
@@ -132,12 +137,21 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("Masks", html.escape(", ".join(about.get("masks") or []) + ", drawn once per volume, the same for every method")),
         ("Coil maps", html.escape(str(about.get("maps") or ""))),
         ("Weights of classical methods", html.escape(_tuning(about))),
-        ("Not measured", "<br>".join(html.escape(f"{name}: {why}") for name, why in (about.get("not_measured") or {}).items())),
         ("Failed", html.escape(failures) if failures else "no slice"),
         ("Machine", html.escape(runs_on)),
-        ("Versions", html.escape(f"recon {about.get('recon', 'unknown')}" + (f", {versions}" if versions else ""))),
-        ("Made", html.escape(str(about.get("created") or ""))),
-        ("Command", f"<code>{html.escape(' '.join(map(str, about.get('command') or [])))}</code>"),
+    ]
+
+
+def _making(about: dict[str, Any]) -> list[tuple[str, str]]:
+    versions = {"recon": about.get("recon"), **((about.get("machine") or {}).get("versions") or {})}
+    # The first word is the path of the program.
+    command = shlex.join(["recon", *map(str, (about.get("command") or [])[1:])])
+    absent = (f"{name}: {why}" for name, why in (about.get("not_measured") or {}).items())
+    return [
+        ("Command", f"<code>{html.escape(command)}</code>"),
+        ("Begun", html.escape(str(about.get("created") or ""))),
+        ("Versions", html.escape(", ".join(f"{name} {version}" for name, version in versions.items() if version))),
+        ("Not measured", "<br>".join(map(html.escape, absent))),
     ]
 
 

@@ -24,12 +24,12 @@ def picture(figure: Figure, look: Look, file: ImageFile) -> bool:
     if not file.planes or not file.series:
         return False
     number = _slice(file)
-    planes = {name: file.read(name, number) for name in file.series}
+    planes = {name: file.read(name, number).T if file.transposed else file.read(name, number) for name in file.series}
     reference = planes.get("truth", next(iter(planes.values())))
     finite = reference[np.isfinite(reference)]
     top = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     white = float(np.percentile(finite, 99.5)) if finite.size else top
-    rows, aspect = 2 if file.has_truth else 1, file.shape[0] / file.shape[1]
+    rows, aspect = 2 if file.has_truth else 1, reference.shape[0] / reference.shape[1]
     width = 1.25
     figure.set_size_inches(width * len(planes), rows * width * aspect + 0.4)
     figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
@@ -67,5 +67,6 @@ def _outline(ax: Axes, file: ImageFile, number: int) -> None:
 
     for slice_number, _, y0, x0, y1, x1 in file.boxes:
         if int(slice_number) == number:
+            y0, x0, y1, x1 = (x0, y0, x1, y1) if file.transposed else (y0, x0, y1, x1)
             # Pixel k covers k to k + 1 there, k - 1/2 to k + 1/2 here.
             ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="#ffd23f", linewidth=0.8))

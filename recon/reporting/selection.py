@@ -188,6 +188,7 @@ def _describe_file(volume: Volume, file: ImageFile, held: Held) -> dict[str, Any
         "reference": scale.reference,
         "bright": volume.bright / scale.reference,
         "truth": file.has_truth,
+        "transposed": file.transposed,
         "methods": file.methods,
         "n_slices": len(file.planes),
         "slices": numbers,

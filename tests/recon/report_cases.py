@@ -32,6 +32,7 @@ class Case:
     scale: float = 1.0
     labels: dict[str, str] = field(default_factory=dict)
     statistics: bool = True
+    lying: bool = False
 
     @property
     def volumes(self) -> list[str]:
@@ -128,7 +129,7 @@ def summary(case: Case, rows: Sequence[store.VolumeRow]) -> dict[str, Any]:
                 "kind": "fastmri",
                 "volumes": case.volumes,
                 "n_slices": case.n_volumes * case.n_slices,
-                "simulated": True,
+                "simulated": not case.lying,
                 "attribution": "Somebody 2017, CC BY 4.0",
             }
         ],

@@ -92,7 +92,8 @@ class Opened:
 
 
 def open_page(browser: Any, folder: Path, plots: bool = True, **options: Any) -> Iterator[Opened]:
-    context = browser.new_context(viewport={"width": 1280, "height": 720}, **options)
+    # With reduced motion the page does not glide while a place on it is being looked up.
+    context = browser.new_context(viewport={"width": 1280, "height": 720}, reduced_motion="reduce", **options)
     if not plots:
         # Plots are drawn when they come near the screen. Here none does: Plotly takes a second that most tests need not spend.
         context.add_init_script("window.IntersectionObserver = class { observe() {} };")
@@ -470,6 +471,23 @@ def test_turning_and_mirroring_keep_values_under_the_mouse(viewer: Opened, folde
         viewer.mouse.move(box["x"] + (c + 0.5) / columns * box["width"], box["y"] + (r + 0.5) / rows * box["height"])
         text = viewer.locator('.panel[data-series="refinegan"] output').inner_text()
         assert value_in(text) == pytest.approx(float(turned[r, c]), rel=2e-3, abs=1e-8)
+
+
+def test_measured_fastmri_volumes_stand_upright(browser: Any, tmp_path: Path) -> None:
+    """Their readout is shown downwards, as fastMRI shows it; here it is x."""
+    report_cases.write(tmp_path, Case(methods=("sense",), masks=("random1d:4",), n_volumes=1, n_slices=1, lying=True))
+    write_page(tmp_path)
+    plane = store.read_images(store.image_files(tmp_path)[0]).images["sense"][0].T
+    for opened in open_page(browser, tmp_path, plots=False):
+        opened.wait_for_selector("#stage[data-shown]")
+        opened.show_viewer()
+        box = opened.canvas("sense").bounding_box()
+        for r, c in [(3, 5), (20, 8), (25, 17)]:
+            opened.mouse.move(
+                box["x"] + (c + 0.5) / plane.shape[1] * box["width"], box["y"] + (r + 0.5) / plane.shape[0] * box["height"]
+            )
+            text = opened.locator('.panel[data-series="sense"] output').inner_text()
+            assert value_in(text) == pytest.approx(float(plane[r, c]), rel=2e-3, abs=1e-3)
 
 
 def brightness(opened: Opened, selector: str, what: str) -> float:

@@ -16,6 +16,7 @@ async function show(change = {}) {
   if (!all.includes(view.a)) view.a = file.methods[0] ?? all[0];
   if (!all.includes(view.b)) view.b = all.find((s) => s !== view.a) ?? all[0];
   if (!file.truth) view.difference = false;
+  if (before?.dataset !== file.dataset) setUpright();
   if (before !== file && (!before || String(before.shape) !== String(file.shape))) resetPlace();
   if (!before || volumeKey(before) !== volumeKey(file)) resetWindow();
   if (view.cursor && (view.cursor[0] >= file.shape[0] || view.cursor[1] >= file.shape[1])) view.cursor = null;
@@ -37,6 +38,12 @@ function firstSlice(file) {
   const marked = file.slices.filter((s) => file.boxes.some((box) => box[0] === s));
   const list = marked.length ? marked : file.slices;
   return list[list.length >> 1];
+}
+
+// A quarter turn and a mirror make a transpose.
+function setUpright() {
+  Object.assign(view, { turn: view.file.transposed ? 1 : 0, mirror: view.file.transposed });
+  resetPlace();
 }
 
 function resetPlace() {
@@ -220,7 +227,7 @@ function build() {
     h("fieldset", { class: "chips", id: "view-chips" }),
     h("div", { id: "stage", tabindex: 0, role: "application", "aria-label": "Image viewer", "aria-describedby": "keys" }, h("div", { id: "panels" }),
       h("div", { id: "legend" }, h("span", {}, h("span", { id: "from" }), h("canvas", { id: "ramp", width: 180, height: 12, role: "img" }), h("span", { id: "to" })), h("span", { class: "place", id: "place" }),
-        h("span", { class: "sampling", id: "sampling-label" }, "sampled ", h("canvas", { id: "sampling", role: "img" })))),
+        h("span", { class: "sampling", id: "sampling-label" }, "sampled (ky down, kx right) ", h("canvas", { id: "sampling", role: "img" })))),
     h("p", { class: "keys", id: "keys" }, "Keys, once the images have the focus: ", ...KEYS.map(([key, what]) => h("span", {}, h("kbd", {}, key), ` ${what}`))),
     h("p", { class: "sr", id: "said", "aria-live": "polite" }));
 }
