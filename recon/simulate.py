@@ -37,6 +37,7 @@ def simulate(
     split: float = 0.0,
     gap: int = 0,
     seed: int = 0,
+    attribution: str = "",
     skip_bad: bool = False,
     force: bool = False,
 ) -> None:
@@ -73,6 +74,8 @@ def simulate(
         Leave this many files before the validation files out of everything, since nothing says where the next patient begins.
     seed
         Seed of everything that is drawn.
+    attribution
+        Whom the licence of the images wants named, and the licence: kept in the volumes, and shown with what is made of them.
     skip_bad
         Leave images that cannot be used out, name them, and count them at the end, instead of stopping at the first.
     force
@@ -96,7 +99,7 @@ def simulate(
         raise InputError(f"a gap of {gap} files without a split", "--gap", "give --split as well")
     jobs = [(output / part / f"{group.name}.h5", group) for part, members in parts.items() for group in members]
     _check_outputs([path for path, _ in jobs], output, force)
-    work = _Work(images if images.is_dir() else images.parent, options, seed, skip_bad, force)
+    work = _Work(images if images.is_dir() else images.parent, options, seed, attribution, skip_bad, force)
     for path, group in tqdm(jobs, unit="volume", disable=None):
         work.do(path, group)
     work.finish(left_out)
@@ -109,6 +112,7 @@ class _Work:
     root: Path
     options: SynthesisOptions
     seed: int
+    attribution: str
     skip_bad: bool
     force: bool
     written: dict[str, int] = field(default_factory=dict)
@@ -138,7 +142,13 @@ class _Work:
             acquisition="SIMULATED",
             noise_covariance=volume.noise_covariance,
             boxes=boxes,
-            attributes={"simulated": True, "snr": volume.snr, "seed": self.seed, "images": "\n".join(slices)[:60000]},
+            attributes={
+                "simulated": True,
+                "snr": volume.snr,
+                "seed": self.seed,
+                "images": "\n".join(slices)[:60000],
+                **({"attribution": self.attribution} if self.attribution else {}),
+            },
             force=self.force,
         )
         self.written[path.parent.name] = self.written.get(path.parent.name, 0) + len(slices)

@@ -48,8 +48,9 @@ def _volumes(folder: Path) -> dict[str, fastmri_h5.Volume]:
 
 
 def test_volumes_are_groups_and_show_the_pictures(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    simulate(images, tmp_path / "out", matrix=MATRIX, coils=3, snr=1000, group_size=5)
+    simulate(images, tmp_path / "out", matrix=MATRIX, coils=3, snr=1000, group_size=5, attribution="A. Nyone, CC BY")
     volumes = _volumes(tmp_path / "out")
+    assert {volume.attributes["attribution"] for volume in volumes.values()} == {"A. Nyone, CC BY"}
     assert list(volumes) == ["a_01.h5", "a_06.h5", "b_01.h5", "b_06.h5"]
     assert "20 slices" in capsys.readouterr().out
     volume = volumes["b_06.h5"]
