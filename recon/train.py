@@ -320,13 +320,15 @@ def _save_options(folder: Path, given: Mapping[str, Any]) -> None:
 def _card(gan: Gan, options: DataOptions, data: DataSets, batch_size: int, says: CardOptions) -> Card:
     rates = [spec.acceleration for spec in map(MaskSpec.parse, options.masks) if spec.acceleration is not None]
     given = {key: value for key, value in asdict(says).items() if value}
+    # What is named several times, to be drawn more often, is one thing to a reader of the card.
+    summary = {key: list(dict.fromkeys(value)) if key in ("masks", "coils") else value for key, value in data.summary.items()}
     envelope: dict[str, Any] = {
-        "masks": data.summary["masks"],
+        "masks": summary["masks"],
         "acceleration": [min(rates), max(rates)] if rates else [],
-        **{key: data.summary[key] for key in ("coils", "snr", "matrix") if key in data.summary},
+        **{key: summary[key] for key in ("coils", "snr", "matrix") if key in summary},
         **{key: given[key] for key in ("anatomies", "contrasts", "field_t") if key in given},
     }
-    about = {**data.summary, "source": Path(str(data.summary["source"])).name}
+    about = {**summary, "source": Path(str(summary["source"])).name}
     about |= {key: given[key] for key in ("licence", "attribution") if key in given}
     training = {"batch_size": batch_size, "seed": options.seed, "strip": options.strip}
     config, envelope, about = json.loads(json.dumps([dict(gan.config), envelope, about]))  # lists, as a file holds them
