@@ -304,7 +304,8 @@ def held_out(figure: Figure, look: Look, scan: dict[str, Any]) -> bool:
         style = {**look.line(str(method["name"])), "linestyle": "none"}
         values = [v for v in method["values"] if v is not None]
         ax.plot(np.full(len(values), at), values, **style, alpha=0.6)
-        ax.plot([at - 0.25, at + 0.25], [np.mean(values)] * 2, color="#16202b")
+        if method.get("mean") is not None:  # weighted by signal energy: not the mean of the points
+            ax.plot([at - 0.25, at + 0.25], [method["mean"]] * 2, color="#16202b")
     if scan.get("floor") is not None:
         ax.axhline(scan["floor"], color="#51606f", linestyle="--", linewidth=1, label="noise floor")
         ax.legend(loc="best")

@@ -116,8 +116,13 @@ function heldOut(scan) {
   const found = scan.methods.filter((m) => values_(m).length);
   if (!found.length) return null;
   const traces = found.map((m) => ({
-    type: "box", name: plain(labelOf(m.name)), y: values_(m), boxpoints: "all", jitter: 0.45, pointpos: 0, boxmean: true, showlegend: false, marker: { ...marker(m.name, 5), opacity: 0.75 }, line: { width: 1.5 },
+    type: "box", name: plain(labelOf(m.name)), y: values_(m), boxpoints: "all", jitter: 0.45, pointpos: 0, showlegend: false, marker: { ...marker(m.name, 5), opacity: 0.75 }, line: { width: 1.5 },
   }));
+  // The mean of the table weighs draws by their signal energy: it is not that of the points.
+  traces.push({
+    type: "scatter", mode: "markers", name: "mean", showlegend: false, x: found.map((m) => plain(labelOf(m.name))), y: found.map((m) => m.mean),
+    marker: { symbol: "line-ew", size: 34, line: { width: 2, color: style("--ink") } }, hovertemplate: "mean, weighted by signal energy: %{y:.4g}<extra></extra>",
+  });
   const level = (y, text) => ({ type: "scatter", mode: "lines", name: text, x: found.map((m) => plain(labelOf(m.name))), y: found.map(() => y), line: { color: style("--dim"), dash: "dash", width: 1.5 }, hovertemplate: `${text}: %{y:.3g}<extra></extra>` });
   if (scan.floor != null) traces.push(level(scan.floor, "noise floor"));
   const failed = scan.methods.filter((m) => m.reason).map((m) => ` ${labelOf(m.name)} failed: ${m.reason}.`).join("");
