@@ -20,7 +20,7 @@ NOISE_STD = 0.016  # of a sample; the brain's intensity is 0.5
 
 def demo(
     output: Path = Path("demo"),
-    methods: tuple[str, ...] = ("sense", "l1-wavelet"),
+    methods: tuple[str, ...] = ("sense", "l1-wavelet", "refinegan"),
     force: bool = False,
 ) -> int:
     """Make a synthetic multi-coil scan, reconstruct it with several methods, and show them side by side with the truth.

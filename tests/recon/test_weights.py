@@ -12,12 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kspace.dataset import KSpaceDataset
 from kspace.errors import InputError
+from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from models.interface import Generator
 from models.systems import build_generator, find_systems, resolve
-from recon import generator, models_command, weights
+from recon import generator, models_command, reconstructors, weights
 from recon.weights import Card
+from tests.conftest import ROOT
 from tests.models.scans import scan
 from tests.recon.training_cases import small
 
@@ -276,6 +279,25 @@ def test_export_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     models_command.models("brain", json_output=True)
     assert json.loads(capsys.readouterr().out)["sha256"] == card.sha256
     assert generator.load("brain").name == "brain"
+
+
+def test_every_system_ships_within_forty_megabytes() -> None:
+    assert set(find_systems()) <= set(weights.shipped())
+    assert sum(path.stat().st_size for path in (ROOT / "models" / "weights").iterdir()) < 40e6
+
+
+@pytest.mark.parametrize("mask", ["random1d:4", "poisson2d:8"])
+def test_whatever_ships_beats_sense_on_a_real_head_it_was_not_trained_on(data_dir: Path, mask: str) -> None:
+    example = KSpaceDataset([data_dir / "fastmri_style" / "brain_8ch.h5"], [MaskSpec.parse(mask)])[0]
+    assert example.truth is not None
+
+    def error(image: torch.Tensor) -> float:
+        assert example.truth is not None
+        return float((image.abs() - example.truth)[example.op.support].norm())
+
+    sense = error(reconstructors.make("sense")(example.y, example.op))
+    for name in weights.shipped():
+        assert error(generator.load(name)(example.y, example.op)) < sense, name
 
 
 def test_whatever_ships_can_be_loaded() -> None:
