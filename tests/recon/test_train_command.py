@@ -60,7 +60,7 @@ def models_systems_generator(config: Any, state: dict[str, torch.Tensor]) -> tor
 
     network = build_generator(config).eval()
     network.load_state_dict({k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")})
-    return network
+    return network.to(memory_format=torch.channels_last)  # as it is trained and loaded: convolutions add up in another order
 
 
 def test_a_run_goes_on_from_its_folder_with_its_own_options(images: Path, tmp_path: Path) -> None:
