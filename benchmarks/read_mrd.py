@@ -111,7 +111,7 @@ def _bulk(path: Path) -> None:
 def _loop(path: Path) -> None:
     import ismrmrd
 
-    dataset = ismrmrd.Dataset(str(path), create_if_needed=False)
+    dataset = ismrmrd.Dataset(str(path), mode="r")
     kept = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
     dataset.close()
     del kept

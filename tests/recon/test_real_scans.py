@@ -29,7 +29,7 @@ def generate(path: Path, *options: str) -> Path:
 
 def naive(path: Path, slice_number: int = 0) -> np.ndarray:
     """Root sum of squares ``(y x)`` of a fully sampled slice, by ISMRMRD's reader and NumPy alone."""
-    dataset = ismrmrd.Dataset(str(path), create_if_needed=False)
+    dataset = ismrmrd.Dataset(str(path), mode="r")
     header = ismrmrd.xsd.CreateFromDocument(dataset.read_xml_header())
     readouts = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
     dataset.close()
