@@ -11,7 +11,7 @@ from recon.comparing.tables import UNITS, named, value_format
 
 Entry = Mapping[str, Any]
 Place = tuple[str, str]
-NAMED = 3  # combinations of data and mask that are named before they are counted
+NAMED = 3  # combinations of data and mask that are named; where there are more, they are counted
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
@@ -34,13 +34,16 @@ def _winners(tables: Mapping[Place, Sequence[Entry]], metric: str, labels: Mappi
     for table in tables.values():
         best = _best(table, metric)
         wins.setdefault(best["method"], []).append(best)
-    parts = []
-    for name, won in sorted(wins.items(), key=lambda item: -len(item[1])):
-        shown = won if len(won) <= NAMED else won[:1]
-        where = "; ".join(f"{e['dataset']} with {e['mask']}: {_lead(e, metric, labels)}" for e in shown)
-        count = f"{len(won)} of {len(tables)} combinations of data and mask, " if len(tables) > 1 else ""
-        parts.append(f"{labels.get(name, name)} ({count}{'e.g. ' if len(won) > NAMED else ''}{where})")
+    order = sorted(wins.items(), key=lambda item: -len(item[1]))
+    if len(tables) > NAMED:
+        counts = ", ".join(f"{labels.get(name, name)} in {len(won)}" for name, won in order)
+        return f"Best by the mean of {named(metric)}, of {len(tables)} combinations of data and mask: {counts}."
+    parts = [f"{labels.get(name, name)} ({_places(won, metric, labels)})" for name, won in order]
     return f"Best by the mean of {named(metric)}: {', '.join(parts)}."
+
+
+def _places(won: Sequence[Entry], metric: str, labels: Mapping[str, str]) -> str:
+    return "; ".join(f"{e['dataset']} with {e['mask']}: {_lead(e, metric, labels)}" for e in won)
 
 
 def _generators(tables: Mapping[Place, Sequence[Entry]], metric: str, labels: Mapping[str, str], generators: set[str]) -> str:
@@ -52,16 +55,14 @@ def _generators(tables: Mapping[Place, Sequence[Entry]], metric: str, labels: Ma
     sure = [e for e in found if e["p_corrected"] is not None and e["p_corrected"] < SIGNIFICANT]
     n_better, n_worse = sum(e in better for e in sure), sum(e not in better for e in sure)
     names = ", ".join(dict.fromkeys(labels.get(e["method"], e["method"]) for e in found))
-    low, high = min(e["difference"] for e in found), max(e["difference"] for e in found)
-    differences = _signed(metric, low) if low == high else f"{_signed(metric, low)} to {_signed(metric, high)}"
     if len(found) == 1:
         beats = "beats" if better else "does not beat"
         start = f"The best generator ({names}) {beats} the best classical method, {_vs(found[0], metric, labels)}"
     else:
-        start = (
-            f"The best generator ({names}) beats the best classical method in {len(better)} of {len(found)} combinations, by "
-        )
-        start += f"{differences} on average"
+        worse = [e for e in found if e not in better]
+        start = f"The best generator ({names}) beats the best classical method in {len(better)} of {len(found)} combinations"
+        start += f" ({_range(better, metric)})" if better else ""
+        start += f" and falls short in {len(worse)} ({_range(worse, metric)})" if worse else ""
     if not any(map(can_be_significant, found)):
         return f"{start}; with so few volumes no difference can be significant."
     if not sure:
@@ -93,6 +94,11 @@ def _vs(entry: Entry, metric: str, labels: Mapping[str, str]) -> str:
 def _with_interval(metric: str, value: str, low: float | None, high: float | None) -> str:
     text = value + UNITS.get(metric.removesuffix("_support"), "")
     return text if low is None else f"{text} [95 % {low:{value_format(metric)}} to {high:{value_format(metric)}}]"
+
+
+def _range(entries: Sequence[Entry], metric: str) -> str:
+    low, high = (pick(e["difference"] for e in entries) for pick in (min, max))
+    return _signed(metric, low) if low == high else f"{_signed(metric, low)} to {_signed(metric, high)}"
 
 
 def _signed(metric: str, value: float) -> str:

@@ -9,7 +9,10 @@ from recon.metrics import CONVENTIONS, FASTMRI
 
 Better = Literal["higher", "lower", ""]
 WHOLE = f"fastMRI's convention: {FASTMRI.says}; HFEN relative to the target"
-SUPPORT = "where the coils see the object only: background that every method leaves black does not count"
+SUPPORT = (
+    "on the object only (truth above a tenth of its 99th percentile, holes filled): "
+    "background that every method leaves black does not count"
+)
 PERCEPTUAL = {
     "mr_distance": "distance of features of this project's own small MR network: comparable with itself only",
     "lpips": "LPIPS 0.1 on VGG-16 (Zhang et al. 2018), of natural images",

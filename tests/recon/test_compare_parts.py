@@ -292,6 +292,14 @@ def test_a_verdict_does_not_claim_what_few_volumes_cannot_show() -> None:
     assert summary_of(one[:1], {"tv": "classical"})["verdict"][1] == "No generator was compared with a classical method."
 
 
+def test_a_verdict_over_many_masks_counts_them() -> None:
+    gan = {2: 31.0, 3: 29.0, 4: 32.5, 5: 28.5}
+    rows = [row for r, psnr in gan.items() for row in rows_of({"tv": [30.0], "gan": [psnr]}, f"random1d:{r}")]
+    first, second = summary_of(rows, {"tv": "classical", "gan": "generator"})["verdict"]
+    assert first.endswith("of 4 combinations of data and mask: GAN in 2, TV in 2.")
+    assert "in 2 of 4 combinations (+1.00 dB to +2.50 dB) and falls short in 2 (-1.50 dB to -1.00 dB)" in second
+
+
 def test_a_method_that_failed_somewhere_is_no_reference_and_is_compared_where_it_did_not() -> None:
     rows = rows_of({"sense": [30.0, 31.0, 32.0], "tv": [40.0, 41.0, 42.0]})
     lost = {"metrics": {}, "n_failed": 1, "reason": "out of memory"}
