@@ -109,7 +109,10 @@ def _head(comparison: Comparison) -> str:
     """What was compared, on what, by which machine, and the verdict: readable without scripts too."""
     about = comparison.about
     methods, n_volumes = comparison.methods, len({(r.dataset, r.volume) for r in comparison.results})
-    heading = f"{_count(len(methods), 'method')} on {_count(n_volumes, 'volume')}"
+    scans = _scans(about)
+    sizes = [(n_volumes, "volume", "")] * bool(n_volumes or not scans) + [(len(scans), "scan", " without truth")] * bool(scans)
+    subject = " and ".join(_count(n, what) + more for n, what, more in sizes)
+    heading = f"{_count(len(methods), 'method')} on {subject}"
     lines = [f"<h1>{html.escape(heading)}</h1>"]
     if not about.get("finished", False):
         lines.append('<p class="note warning">Not finished: the figures below are those of the part done.</p>')
@@ -131,15 +134,21 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     runs_on = f"{processor}; {machine.get('gpu') or 'no GPU'}"
     failed = Counter(row.method for row in comparison.failures)
     failures = ", ".join(f"{name}: {_count(n, 'slice')}" for name, n in failed.items())
+    scans = [f"<b>{html.escape(name)}</b>: without truth, judged by held-out samples" for name in _scans(about)]
+    masks = ", ".join(about.get("masks") or []) + ", drawn once per volume, the same for every method"
     return [
-        ("Data", "<br>".join(_data_line(d) for d in about.get("data", []))),
+        ("Data", "<br>".join([*(_data_line(d) for d in about.get("data", [])), *scans])),
         ("Methods", html.escape(", ".join(str(m["label"]) for m in comparison.methods))),
-        ("Masks", html.escape(", ".join(about.get("masks") or []) + ", drawn once per volume, the same for every method")),
+        ("Masks", html.escape(masks) if comparison.results or not scans else ""),
         ("Coil maps", html.escape(str(about.get("maps") or ""))),
         ("Weights of classical methods", html.escape(_tuning(about))),
         ("Failed", html.escape(failures) if failures else "no slice"),
         ("Machine", html.escape(runs_on)),
     ]
+
+
+def _scans(about: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(str(entry["scan"]) for entry in about.get("held_out") or []))
 
 
 def _making(about: dict[str, Any]) -> list[tuple[str, str]]:

@@ -254,6 +254,14 @@ def test_folders_with_little_in_them_have_a_report(tmp_path: Path, make: Any) ->
     assert "NaN" not in json.dumps(json_of(html, "images"))
 
 
+def test_scans_without_truth_are_named_and_no_mask_is_claimed(tmp_path: Path) -> None:
+    held_out_only(tmp_path)
+    html = built(tmp_path)
+    assert "methods on 1 scan without truth</h1>" in html
+    assert "<b>scan.h5</b>: without truth, judged by held-out samples" in html
+    assert "drawn once per volume" not in html
+
+
 def test_failures_are_counted_and_their_reasons_kept(tmp_path: Path) -> None:
     report_cases.write(tmp_path, Case(failing=("refinegan", 1)))
     html = built(tmp_path)

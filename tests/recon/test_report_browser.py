@@ -158,7 +158,7 @@ def test_opens_without_complaints_and_shows_its_head(plotted: Opened, record_pro
     timing = plotted.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     record_property("opening_ms", timing)
     print(f"page opened in {timing:.0f} ms")
-    assert plotted.locator("h1").inner_text() == "4 methods on 4 volumes"
+    assert plotted.locator("h1").inner_text() == "4 methods on 4 volumes and 1 scan without truth"
     assert plotted.locator(".verdict").inner_text().startswith("Refinegan has the highest PSNR.")
     assert plotted.locator("#table tbody tr").count() == 4
 
