@@ -37,7 +37,8 @@ def _guard(path: Path) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
-        if "llocat" in text:  # HDF5 cannot tell a file that asks for too much from a machine that has too little
+        # HDF5 cannot tell a file that asks for too much from a machine that has too little. H5MM is its memory manager.
+        if "llocat" in text or "H5MM_" in text:
             raise InputError(
                 f"no memory to read the HDF5 file, or it is damaged ({text[:160]})",
                 path,
