@@ -198,8 +198,8 @@ def test_out_of_memory_at_any_moment(tmp_path: Path) -> None:
     assert len(starved) == 4
     assert [len(errors) for _, errors in starved] == [1] * 4, done.stderr
     assert all(status in ("1", "2") for status, _ in starved), done.stderr
-    # Some libraries do not look at what they got: then the process dies, and the parent says so. Where exactly memory ends differs
-    # from run to run, and somewhere there is always a library whose words nobody has heard yet.
+    # Some libraries do not look at what they got: then the process dies, and the parent says so. Where exactly memory ends
+    # differs from run to run, and somewhere there is always a library whose words nobody has heard yet.
     said = r"recon: error: ((out of|no) memory .+ in .+; |the process crashed .+ unless memory ran out)"
     named = [errors[0] for _, errors in starved if re.match(said, errors[0])]
     assert len(named) >= 3, done.stderr
