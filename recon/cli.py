@@ -99,8 +99,8 @@ SURROUNDINGS = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC,
     errno.EPERM, errno.EROFS, errno.ESTALE,
 }  # fmt: skip
-# What libraries say that do not raise MemoryError. Two are the dynamic linker's, while it loads PyTorch; the last are Python's of
-# extensions that failed without a reason, as those do that never look whether they got the memory they asked for.
+# What libraries say that do not raise MemoryError. Two are the dynamic linker's, while it loads PyTorch; the last are Python's
+# of extensions that failed without a reason, as those do that never look whether they got the memory they asked for.
 MEMORY_WORDS = (
     "not enough memory", "out of memory", "cannot allocate memory", "failed to map segment",
     "error return without exception set", "without setting an exception",
