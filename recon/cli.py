@@ -99,12 +99,9 @@ SURROUNDINGS = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC,
     errno.EPERM, errno.EROFS, errno.ESTALE,
 }  # fmt: skip
-# What libraries say that do not raise MemoryError. Two are the dynamic linker's, while it loads PyTorch; the last are Python's
-# of extensions that failed without a reason, as those do that never look whether they got the memory they asked for.
-MEMORY_WORDS = (
-    "not enough memory", "out of memory", "cannot allocate memory", "failed to map segment",
-    "error return without exception set", "without setting an exception",
-)  # fmt: skip
+# What libraries say that do not raise MemoryError; the last two are the dynamic linker's, while it loads PyTorch.
+MEMORY_WORDS = ("not enough memory", "out of memory", "cannot allocate memory", "failed to map segment")
+SPARE_BYTES = 64 << 20  # who cannot have this much more fails for lack of it, whatever the library that failed says
 
 
 def main() -> int:
@@ -166,7 +163,7 @@ def execute(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if any(words in str(error).lower() for words in MEMORY_WORDS):
+        if any(words in str(error).lower() for words in MEMORY_WORDS) or _memory_is_used_up():
             _complain(_out_of_memory(str(error)))
             return EXIT_INPUT_ERROR
         if isinstance(error, OSError) and error.errno in SURROUNDINGS:
@@ -354,6 +351,15 @@ def _given() -> str:
     """The files that the command was given, for messages of those who know no better which of them it was."""
     files = [argument for argument in sys.argv[1:] if os.path.isfile(argument)]
     return ", ".join([*files[:3], *["..."][: max(0, len(files) - 3)]])
+
+
+def _memory_is_used_up() -> bool:
+    """Whether `SPARE_BYTES` cannot be had: extensions that never look whether they got memory fail with all kinds of words."""
+    try:
+        bytearray(SPARE_BYTES)
+    except MemoryError:
+        return True
+    return False
 
 
 def _out_of_memory(detail: str) -> str:
