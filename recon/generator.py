@@ -13,6 +13,7 @@ from torch import Tensor
 from kspace.errors import InputError
 from kspace.operators import Sense
 from recon import weights
+from recon.precision import Precision, Used, resolve
 from recon.weights import Card
 
 if TYPE_CHECKING:
@@ -36,12 +37,15 @@ class GeneratorReconstructor:
         Of its weights.
     device
         Where it runs; images come back on the device of `y`.
+    precision
+        Of its networks; everything else is computed in single precision.
     """
 
     generator: Generator = field(repr=False)
     card: Card = field(repr=False)
     sha256: str
     device: torch.device
+    precision: Used = "fp32"
 
     @property
     def name(self) -> str:
@@ -58,7 +62,8 @@ class GeneratorReconstructor:
         assert mask is not None
         at_once = max(1, MAX_POINTS // max(1, math.prod(y.shape[-3:])))
         images = [samples.new_zeros((0, *y.shape[-2:]))]
-        with torch.inference_mode():
+        reduced = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.inference_mode(), reduced:
             for i in range(0, n, at_once):
                 part = slice(i, i + at_once)
                 here = Sense(maps[part], mask[part], op.noise_std, None if counts is None else counts[part]).to(self.device)
@@ -95,7 +100,12 @@ class GeneratorReconstructor:
         return found
 
 
-def load(name_or_path: str | Path, device: torch.device | str = "cpu", system: str | None = None) -> GeneratorReconstructor:
+def load(
+    name_or_path: str | Path,
+    device: torch.device | str = "cpu",
+    system: str | None = None,
+    precision: Precision = "fp32",
+) -> GeneratorReconstructor:
     """The reconstructor of exported weights.
 
     Parameters
@@ -106,6 +116,8 @@ def load(name_or_path: str | Path, device: torch.device | str = "cpu", system: s
         Where it shall run.
     system
         Refuse weights of any other system.
+    precision
+        Of the networks: see `recon.precision`.
 
     Raises
     ------
@@ -128,7 +140,7 @@ def load(name_or_path: str | Path, device: torch.device | str = "cpu", system: s
     generator.load_state_dict(state)
     generator = generator.eval().requires_grad_(False).to(device)
     generator.to(memory_format=torch.channels_last)  # the faster layout
-    return GeneratorReconstructor(generator, card, card.sha256, torch.device(device))
+    return GeneratorReconstructor(generator, card, card.sha256, torch.device(device), resolve(precision, device))
 
 
 def _planes(x: Tensor | None, batch: torch.Size) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kspace.errors import InputError
 from kspace.operators import Sense
 from recon import reconstructors
+from recon.precision import Precision
 
 if TYPE_CHECKING:
     from recon.generator import GeneratorReconstructor
@@ -50,7 +51,13 @@ class Method:
         return f"{self.name}: {card.system} generator, weights {card.name} (sha256 {card.sha256[:16]})"
 
 
-def choose(name: str, lamda: float | None = None, weights: Path | None = None, device: str = "auto") -> Method:
+def choose(
+    name: str,
+    lamda: float | None = None,
+    weights: Path | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> Method:
     """The method called `name`.
 
     Parameters
@@ -63,6 +70,8 @@ def choose(name: str, lamda: float | None = None, weights: Path | None = None, d
         Weights of a generator; None: those that ship under `name`.
     device
         ``auto``, ``cpu`` or ``cuda``: where a generator runs.
+    precision
+        Of a generator's networks: see `recon.precision`.
 
     Raises
     ------
@@ -82,10 +91,10 @@ def choose(name: str, lamda: float | None = None, weights: Path | None = None, d
         return Method(name, None)
     if lamda is not None:
         raise InputError(f"{name} is a generator and has no regularisation weight", "--lamda", "leave it out")
-    return _generator(name, weights, device)
+    return _generator(name, weights, device, precision)
 
 
-def _generator(name: str, weights: Path | None, device: str) -> Method:
+def _generator(name: str, weights: Path | None, device: str, precision: Precision) -> Method:
     from recon import generator
     from recon.weights import shipped
 
@@ -95,6 +104,11 @@ def _generator(name: str, weights: Path | None, device: str) -> Method:
             f"there is no method '{name}'", "--method", f"choose from {', '.join(known)}, or give --weights FILE for a system"
         )
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    loaded = generator.load(weights or name, place, system=name if weights is not None else None)
-    details = {"weights": loaded.card.name, "weights sha256": loaded.sha256, "system": loaded.card.system}
+    loaded = generator.load(weights or name, place, name if weights is not None else None, precision)
+    details = {
+        "weights": loaded.card.name,
+        "weights sha256": loaded.sha256,
+        "system": loaded.card.system,
+        "precision": loaded.precision,
+    }
     return Method(name, loaded, loaded, details)

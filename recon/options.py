@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kspace.errors import InputError
+from recon.precision import Precision
 
 FORMATS = ("mrd", "dicom", "nifti", "png")
 
@@ -53,6 +54,8 @@ class Options:
         Write complex MRD and NIfTI images instead of magnitudes.
     device
         Where networks and operators run. SigPy's classical methods run on the CPU.
+    precision
+        Of networks: auto is bf16 where the hardware multiplies it, else fp32. Everything else is fp32.
     force
         Overwrite existing outputs.
     """
@@ -74,6 +77,7 @@ class Options:
     format: str = ",".join(FORMATS)
     complex: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
     InputError
         If the file, or its combination with the options, cannot be used. Nothing was written then.
     """
-    method = choose(options.method, options.lamda, options.weights, options.device)
+    method = choose(options.method, options.lamda, options.weights, options.device, options.precision)
     if method.reconstruct is None and options.complex:
         raise InputError(f"{method.name} is a magnitude", "--complex", "leave it out, or choose another method")
     roles = ("main",) if method.generator is None else ("main", BESIDE.name)

@@ -16,6 +16,7 @@ from recon import bart as bart_program
 from recon import reconstructors
 from recon.comparing.store import TAKEN
 from recon.generator import GeneratorReconstructor
+from recon.precision import Precision
 from recon.reconstructors import Reconstructor
 
 CLASSICAL, GENERATOR, BART = "classical", "generator", "bart"
@@ -102,7 +103,9 @@ class Method:
         }
 
 
-def choose(names: str | None, weights: Sequence[str] = (), bart: bool = False, device: str = "auto") -> list[Method]:
+def choose(
+    names: str | None, weights: Sequence[str] = (), bart: bool = False, device: str = "auto", precision: Precision = "auto"
+) -> list[Method]:
     """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
 
     Without names: every classical method, every generator that ships, and those of `weights`.
@@ -132,10 +135,10 @@ def choose(names: str | None, weights: Sequence[str] = (), bart: bool = False, d
             raise InputError(
                 f"there is no method '{name}'", "--methods", f"choose from {', '.join(known)}, or --weights name=FILE"
             )
-    return [_make(name, own.get(name), device) for name in chosen]
+    return [_make(name, own.get(name), device, precision) for name in chosen]
 
 
-def _make(name: str, own: Path | None, device: str) -> Method:
+def _make(name: str, own: Path | None, device: str, precision: Precision) -> Method:
     label = LABELS.get(name, name)
     if name in reconstructors.METHODS:
         made = reconstructors.make(name)
@@ -148,14 +151,20 @@ def _make(name: str, own: Path | None, device: str) -> Method:
     from recon.method import choose as choose_one
 
     if own is None:
-        network = choose_one(name, device=device).generator
+        network = choose_one(name, device=device, precision=precision).generator
     else:
         from recon import generator
 
-        network = generator.load(own, _place(device))
+        network = generator.load(own, _place(device), precision=precision)
     assert network is not None
     card = network.card
-    details = {"system": card.system, "preset": card.preset, "weights": card.name, "envelope": str(dict(card.envelope))}
+    details = {
+        "system": card.system,
+        "preset": card.preset,
+        "weights": card.name,
+        "precision": network.precision,
+        "envelope": str(dict(card.envelope)),
+    }
     return Method(name, label, GENERATOR, network, details)
 
 

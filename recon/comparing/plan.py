@@ -17,6 +17,7 @@ from recon.comparing.figures import check_metric, conventions
 from recon.comparing.methods import Method, choose
 from recon.comparing.store import Group, VolumeRow
 from recon.metrics import Convention
+from recon.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Options:
         results.csv of an earlier comparison, to stand beside the new rows. May be given several times.
     device
         Where networks run; the classical methods run on the CPU.
+    precision
+        Of the networks: auto is bf16 where the hardware multiplies it, else fp32. The rest is fp32.
     force
         Start anew in a folder that holds another comparison, which is deleted.
     """
@@ -76,6 +79,7 @@ class Options:
     draws: int = 5
     merge: tuple[Path, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
     force: bool = False
 
 
@@ -127,7 +131,7 @@ def make_plan(data: Sequence[str], output: Path, options: Options) -> Plan:
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"{value} is too few", f"--{name.replace('_', '-')}", "give 1 or more")
     specs, others = parse_masks(options.masks, options.seed), conventions(options.conventions)
-    methods = choose(options.methods, options.weights, options.bart, options.device)
+    methods = choose(options.methods, options.weights, options.bart, options.device, options.precision)
     volumes, scans = find_data(data, output, options.max_volumes)
     tuned: list[tuning.TuningSlice] = []
     if options.tune_on:
@@ -152,7 +156,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What has to be equal for rows to belong to one comparison, in terms of JSON."""
     files = [[v.dataset, v.name, v.path.stat().st_size] for v in volumes] + [[d, p.name, p.stat().st_size] for d, p in scans]
-    kept = ("tune_metric", "conventions", "max_slices", "seed", "maps", "draws", "device")
+    kept = ("tune_metric", "conventions", "max_slices", "seed", "maps", "draws", "device", "precision")
     return {
         "recon": recon.__version__,
         "data": files,

@@ -19,6 +19,7 @@ from kspace.operators import Sense
 from models.interface import Generator
 from models.systems import build_generator, find_systems, resolve
 from recon import generator, models_command, reconstructors, weights
+from recon.method import choose
 from recon.weights import Card
 from tests.conftest import ROOT
 from tests.models.scans import scan
@@ -68,6 +69,27 @@ def test_half_precision_is_close_and_half_the_size(tmp_path: Path) -> None:
     a, b = (generator.load(tmp_path / f"{name}.safetensors")(y, op) for name in ("whole", "half"))
     assert torch.linalg.vector_norm(a - b) < 2e-3 * torch.linalg.vector_norm(a)
     assert whole.sha256 != weights.read_card(tmp_path / "half.safetensors").sha256
+
+
+def test_networks_in_bfloat16_add_the_same_but_for_rounding(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    y, op, _ = scan(noise=0.02)
+    whole, rounded = (generator.load(path, precision=p)(y, op) for p in ("fp32", "bf16"))
+    added = torch.linalg.vector_norm(whole - reconstructors.make("sense")(y, op))
+    difference = torch.linalg.vector_norm(rounded - whole)
+    assert rounded.dtype == torch.complex64
+    assert 0 < difference < 2e-2 * added
+
+
+@pytest.mark.parametrize(("able", "used"), [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": False}, "fp32"), ({}, "fp32")])
+def test_auto_takes_bfloat16_where_the_processor_multiplies_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], used: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    path = written(tmp_path)
+    assert generator.load(path, precision="auto").precision == used
+    assert generator.load(path).precision == "fp32"
+    assert choose("dagan", weights=path, device="cpu").details["precision"] == used
 
 
 def test_the_card_comes_back_and_takes_the_name_of_the_file(tmp_path: Path) -> None:
