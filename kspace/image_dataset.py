@@ -27,7 +27,8 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
 
     Each item is a pure function of its picture, the seed, the options and, with `resample`, the epoch: receiver, SNR, phase,
     noise and mask are drawn anew for every picture in every epoch. Coil maps are estimated from the acquired samples of each
-    example, as for a scan, which takes most of the time.
+    example, as for a scan, which takes most of the time. Target and truth are without noise: that of a fully sampled slice is
+    in part that of the samples which were kept, and a network would learn to keep it.
 
     Parameters
     ----------
@@ -93,13 +94,14 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         epoch = epoch if self.resample else 0
         name = f"{group.name}/{path.name}/{slice_index}"
         picture = torch.from_numpy(read_image(path)[slice_index])
-        k = simulate_example(picture, generator(self.seed, name, epoch), self.options, str(path)).kspace
-        images, boxes = ifft(k.data), self._boxes(path, picture)
+        scan = simulate_example(picture, generator(self.seed, name, epoch), self.options, str(path))
+        k, images, boxes = scan.kspace, ifft(scan.kspace.data), self._boxes(path, picture)
+        clean = scan.maps * scan.target
         if self.augment is not None:
             seed = generator(self.seed, name, epoch, "augment").initial_seed()
+            clean, _ = self.augment(clean, boxes, seed)
             images, boxes = self.augment(images, boxes, seed)
         mask = self._draw(f"{name}/{epoch}" if self.resample else group.name)
-        # What was not acquired reaches the truth only.
         k = k.after("undersample", data=fft(images) * mask, mask=mask)
         sensitivities = coils.estimate_maps(k, self.maps, self.calibration_width)
         matrix = self.options.matrix
@@ -107,8 +109,8 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         return Example(
             y=k.data,
             op=Sense(sensitivities, mask),
-            target=(images * sensitivities.conj()).sum(0),
-            truth=torch.linalg.vector_norm(images, dim=0),
+            target=(clean * sensitivities.conj()).sum(0),
+            truth=torch.linalg.vector_norm(clean, dim=0),
             keys=(Key(path.name, slice_index, group.patient, digest(mask, matrix)),),
             boxes=(boxes,),
             recon_shapes=(matrix,),

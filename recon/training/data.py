@@ -71,6 +71,8 @@ class DataOptions:
         At most this many central lines and points are used for the maps.
     strip
         Train on strips of so many points along x where whole lines are sampled; 0 for whole slices.
+    strips
+        Strips of each slice in one pass; default: as many as fit. Fewer give slices that are sampled in points a larger share.
     augment
         Flip, turn, shrink and add phase at random; not together with `cache`.
     cache
@@ -103,6 +105,7 @@ class DataOptions:
     maps: str = "espirit"
     calibration_width: int = 24
     strip: int = 0
+    strips: int | None = None
     augment: bool = False
     cache: Path | None = None
     batch_size: int | None = None
@@ -119,8 +122,8 @@ class DataOptions:
             raise InputError("no masks", "--data.masks", "give at least one")
         if self.augment and self.cache is not None:
             raise InputError("augmentation makes every example new, a cache keeps them", "--data", "choose one")
-        for name in ("val_coils", "variants", "calibration_width"):
-            if getattr(self, name) < 1:
+        for name in ("val_coils", "variants", "calibration_width", "strips"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1", f"--data.{name}")
         if not self.coils or min(self.coils) < 1:
             raise InputError(f"the numbers of coils are {list(self.coils)}", "--data.coils", "give positive numbers")
@@ -169,7 +172,7 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
         make = _from_images if options.images is not None else _from_volumes
         train, val, summary = make(options, sources, val_masks)
     if options.strip:
-        train = Strips(train, options.strip, options.seed)
+        train = Strips(train, options.strip, options.strips, options.seed)
         if not any(train.lines):
             raise InputError(
                 "strips need masks of whole lines", "--data.strip", "leave it out, or choose masks such as random1d:4"
@@ -243,7 +246,7 @@ def _from_images(
     }  # fmt: skip
     if options.cache is None:
         return train, val, summary
-    about = [[g.name, [f.name for f in g.files]] for g in (*train_groups, *val_groups)]
+    about = ["targets without noise", *([g.name, [f.name for f in g.files]] for g in (*train_groups, *val_groups))]
     keep = partial(_kept, options, about)
     return keep("train", train), {name: keep(f"val {name}", part) for name, part in val.items()}, summary
 
@@ -280,7 +283,7 @@ class _Volumes(SimulatedDataset):
 
 
 def _kept(options: DataOptions, files: Sequence[Any], role: str, source: Examples) -> Kept:
-    unimportant = ("path", "val_path", "images", "strip", "cache", "batch_size", "workers", "val_masks", "augment")
+    unimportant = ("path", "val_path", "images", "strip", "strips", "cache", "batch_size", "workers", "val_masks", "augment")
     about = {k: v for k, v in asdict(options).items() if k not in unimportant}
     if role != "train":
         about = {k: v for k, v in about.items() if k not in ("masks", "coils", "variants")}

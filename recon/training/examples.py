@@ -221,8 +221,8 @@ class Strips(torch.utils.data.Dataset[Example]):
     """A strip of each line-sampled example, along all of y and `width` points of x.
 
     Where whole lines along kx are sampled, undersampling acts along ky alone: columns of the image do not see each other, and a
-    strip of it is what a scan of a narrower object would have given, exactly. Each such example is several items, as many as
-    strips fit into it. Examples sampled in points stay whole.
+    strip of it is what a scan of a narrower object would have given, exactly. Each such example is several items. Examples
+    sampled in points stay whole.
 
     Parameters
     ----------
@@ -230,15 +230,17 @@ class Strips(torch.utils.data.Dataset[Example]):
         What makes the examples; it says which are sampled in lines (`lines`).
     width
         Points along x.
+    copies
+        Strips of each example in one pass; None: as many as fit into it.
     seed
         Where a strip lies is a function of seed, item and epoch.
     """
 
-    def __init__(self, source: Examples, width: int, seed: int = 0) -> None:
+    def __init__(self, source: Examples, width: int, copies: int | None = None, seed: int = 0) -> None:
         self.source, self.width, self.seed = source, width, seed
         shapes, lines = source.shapes, _lines_of(source)
-        copies = [max(1, shape[2] // width) if line else 1 for shape, line in zip(shapes, lines, strict=True)]
-        self.items = [(index, copy) for index, n in enumerate(copies) for copy in range(n)]
+        counts = [(copies or max(1, shape[2] // width)) if line else 1 for shape, line in zip(shapes, lines, strict=True)]
+        self.items = [(index, copy) for index, n in enumerate(counts) for copy in range(n)]
         self.lines = [lines[index] for index, _ in self.items]
         self.shapes: list[Shape] = [
             (*shapes[i][:2], min(width, shapes[i][2]), *shapes[i][3:]) if lines[i] else shapes[i] for i, _ in self.items

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,15 @@ def test_an_example_is_a_measurement_with_unit_noise(tmp_path: Path) -> None:
     assert example.target is not None
     assert example.y.shape == (3, 32, 24)
     residual = (example.y - example.op.forward(example.target))[example.op.mask.expand(3, 32, 24)]
-    assert float(residual.abs().square().mean()) == pytest.approx(2 / 3, rel=0.3)  # noise, less what the target explains
+    assert float(residual.abs().square().mean()) == pytest.approx(1, rel=0.2), "the noise, all of it"
     assert not example.y[~example.op.mask.expand(3, 32, 24)].any()
+    assert example.truth is not None
+    quiet = SimulatedDataset(
+        group_files(find_images(tmp_path / "images"), tmp_path / "images"), replace(OPTIONS, snr=(1e6, 1e6)), [_Lines()]
+    )[1]
+    assert quiet.truth is not None
+    scale = float(example.truth.max() / quiet.truth.max())
+    assert torch.allclose(example.truth, scale * quiet.truth, rtol=1e-3), "no noise in what is to be learned"
     assert example.boxes[0].shape == (1, 5)
     assert example.keys[0].patient == dataset[0].keys[0].patient
     assert dataset[4].keys[0].patient != example.keys[0].patient  # a stack is a patient of its own

@@ -75,6 +75,7 @@ def test_strips_lie_over_the_object_and_move_with_the_epoch() -> None:
     assert not torch.equal(strips[Draw(0, 4)].y, strips[Draw(1, 4)].y), "strips of one slice lie in different places"
     assert strips[Draw(5, 0)].keys == strips[Draw(4, 0)].keys
     assert strips[Draw(3, 0)].keys != strips[Draw(4, 0)].keys
+    assert len(Strips(source, 16, copies=2)) == 4
     assert Strips(source, 100)[Draw(0)].y.shape == (2, 32, 64), "wider than the image is the image"
 
 
