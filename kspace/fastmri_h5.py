@@ -75,6 +75,8 @@ class Volume:
         Regions of interest, one row ``(slice, class, y0, x0, y1, x1)`` each, in points of the image of `recon_shape`.
     noise_covariance
         E[n n^H] of the samples, complex64 ``(coil coil)``, in the file's units squared; None where it is not known.
+    has_truth
+        Whether the file was simulated and holds what was imaged (`truth`).
     """
 
     path: Path
@@ -90,6 +92,7 @@ class Volume:
     attributes: dict[str, Any] = field(default_factory=dict)
     boxes: tuple[tuple[float, ...], ...] = ()
     noise_covariance: Tensor | None = field(default=None, repr=False, compare=False)
+    has_truth: bool = False
 
     @property
     def patient(self) -> str:
@@ -162,6 +165,18 @@ class Volume:
             image = file[self.target_name][index]
         return torch.from_numpy(np.ascontiguousarray(image.T, dtype=np.float32))
 
+    def truth(self, index: int) -> Tensor | None:
+        """Magnitude of what a simulation imaged, without noise, float32 ``(y x)`` of `recon_shape`, over the standard deviation
+        of whitened noise; None where the file does not say."""
+        self._check_slice(index)
+        if not self.has_truth:
+            return None
+        with open_h5(self.path) as file:
+            image = torch.from_numpy(np.ascontiguousarray(file["truth"][index].T, dtype=np.float32))
+        if not image.isfinite().all():
+            raise InputError(f"slice {index} of truth holds NaN or infinity", self.path, "correct the file, or make it again")
+        return image
+
     def boxes_of(self, index: int) -> Tensor:
         """Regions of interest of one slice, float32 ``(n, 5)``: class, y0, x0, y1, x1 in points of the image delivered."""
         rows = [row[1:] for row in self.boxes if row[0] == index]
@@ -213,9 +228,12 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
             attributes=plain_attributes(file),
             boxes=_read_boxes(file, path),
             noise_covariance=_read_covariance(file, n_coils, path),
+            has_truth="truth" in file,
         )
         _check_header(volume)
         _read_mask(file, volume)
+        if volume.has_truth:
+            _check_truth(find_dataset(file, "truth", path), volume)
     return volume
 
 
@@ -255,6 +273,16 @@ def _check_header(volume: Volume) -> None:
         limits = f"centre {volume.scan.ky_centre}, maximum {volume.scan.ky_max}"
         raise InputError(
             f"the header's encoding limits ({limits}) leave no line of {n_ky}",
+            volume.path,
+            "correct the file, or make it again",
+        )
+
+
+def _check_truth(truth: h5py.Dataset, volume: Volume) -> None:
+    expected = volume.n_slices, *reversed(volume.recon_shape)
+    if truth.shape != expected or truth.dtype.kind != "f":
+        raise InputError(
+            f"truth is {truth.dtype} of shape {truth.shape}, expected real numbers of shape {expected}",
             volume.path,
             "correct the file, or make it again",
         )

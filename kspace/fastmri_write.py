@@ -37,6 +37,7 @@ def write_volume(
     acquisition: str = "",
     noise_covariance: Tensor | None = None,
     boxes: Sequence[Sequence[float]] = (),
+    truth: Tensor | None = None,
     attributes: dict[str, Any] | None = None,
     force: bool = False,
 ) -> Path:
@@ -59,6 +60,9 @@ def write_volume(
         E[n n^H] of the samples, complex ``(coil coil)``, where known and the data are not whitened.
     boxes
         Regions of interest, rows ``(slice, class, y0, x0, y1, x1)`` in points of the recon image ``(y x)``.
+    truth
+        Magnitude of what a simulation imaged, without noise, real ``(slice y x)`` of the recon matrix, over the standard
+        deviation of whitened noise. Written as data set ``truth``, ``(slice, readout, phase)``.
     attributes
         Further attributes of the file (numbers and text).
     force
@@ -82,6 +86,11 @@ def write_volume(
             file["noise_covariance"] = noise_covariance.detach().cpu().to(torch.complex64).numpy()
         if len(boxes):
             file["boxes"] = np.asarray(boxes, dtype=np.float32).reshape(-1, 6)
+        if truth is not None:
+            x, y, _ = first.header.recon_matrix
+            if truth.shape != (n_slices, y, x):
+                raise ValueError(f"truth of shape {tuple(truth.shape)}, expected {(n_slices, y, x)}")
+            file["truth"] = truth.detach().cpu().to(torch.float32).mT.contiguous().numpy()
         file.attrs.update({"acquisition": acquisition, "patient_id": patient_id, **(attributes or {})})
         if rss_max is not None:
             file.attrs.update({"max": rss_max, "norm": rss_norm2**0.5})

@@ -158,6 +158,11 @@ class SimulatedVolume:
         """E[n n^H] of the samples, complex64 ``(coil coil)``."""
         return (self.coils.mixing @ self.coils.mixing.mH) * self.sigma**2
 
+    @property
+    def truth(self) -> Tensor:
+        """What is imaged, without noise, float32 ``(slice y x)`` over the standard deviation of whitened noise."""
+        return self.objects.abs() / self.sigma
+
     def slices(self, seed: int) -> Iterator[KSpace]:
         """Fully sampled slices ``(coil ky kx)``, not whitened, one after the other."""
         matrix = (self.objects.shape[-2], self.objects.shape[-1])

@@ -44,7 +44,8 @@ def simulate(
     """Turn folders of images (JPEG, PNG, TIFF, DICOM, NIfTI, .npy) into fastMRI-style volumes of simulated k-space.
 
     Each picture's k-space is cropped to the matrix, smooth phase, coils and correlated noise are added. Boxes in YOLO text
-    files beside the pictures are carried along as regions of interest. The result depends on the pictures, the options and the
+    files beside the pictures are carried along as regions of interest, and the pictures themselves as the truth that methods
+    are compared with. The result depends on the pictures, the options and the
     seed alone. It is simulated, and what is learned or measured on it has to be called so.
 
     Parameters
@@ -142,6 +143,7 @@ class _Work:
             acquisition="SIMULATED",
             noise_covariance=volume.noise_covariance,
             boxes=boxes,
+            truth=volume.truth,
             attributes={
                 "simulated": True,
                 "snr": volume.snr,

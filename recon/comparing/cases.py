@@ -49,6 +49,8 @@ class Volume:
         How many slices it has.
     plane
         Number of a slice to its prepared k-space ``(coil ky kx)``: whitened where the noise is known, without oversampling.
+    truth
+        Number of a slice to what a simulation imaged, without noise, ``(y x)``; None where nobody knows.
     boxes
         Float32 ``(n 6)``: slice, class, y0, x0, y1, x1 in points of the image delivered.
     simulated, attribution
@@ -64,6 +66,7 @@ class Volume:
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 6), np.float32), repr=False)
     simulated: bool = False
     attribution: str | None = None
+    truth: Callable[[int], Tensor | None] | None = field(default=None, repr=False)
 
     def slices(self, at_most: int | None = None) -> tuple[int, ...]:
         """Numbers of slices, at most so many, spread evenly."""
@@ -79,7 +82,8 @@ class Case:
     y, op
         k-space ``(coil ky kx)``, zero where not acquired, and the operator with maps of the acquired samples.
     truth
-        Float32 ``(y x)``: root sum of squares of the coil images of all samples, cut to `shape`.
+        Float32 ``(y x)``: root sum of squares of the coil images of all samples, cut to `shape`; what was imaged, without
+        noise, where a simulation says so.
     shape
         Points ``(y x)`` of the image delivered.
     maps_seconds
@@ -106,7 +110,10 @@ def make_case(volume: Volume, number: int, spec: MaskSpec, maps: str = "espirit"
         If it cannot be read, or no coil maps can be made of what is left.
     """
     k = volume.plane(number)
-    return undersample(k, spec.draw((k.data.shape[-2], k.data.shape[-1]), volume.name), maps)
+    case = undersample(k, spec.draw((k.data.shape[-2], k.data.shape[-1]), volume.name), maps)
+    if volume.truth is None or (imaged := volume.truth(number)) is None:
+        return case
+    return replace(case, truth=resize(imaged, case.shape).numpy())
 
 
 def undersample(k: KSpace, drawn: Tensor, maps: str = "espirit") -> Case:
@@ -275,9 +282,8 @@ def _fastmri_volumes(dataset: str, path: Path) -> list[Volume]:
 
     boxes = np.asarray(volume.boxes, dtype=np.float32).reshape(-1, 6)
     simulated, attribution = bool(volume.attributes.get("simulated")), volume.attributes.get("attribution")
-    return [
-        Volume(dataset, path.name, path, "fastmri", volume.n_slices, plane, boxes, simulated, attribution and str(attribution))
-    ]
+    about = simulated, attribution and str(attribution), volume.truth if volume.has_truth else None
+    return [Volume(dataset, path.name, path, "fastmri", volume.n_slices, plane, boxes, *about)]
 
 
 def _mrd_volumes(dataset: str, path: Path) -> list[Volume]:

@@ -102,6 +102,7 @@ def _described(dataset: str, kind: str, volumes: Sequence[Volume], options: Opti
         "volumes": [volume.name for volume in volumes],
         "n_slices": sum(len(volume.slices(options.max_slices)) for volume in volumes),
         "simulated": any(volume.simulated for volume in volumes),
+        "noise_free": all(volume.truth is not None for volume in volumes),
         "attribution": "; ".join(attributions) or None,
     }
 

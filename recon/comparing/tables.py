@@ -93,7 +93,9 @@ def _tables(
             body.append([*_first_cells(mine, statistic, primary), *map(_mean_cell, means), *_cost_cells(mine)])
         rates = sorted({round(row.acceleration, 2) for row in here})
         rate = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-        simulated = ", simulated" if any(d["dataset"] == dataset and d["simulated"] for d in summary["data"]) else ""
+        said = [d for d in summary["data"] if d["dataset"] == dataset]
+        simulated = ", simulated" if any(d["simulated"] for d in said) else ""
+        simulated += ", truth without noise" if said and all(d.get("noise_free") for d in said) else ""
         n = len({row.volume for row in here})
         title = f"{dataset}, {mask}: R = {rate}, {n} volume{'s' * (n > 1)}{simulated}"
         head = ["method", f"{named(primary)} [95 %]", "to best classical [95 %]", "p (corrected)"]

@@ -167,6 +167,7 @@ def _making(about: dict[str, Any]) -> list[tuple[str, str]]:
 def _data_line(entry: dict[str, Any]) -> str:
     size = f"{_count(len(entry.get('volumes') or []), 'volume')}, {_count(int(entry.get('n_slices') or 0), 'slice')}"
     origin = "simulated k-space" if entry.get("simulated") else "measured k-space"
+    origin += ", truth without noise" if entry.get("noise_free") else ""
     credit = f"; {entry['attribution']}" if entry.get("attribution") else ""
     name = html.escape(str(entry.get("dataset") or entry.get("path") or ""))
     return f"<b>{name}</b>: {html.escape(f'{size}; {origin}{credit}')}"

@@ -16,10 +16,12 @@ from kspace.dataset import KSpaceDataset, find_volumes
 from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.images import read_image
+from kspace.masks import MaskSpec
 from kspace.phantom import Phantom, ellipsoid, head_coils
 from kspace.scan import Protocol, accelerate, add_noise_scan, cartesian, coil_covariance
 from kspace.simulate import write_scan
 from kspace.synthesis import crop_to_matrix
+from recon.comparing.cases import find_data, make_case
 from recon.simulate import measure_receiver, simulate
 
 MATRIX = (32, 24)
@@ -41,6 +43,43 @@ def images(tmp_path: Path) -> Path:
             text = f"2 {(cx + 0.5) / 48} {(cy + 0.5) / 64} {12 / 48} {12 / 64}\n"
             (folder / name / f"{number}.txt").write_text(text)
     return folder
+
+
+def test_the_truth_is_the_picture_whatever_the_noise(images: Path, tmp_path: Path) -> None:
+    simulate(images / "a", tmp_path / "out", matrix=MATRIX, coils=3, snr=5)
+    (volume,) = _volumes(tmp_path / "out").values()
+    (found,), _ = find_data([str(volume.path)])
+    for i in range(2):
+        truth = volume.truth(i)
+        assert truth is not None
+        picture = crop_to_matrix(torch.from_numpy(read_image(images / "a" / f"{1 + i}.png")[0]), MATRIX).abs()
+        assert torch.allclose(truth / truth.max(), picture / picture.max(), atol=1e-5)
+        # In units of the noise: what methods are compared on is whitened.
+        noise = np.linalg.norm(ifft(found.plane(i).data).numpy(), axis=0) - truth.numpy()
+        assert float(np.abs(noise).mean()) < 2
+        case = make_case(found, i, MaskSpec.parse("random1d:2"))
+        assert np.array_equal(case.truth, truth.numpy())
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((9, 24, 32), np.float32), np.zeros((10, 24, 32), np.int32), np.float32(3)])
+def test_a_truth_that_does_not_fit_is_refused(images: Path, tmp_path: Path, wrong: np.ndarray) -> None:
+    simulate(images / "a", tmp_path / "out", matrix=MATRIX, coils=3)
+    (path,) = (tmp_path / "out").glob("*.h5")
+    with h5py.File(path, "a") as file:
+        del file["truth"]
+        file["truth"] = wrong
+    with pytest.raises(InputError, match=r"truth is .* expected real numbers of shape \(10, 24, 32\)"):
+        fastmri_h5.open_volume(path)
+
+
+def test_a_truth_that_is_no_number_is_refused(images: Path, tmp_path: Path) -> None:
+    simulate(images / "a", tmp_path / "out", matrix=MATRIX, coils=3)
+    (volume,) = _volumes(tmp_path / "out").values()
+    with h5py.File(volume.path, "a") as file:
+        file["truth"][3, 5, 7] = np.nan
+    assert volume.truth(2) is not None
+    with pytest.raises(InputError, match="slice 3 of truth holds NaN"):
+        volume.truth(3)
 
 
 def _volumes(folder: Path) -> dict[str, fastmri_h5.Volume]:
