@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from recon.training.module import GanModule
 from recon.training.validation import SliceResult, panel
 from recon.versions import versions
 from recon.weights import Card
+
+SAME_WISH_S = 1.0  # within which a second Ctrl-C says no more than the first
 
 
 class Interrupted(RuntimeError):
@@ -147,14 +150,17 @@ class StopOnSignal(Callback):
     """Ctrl-C ends the training after the step that is under way; a second one ends it at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.first = False, 0.0
         self.before: Callable[[int, FrameType | None], Any] | int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: the trainer remembers the handlers of its own start, and sets them again at its end.
         def ask(number: int, frame: FrameType | None) -> None:
-            self.asked = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # `timeout` and shells signal a process and then its group: both mean the same wish.
+            if self.asked and time.monotonic() - self.first > SAME_WISH_S:
+                signal.default_int_handler(number, frame)
+            if not self.asked:
+                self.asked, self.first = True, time.monotonic()
 
         try:
             self.before = signal.signal(signal.SIGINT, ask)

@@ -216,12 +216,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_move(tmp
 class Press(pl.Callback):
     """Ctrl-C while batch `at` is under way."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    def __init__(self, at: int, times: int = 1) -> None:
+        self.at, self.times = at, times
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if pl_module.batch_count == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
 
 
 def run(folder: Path, callbacks: list[pl.Callback], resume: Path | None = None, **options: Any) -> dict[str, Tensor]:
@@ -263,6 +264,18 @@ def test_a_run_that_was_interrupted_and_resumed_is_the_run_bit_for_bit(
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(tmp_path: Path) -> None:
+    # As from `timeout -s INT`, which signals the process and then its group.
+    assert run(tmp_path / "part", [Press(3, times=2)], max_epochs=4, max_steps=-1) == {}
+    assert (tmp_path / "part" / "last.safetensors").is_file()
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recon.training.callbacks.SAME_WISH_S", -1.0)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(tmp_path / "part", [Press(3, times=2)], max_epochs=4, max_steps=-1)
 
 
 def test_resuming_from_the_checkpoint_of_a_validation_goes_on_bit_for_bit(tmp_path: Path, whole: dict[str, Tensor]) -> None:
