@@ -22,6 +22,7 @@ from kspace.errors import InputError
 from kspace.fastmri_header import format_header
 from kspace.fourier import ifft, resize
 from kspace.hdf5 import create_h5
+from kspace.whole import written_whole
 
 # Steps that leave data alone that they were applied to before: whoever reads the file may apply them without asking.
 _REPEATABLE = ("drop_dead_coils", "remove_oversampling")
@@ -74,7 +75,7 @@ def write_volume(
         If the file exists, cannot be written, there are no slices, or they differ in shape or mask.
     """
     path = Path(path)
-    with _written_whole(path, force) as file:
+    with _new_file(path, force) as file:
         first, geometry, rss_max, rss_norm2 = _write_slices(file, slices, path)
         n_slices, n_coils = len(geometry), first.n_coils
         file["ismrmrd_header"] = format_header(first.header, n_slices, n_coils)
@@ -134,28 +135,21 @@ def write_reconstruction(
     stack = torch.stack(planes)
     magnitude = stack.abs() if stack.is_complex() else stack
     path = Path(path)
-    with _written_whole(path, force, create_h5) as file:
+    with _new_file(path, force, create_h5) as file:
         file["reconstruction"] = magnitude.to(torch.float32).mT.contiguous().numpy()
         file.attrs.update(attributes or {})
     return path
 
 
 @contextlib.contextmanager
-def _written_whole(
+def _new_file(
     path: Path, force: bool, create: Callable[[Path], AbstractContextManager[h5py.File]] = _ON_DISK
 ) -> Iterator[h5py.File]:
     """A new file that takes its name only when it is complete."""
     if path.exists() and not force:
         raise InputError("the file exists", path, "choose another name, or force")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with create(beside) as file:
-            yield file
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"cannot write ({error.strerror or error})", path) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_whole(path) as beside, create(beside) as file:
+        yield file
 
 
 def _write_slices(

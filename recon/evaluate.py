@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv as csv_module
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from kspace.errors import InputError
+from kspace.whole import written_whole
 from recon.metrics import CONVENTIONS, Convention, foreground, mean_and_spread
 
 Challenge = Literal["multicoil", "singlecoil"]
@@ -166,17 +166,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     InputError
         If it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("w", newline="") as file:
-            writer = csv_module.writer(file)
-            writer.writerow(["volume", "slices", "target", *rows[0].metrics])
-            writer.writerows([row.name, row.n_slices, row.target, *row.metrics.values()] for row in rows)
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"cannot write ({error.strerror or error})", path) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_whole(path) as beside, beside.open("w", newline="") as file:
+        writer = csv_module.writer(file)
+        writer.writerow(["volume", "slices", "target", *rows[0].metrics])
+        writer.writerows([row.name, row.n_slices, row.target, *row.metrics.values()] for row in rows)
 
 
 def _convention(name: str) -> Convention:

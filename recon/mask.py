@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from kspace.errors import InputError
 from kspace.masks import FAMILIES, MaskSpec, acceleration, digest
+from kspace.whole import written_whole
 
 MAX_AXIS = 65536  # more than any scanner measures, and than can be drawn in the time that a person waits
 
@@ -87,16 +87,8 @@ def _write(output: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[i
         raise InputError(f"'{output.suffix}' is no format for masks", output, f"one of {', '.join(writers)}")
     if output.exists() and not force:
         raise InputError("the file exists", output, "give --force to replace it")
-    beside = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
+    with written_whole(output) as beside:
         writers[output.suffix.lower()](beside, spec, mask, shape)
-        os.replace(beside, output)
-    except OSError as error:
-        raise InputError(
-            f"cannot write ({error.strerror or error})", output, "choose a writable folder with free space"
-        ) from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _write_png(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> None:

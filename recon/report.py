@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from kspace.errors import InputError
+from kspace.whole import written_whole
 from recon.reporting import comparison, figures, page
 
 
@@ -35,12 +34,6 @@ def write(folder: Path, megabytes: float = 45.0) -> Path:
     found = comparison.read(folder)
     figures.write(found, folder / "figures")
     path = folder / "index.html"
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_whole(path) as beside:
         beside.write_text(page.build(found, megabytes), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"cannot write ({error.strerror or error})", path) from error
-    finally:
-        beside.unlink(missing_ok=True)
     return path

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
+from kspace.whole import written_whole
 
 SUFFIX = ".safetensors"
 FORMAT = "recon generator 1"
@@ -122,18 +121,8 @@ def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = F
     if bad := [name for name, x in tensors.items() if x.is_floating_point() and not bool(torch.isfinite(x).all())]:
         raise InputError(f"the weights {bad[0]} are not finite{' in half precision' if half else ''}", path)
     card = replace(card, name=path.stem, sha256=digest(tensors))
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the weights cannot be written ({error.strerror or error})", path) from error
-    try:
+    with written_whole(path, "the weights cannot be written", make_folder=True) as beside:
         save_file(tensors, beside, metadata={"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)})
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"the weights cannot be written ({error.strerror or error})", path) from error
-    finally:
-        beside.unlink(missing_ok=True)
     return card
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from kspace.container import Matrix, Vector
 from kspace.errors import InputError
+from kspace.whole import written_whole
 
 HEAD_DTYPE = ismrmrd.hdf5.acquisition_header_dtype
 """Structured dtype of one acquisition header, 340 bytes, fields as in ISMRMRD's specification (lengths in mm)."""
@@ -195,20 +195,11 @@ def write_raw(
         If the samples contradict their headers, or the file cannot be written.
     """
     rows = _rows(path, heads, samples, trajectories)
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     xml = header_xml.encode() if isinstance(header_xml, str) else header_xml
-    try:
-        with h5py.File(beside, "w") as file:
-            group = file.create_group("dataset")
-            group.create_dataset("xml", (1,), h5py.special_dtype(vlen=bytes))[0] = xml
-            group.create_dataset("data", data=rows, dtype=rows.dtype, maxshape=(None,))
-        os.replace(beside, target)
-    except OSError as error:
-        raise InputError(f"cannot write the raw file ({error})", path, "choose a writable directory with free space") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+    with written_whole(Path(path), "cannot write the raw file") as beside, h5py.File(beside, "w") as file:
+        group = file.create_group("dataset")
+        group.create_dataset("xml", (1,), h5py.special_dtype(vlen=bytes))[0] = xml
+        group.create_dataset("data", data=rows, dtype=rows.dtype, maxshape=(None,))
 
 
 def _rows(

@@ -14,9 +14,7 @@ import csv
 import hashlib
 import io
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 
 from kspace.errors import InputError
 from kspace.hdf5 import open_h5
+from kspace.whole import written_whole
 
 VERSION = 1
 SUMMARY, SLICES, RESULTS, IMAGES = "compare.json", "slices.csv", "results.csv", "images"
@@ -200,7 +199,7 @@ def write_images(folder: Path, group: GroupImages) -> Path:
     """Write the images of a volume and mask; the file appears whole or not at all."""
     path = folder / group.group.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path) as part, h5py.File(part, "w") as file:
+    with written_whole(path) as part, h5py.File(part, "w") as file:
         file["truth"], file["support"], file["boxes"] = group.truth, group.support, group.boxes
         file["mask"] = group.mask.astype(np.uint8)
         for name, image in group.images.items():
@@ -246,7 +245,7 @@ class SliceLog:
     def __init__(self, folder: Path) -> None:
         self.rows = read_slices(folder)
         path = folder / SLICES
-        with _beside(path) as part, part.open("w", newline="") as file:
+        with written_whole(path) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([f.name for f in fields(SliceRow)])
             writer.writerows(_cells(row) for row in self.rows)
@@ -283,7 +282,7 @@ def write_results(folder: Path, rows: Sequence[VolumeRow]) -> Path:
     """Write ``results.csv``; a metric that no row has gets no column."""
     path = folder / RESULTS
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    with _beside(path) as part, part.open("w", newline="") as file:
+    with written_whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*_VOLUME_FIELDS, *names])
         writer.writerows([*_cells(row, _VOLUME_FIELDS), *(_cell(row.metrics.get(n)) for n in names)] for row in rows)
@@ -309,7 +308,7 @@ def read_results(path: Path) -> list[VolumeRow]:
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Write ``compare.json``; it appears whole or not at all. Values that are not finite are refused: JSON has none."""
     path = folder / SUMMARY
-    with _beside(path) as part:
+    with written_whole(path) as part:
         part.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return path
 
@@ -335,19 +334,6 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 _VOLUME_FIELDS = [f.name for f in fields(VolumeRow) if f.name != "metrics"]
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Where to write what shall take the name `path` when it is complete."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"cannot write ({error.strerror or error})", path, "check the disk and its rights") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _cell(value: Any) -> str:

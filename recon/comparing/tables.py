@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kspace.whole import written_whole
 from recon.comparing.figures import MEASURED
 from recon.comparing.statistics import can_be_significant
 from recon.comparing.store import VolumeRow
@@ -32,9 +32,8 @@ def write_tables(folder: Path, summary: Summary, rows: Sequence[VolumeRow]) -> l
     """Write ``table.md`` and ``table.tex`` into the folder of a comparison."""
     written = []
     for name, text in (("table.md", markdown(summary, rows)), ("table.tex", latex(summary, rows))):
-        beside = folder / f".{name}.{os.getpid()}.part"
-        beside.write_text(text)
-        os.replace(beside, folder / name)
+        with written_whole(folder / name) as beside:
+            beside.write_text(text)
         written.append(folder / name)
     return written
 

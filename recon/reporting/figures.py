@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kspace.errors import InputError
+from kspace.whole import written_whole
 from recon.comparing.store import VolumeRow
 from recon.reporting.comparison import Comparison
 from recon.reporting.wording import metric_name
@@ -142,18 +141,12 @@ def _save(figure: Figure, stem: Path, draw: Callable[[Figure], bool]) -> list[Pa
         return []
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     for path in paths:
-        beside = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            path.parent.mkdir(exist_ok=True)
+        with written_whole(path, make_folder=True) as beside:
             # No date: the same comparison gives the same file.
-            figure.savefig(beside, dpi=200, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
-            os.replace(beside, path)
-            # The layout takes most of the time and stays as it is.
-            figure.set_layout_engine("none")
-        except OSError as error:
-            raise InputError(f"cannot write ({error.strerror or error})", path) from error
-        finally:
-            beside.unlink(missing_ok=True)
+            metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+            figure.savefig(beside, format=path.suffix[1:], dpi=200, metadata=metadata)
+        # The layout takes most of the time and stays as it is.
+        figure.set_layout_engine("none")
     return paths
 
 

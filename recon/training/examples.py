@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from kspace.images import read_image
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
 from kspace.synthesis import SynthesisOptions, crop_to_matrix, generator
+from kspace.whole import written_whole
 
 
 class Examples(Protocol):
@@ -193,15 +192,9 @@ class Kept(torch.utils.data.Dataset[Example]):
         self.folder = folder / hashlib.sha256(description.encode()).hexdigest()[:16]
         self.shapes = source.shapes
         self.lines = _lines_of(source)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            about = self.folder / f".about.{secrets.token_hex(4)}.part"
-            about.write_text(description)
-            os.replace(about, self.folder / "about.txt")
-        except OSError as error:
-            raise InputError(
-                f"examples cannot be kept ({error.strerror or error})", folder, "choose another --data.cache"
-            ) from error
+        about = self.folder / "about.txt"
+        with written_whole(about, "examples cannot be kept", "choose another --data.cache", make_folder=True) as beside:
+            beside.write_text(description)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -318,14 +311,8 @@ def write_example(path: Path, example: Example) -> None:
         "noise_std": op.noise_std,
         "attributes": {k: v for k, v in example.attributes[0].items() if isinstance(v, str | int | float | bool)},
     }
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part")
-    try:
+    with written_whole(path, "an example cannot be kept") as beside:
         save_file({k: v.clone() for k, v in tensors.items()}, beside, metadata={"about": json.dumps(about)})
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"an example cannot be kept ({error.strerror or error})", path.parent) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_example(path: Path) -> Example:

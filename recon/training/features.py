@@ -8,7 +8,6 @@ box (where), and by how many quarter turns the picture was rotated (anatomy; Gid
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from kspace.errors import InputError
 from kspace.groups import Group, group_files, split_groups
 from kspace.images import find_images, read_boxes, read_image
 from kspace.synthesis import crop_to_matrix
+from kspace.whole import written_whole
 from models.features import MrFeatures
 from recon.versions import versions
 
@@ -221,13 +221,6 @@ def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
 def _write(path: Path, network: MrFeatures, about: Mapping[str, object]) -> None:
     from safetensors.torch import save_file
 
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {name: x.detach().half().contiguous() for name, x in network.state_dict().items()}
+    state = {name: x.detach().half().contiguous() for name, x in network.state_dict().items()}
+    with written_whole(path, "the weights cannot be written", make_folder=True) as beside:
         save_file(state, beside, metadata={"format": "recon features 1", "about": json.dumps(about)})
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"the weights cannot be written ({error.strerror or error})", path) from error
-    finally:
-        beside.unlink(missing_ok=True)
