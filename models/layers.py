@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -102,6 +102,42 @@ def starting_image(y: Tensor, op: Sense, start: Start, lamda: float, tolerance: 
     return data_consistency(torch.zeros_like(zero_filled), y, op, lamda, tolerance=tolerance)
 
 
+OUTER = 0.375  # of the width of k-space: farther from the centre, noise is what most samples show
+NOISE, RATE = -6.0, math.log(4)  # where the conditions of a scan are zero
+
+
+@torch.no_grad()
+def scan_conditions(y: Tensor, op: Sense) -> Tensor:
+    """What the best weight of a prior depends on, from the samples and the mask alone.
+
+    Parameters
+    ----------
+    y
+        Complex ``(*batch coil ky kx)``, divided by `slice_scale`.
+    op
+        Its forward model.
+
+    Returns
+    -------
+    Tensor
+        Real ``(*batch 3)``: logarithm of the noise variance of a sample plus 6, logarithm of the acceleration over 4, and 1
+        where undersampling acts along one axis only, else 0. The noise is measured on the outermost samples, as the median of
+        ``|y|^2`` over ln 2, so that nothing has to be known about the scanner.
+    """
+    n_y, n_x = y.shape[-2:]
+    mask = op.mask if op.mask.ndim > 2 else op.mask.unsqueeze(0)
+    mask = mask.expand(*mask.shape[:-2], n_y, n_x)
+    ky, kx = ((torch.arange(n, device=y.device) - n // 2).abs() / n for n in (n_y, n_x))
+    outer = mask & (torch.maximum(ky[:, None], kx) > OUTER)
+    power = torch.where(outer, y.abs().square(), torch.nan).flatten(-3)
+    noise = (power.nanmedian(-1).values / math.log(2)).nan_to_num(math.exp(NOISE))
+    sampled = mask.float().mean((-3, -2, -1))
+    lines = (mask == mask[..., :1]).all(-1).all(-1).all(-1) | (mask == mask[..., :1, :]).all(-1).all(-1).all(-1)
+    # A slice of zeros, or one without noise, is as good as the best scan.
+    found = [noise.clamp(1e-4, 1).log() - NOISE, -sampled.clamp_min(1e-3).log() - RATE, lines.to(noise.dtype)]
+    return torch.stack(torch.broadcast_tensors(*found), -1)
+
+
 class Consistency(nn.Module):
     """Data consistency: ``(A^H A + lamda I) x = A^H y + lamda z``, or exact replacement where there is an exact answer.
 
@@ -118,21 +154,35 @@ class Consistency(nn.Module):
         Replace the samples where there is one coil of unit modulus, whatever `lamda` is.
     tolerance
         Relative residual of the solve. Far looser than the operators' default, to train at bearable speed.
+    slopes
+        Let the logarithm of `lamda` be linear in as many conditions of the scan (`scan_conditions`): where it starts.
     """
 
-    def __init__(self, lamda: float = 0.1, learned: bool = True, exact: bool = False, tolerance: float = 1e-3) -> None:
+    def __init__(
+        self,
+        lamda: float = 0.1,
+        learned: bool = True,
+        exact: bool = False,
+        tolerance: float = 1e-3,
+        slopes: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         if not lamda > 0:
             raise ValueError(f"lamda must be positive; got {lamda}")
         self.log_lamda = nn.Parameter(torch.tensor(math.log(lamda)), requires_grad=learned)
+        self.slopes = nn.Parameter(torch.tensor(slopes), requires_grad=learned) if slopes else None
         self.exact, self.tolerance = exact, tolerance
 
-    def forward(self, image: Tensor, y: Tensor, op: Sense) -> Tensor:
-        """Image ``(*batch y x)`` and k-space ``(*batch coil ky kx)``, complex, to image."""
+    def forward(self, image: Tensor, y: Tensor, op: Sense, conditions: Tensor | None = None) -> Tensor:
+        """Image ``(*batch y x)`` and k-space ``(*batch coil ky kx)``, complex, and conditions ``(*batch n)`` to image."""
         if self.exact and op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4):
             return data_consistency(image, y, op)
         # Below 1e-4 conjugate gradients need hundreds of iterations; above 1e2 the data are ignored.
-        lamda = self.log_lamda.clamp(math.log(1e-4), math.log(1e2)).exp()
+        log_lamda: Tensor = self.log_lamda
+        if self.slopes is not None:
+            assert conditions is not None
+            log_lamda = log_lamda + (conditions * self.slopes).sum(-1)[..., None, None]
+        lamda = log_lamda.clamp(math.log(1e-4), math.log(1e2)).exp()
         return data_consistency(image, y, op, lamda, tolerance=self.tolerance)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from models.layers import (
     magnitude,
     normalisation,
     pad_to_multiple,
+    scan_conditions,
     slice_scale,
     starting_image,
     to_channels,
@@ -92,6 +94,41 @@ def test_consistency_is_exact_for_one_coil_where_asked_and_soft_otherwise() -> N
     # One coil of unit modulus: each sample becomes the mean of measured and proposed, weighted 1 to lamda.
     soft = op.forward(Consistency(lamda=0.25, tolerance=1e-6)(image, y, op))
     torch.testing.assert_close(soft, (y + 0.25 * op.forward(image)) / 1.25, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_the_conditions_of_a_scan_are_its_noise_its_rate_and_its_kind_of_mask(lines: bool) -> None:
+    y, op, _ = scan(batch=(), n_coils=4, shape=(64, 48), lines=lines)
+    noise = 0.05 * torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(5))
+    y = op.mask * (y * 0 + noise)  # nothing but noise, E|n|^2 = 0.0025
+    found = scan_conditions(y, op)
+    assert found[0] == pytest.approx(math.log(0.0025) + 6, abs=0.1)
+    assert found[1] == pytest.approx(-math.log(float(op.mask.expand(1, 64, 48).float().mean()) * 4), abs=1e-5)
+    assert found[2] == float(lines)
+    whole = replace(op, mask=op.mask.expand(1, 64, 48).clone())  # the same mask, written out
+    assert torch.allclose(scan_conditions(y, whole), found)
+    assert torch.allclose(scan_conditions(y.mT.clone(), Sense(op.maps.mT.clone(), whole.mask.mT.clone())), found)
+    two = scan_conditions(torch.stack([y, 10 * y]), replace(op, maps=torch.stack([op.maps] * 2)))
+    assert two.shape == (2, 3)
+    assert two[1, 0] - two[0, 0] == pytest.approx(math.log(100), abs=1e-4)
+    assert scan_conditions(0 * y, op)[0] == pytest.approx(math.log(1e-4) + 6), "no noise is the best scan there is"
+    centre = replace(op, mask=op.mask & ((torch.arange(64) - 32).abs() < 20)[:, None] & ((torch.arange(48) - 24).abs() < 12))
+    assert scan_conditions(centre.mask * y, centre)[0] == 0, "nothing is known of the noise"
+
+
+def test_lamda_follows_the_conditions() -> None:
+    y, op, image = scan(batch=(2,), n_coils=4)
+    layer = Consistency(lamda=0.25, tolerance=1e-6, slopes=(1.0, 0.0, -2.0))
+    conditions = torch.tensor([[math.log(2), 3.0, 0.0], [0.0, 3.0, 0.5]])
+    found = layer(image, y, op, conditions)
+    for i, lamda in enumerate((0.5, 0.25 / math.e)):
+        one = Sense(op.maps[i] if op.maps.ndim > 3 else op.maps, op.mask[i] if op.mask.ndim > 3 else op.mask)
+        alone = Consistency(lamda=lamda, tolerance=1e-6)(image[i], y[i], one)
+        assert torch.linalg.vector_norm(found[i] - alone) < 1e-4 * torch.linalg.vector_norm(alone)
+    layer(0.5 * image, y, op, conditions).abs().sum().backward()
+    assert layer.slopes is not None
+    assert layer.slopes.grad is not None
+    assert (layer.slopes.grad != 0).all()
 
 
 def test_lamda_learns_and_stays_positive() -> None:
