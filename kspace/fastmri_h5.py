@@ -76,7 +76,7 @@ class Volume:
     noise_covariance
         E[n n^H] of the samples, complex64 ``(coil coil)``, in the file's units squared; None where it is not known.
     has_truth
-        Whether the file was simulated and holds what was imaged (`truth`).
+        Whether the file was simulated with a known noise and holds what was imaged (`truth`).
     """
 
     path: Path
@@ -214,6 +214,8 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
         names = ("reconstruction_esc", "reconstruction_rss") if single_coil else ("reconstruction_rss", "reconstruction_esc")
         target_name = next((name for name in names if name in file), None)
         recon_shape = _recon_shape(file, scan, target_name, (n_ky, n_kx), path)
+        attributes = plain_attributes(file)
+        covariance = _read_covariance(file, n_coils, path)
         volume = Volume(
             path=path,
             n_slices=n_slices,
@@ -225,10 +227,11 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
             scan=scan,
             target_name=target_name,
             has_mask="mask" in file,
-            attributes=plain_attributes(file),
+            attributes=attributes,
             boxes=_read_boxes(file, path),
-            noise_covariance=_read_covariance(file, n_coils, path),
-            has_truth="truth" in file,
+            noise_covariance=covariance,
+            # Others may call anything so, in any unit; ours is in that of the noise.
+            has_truth="truth" in file and bool(attributes.get("simulated")) and covariance is not None,
         )
         _check_header(volume)
         _read_mask(file, volume)

@@ -132,7 +132,7 @@ def scan_conditions(y: Tensor, op: Sense) -> Tensor:
     power = torch.where(outer, y.abs().square(), torch.nan).flatten(-3)
     noise = (power.nanmedian(-1).values / math.log(2)).nan_to_num(math.exp(NOISE))
     sampled = mask.float().mean((-3, -2, -1))
-    lines = (mask == mask[..., :1]).all(-1).all(-1).all(-1) | (mask == mask[..., :1, :]).all(-1).all(-1).all(-1)
+    lines = (mask == mask[..., :1]).flatten(-3).all(-1) | (mask == mask[..., :1, :]).flatten(-3).all(-1)
     # A slice of zeros, or one without noise, is as good as the best scan.
     found = [noise.clamp(1e-4, 1).log() - NOISE, -sampled.clamp_min(1e-3).log() - RATE, lines.to(noise.dtype)]
     return torch.stack(torch.broadcast_tensors(*found), -1)

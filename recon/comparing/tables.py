@@ -93,10 +93,10 @@ def _tables(
         rates = sorted({round(row.acceleration, 2) for row in here})
         rate = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
         said = [d for d in summary["data"] if d["dataset"] == dataset]
-        simulated = ", simulated" if any(d["simulated"] for d in said) else ""
-        simulated += ", truth without noise" if said and all(d.get("noise_free") for d in said) else ""
+        origin = ", simulated" if any(d["simulated"] for d in said) else ""
+        origin += ", truth without noise" if said and all(d.get("noise_free") for d in said) else ""
         n = len({row.volume for row in here})
-        title = f"{dataset}, {mask}: R = {rate}, {n} volume{'s' * (n > 1)}{simulated}"
+        title = f"{dataset}, {mask}: R = {rate}, {n} volume{'s' * (n > 1)}{origin}"
         head = ["method", f"{named(primary)} [95 %]", "to best classical [95 %]", "p (corrected)"]
         found.append((title, [*head, *map(named, metrics), "s/slice", "MB CPU", "MB GPU", "failed"], body))
     return found

@@ -72,6 +72,21 @@ def test_a_truth_that_does_not_fit_is_refused(images: Path, tmp_path: Path, wron
         fastmri_h5.open_volume(path)
 
 
+@pytest.mark.parametrize("missing", ["simulated", "noise_covariance"])
+def test_what_others_call_truth_is_passed_over(images: Path, tmp_path: Path, missing: str) -> None:
+    simulate(images / "a", tmp_path / "out", matrix=MATRIX, coils=3)
+    (path,) = (tmp_path / "out").glob("*.h5")
+    with h5py.File(path, "a") as file:
+        del (file.attrs if missing == "simulated" else file)[missing]
+        del file["truth"]
+        file["truth"] = "a label"
+    volume = fastmri_h5.open_volume(path)
+    assert volume.truth(0) is None
+    (found,), _ = find_data([str(path)])
+    case = make_case(found, 0, MaskSpec.parse("random1d:2"))
+    assert np.allclose(case.truth, np.linalg.norm(ifft(found.plane(0).data).numpy(), axis=0), rtol=1e-4)
+
+
 def test_a_truth_that_is_no_number_is_refused(images: Path, tmp_path: Path) -> None:
     simulate(images / "a", tmp_path / "out", matrix=MATRIX, coils=3)
     (volume,) = _volumes(tmp_path / "out").values()
