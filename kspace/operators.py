@@ -1,4 +1,4 @@
-"""Linear operators of parallel MRI, as frozen values over tensors, and the solve that makes an image agree with the data.
+"""Linear operators of parallel MRI, as frozen values over tensors.
 
 Operators are values, never `nn.Module`s: they cannot leak coil maps into a `state_dict`, and no call changes them. All take any
 number of leading batch dimensions, run on any device, and are differentiable with respect to their argument.
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kspace.fourier import IMAGE_AXES, centring_phases, fft, fft_corner, ifft, ifft_corner
-from kspace.solve import conjugate_gradients
+from kspace.fourier import IMAGE_AXES, centring_phases, fft, fft_corner, ifft, ifft_corner, to_corner
 
 if TYPE_CHECKING:
     import sigpy
@@ -229,6 +228,13 @@ class Sense(LinearOperator):
         """Bool ``(*batch y x)``: where any coil map is non-zero. Nothing can be said of the image outside."""
         return (self.maps != 0).any(-3)
 
+    @cached_property
+    def circulant(self) -> Tensor:
+        """Eigenvalues of the circulant matrix nearest to ``A^H W A``, along `transformed_axes`: see `nearest_circulant`."""
+        axes = transformed_axes(self.weights)
+        weights = self.weights if self.weights.ndim > 2 else self.weights.unsqueeze(0)
+        return nearest_circulant(self.maps, to_corner(weights, axes), axes)
+
     def forward(self, x: Tensor) -> Tensor:
         """Image ``(*batch y x)`` to k-space ``(*batch coil ky kx)``, zero where nothing is sampled."""
         self._check(x, 2, "image")
@@ -256,10 +262,14 @@ class Sense(LinearOperator):
                 _combine(image[plane], ifft_corner(y_i[coils] * _coils(mask_i, coils)), maps_i[coils])
         return image
 
+    def back_projection(self, y: Tensor) -> Tensor:
+        """``A^H W y`` with the `weights` W, ``(*batch coil ky kx)`` to ``(*batch y x)``: the right-hand side of every solve."""
+        return self.adjoint(y if self.n_averages is None else y * self.n_averages)
+
     def normal(self, x: Tensor) -> Tensor:
         """``adjoint(forward(x))``, without the trip through k-space as it is stored."""
         self._check(x, 2, "image")
-        return self._gram(self.mask.to(self.maps.real.dtype))(x)
+        return self.gram(self.mask.to(self.maps.real.dtype))(x)
 
     def to(self, device: torch.device | str) -> Sense:
         moved = super().to(device)
@@ -301,10 +311,10 @@ class Sense(LinearOperator):
     def _phases(self) -> list[tuple[Tensor, Tensor]]:
         return [centring_phases(n, self.maps.dtype, self.maps.device) for n in self.maps.shape[-2:]]
 
-    def _gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
-        """``x -> A^H diag(weights) A x``; the phases of k-space cancel."""
-        # Lines along kx are sampled whole or not at all: the transforms along x then cancel too.
-        axes = IMAGE_AXES if weights.shape[-1] > 1 else IMAGE_AXES[:1]
+    def gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
+        """``x -> A^H diag(weights) A x``, for real weights that are broadcastable to k-space."""
+        # The phases of k-space cancel; where whole lines are sampled, so do the transforms along them.
+        axes = transformed_axes(weights)
         maps = self._phased_maps
         w = weights if weights.ndim > 2 else weights.unsqueeze(0)
 
@@ -327,98 +337,39 @@ class Sense(LinearOperator):
             raise ValueError(f"{name} of shape {tuple(x.shape)} does not fit the operator: expected (*batch, {expected})")
 
 
-def data_consistency(
-    image: Tensor,
-    y: Tensor,
-    op: Sense,
-    lamda: float | Tensor | None = None,
-    *,
-    tolerance: float = 1e-6,
-    max_iterations: int = 500,
-) -> Tensor:
-    """The image nearest to `image` that agrees with the measured samples.
+def transformed_axes(weights: Tensor) -> tuple[int, ...]:
+    """Axes that ``A^H diag(weights) A`` transforms: y alone where each line along kx is sampled whole or not at all."""
+    return IMAGE_AXES if weights.shape[-1] > 1 else IMAGE_AXES[:1]
 
-    With `lamda` the regularised solve ``(A^H W A + lamda I) x = A^H W y + lamda image`` by conjugate gradients, W being
-    ``op.weights`` (Aggarwal 2019, doi:10.1109/TMI.2018.2865356). Without it, the exact replacement of the sampled part of
-    k-space, which exists for one coil only.
+
+def nearest_circulant(maps: Tensor, weights: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
+    """Eigenvalues of the circulant matrix nearest to ``A^H diag(weights) A``; the two are equal for one coil of unit modulus.
+
+    Chan 1988, doi:10.1137/0909051: the average over each diagonal, here the point spread function times the autocorrelation of
+    the maps. Circulant along `axes`: along y alone there is one such matrix for each column.
 
     Parameters
     ----------
-    image
-        Complex ``(*batch y x)``: the prior's proposal, z.
-    y
-        Complex ``(*batch coil ky kx)``: measured k-space.
-    op
-        The forward model. Its maps are constants: no gradient flows to them.
-    lamda
-        Noise variance over signal variance, positive; a number, or a tensor broadcastable to ``(*batch 1 1)``, through which
-        gradients flow. None: exact replacement.
-    tolerance
-        Relative residual ``||b - M x|| / ||b||`` at which a plane's conjugate gradients stop.
-    max_iterations
-        A plane that needs more is returned as it is, with a `RuntimeWarning`.
+    maps
+        Complex ``(*batch coil y x)``; where their origin lies does not matter.
+    weights
+        Real, broadcastable to ``(*batch coil ky kx)``, zero frequency at index 0. Those of several coils are averaged.
+    axes
+        Axes to transform.
 
     Returns
     -------
     Tensor
-        Complex ``(*batch y x)``. Differentiable in `image`, `y` and `lamda`, by implicit differentiation: the backward pass is
-        one more solve with the same matrix, whatever the number of iterations.
-
-    Raises
-    ------
-    ValueError
-        If `lamda` is not positive, or is None where several coils or a map of other than unit modulus leave no exact answer.
+        Real and not negative, ``(*batch ky kx)``, or ``(*batch ky x)`` along y alone; zero frequency at index 0.
     """
-    if lamda is None:
-        return _replace_samples(image, y, op)
-    if isinstance(lamda, float | int) and not (lamda > 0 and math.isfinite(lamda)):
-        raise ValueError(f"lamda must be positive and finite; got {lamda}")
-    weight = torch.as_tensor(lamda, dtype=image.real.dtype, device=image.device)
-    solved: Tensor = _RegularisedSolve.apply(image, y, weight, op, tolerance, max_iterations)
-    return solved
-
-
-def _replace_samples(image: Tensor, y: Tensor, op: Sense) -> Tensor:
-    if op.n_coils != 1:
-        raise ValueError(f"exact replacement exists for one coil; {op.n_coils} coils need lamda (noise over signal variance)")
-    if not torch.allclose(op.maps.abs(), torch.ones((), dtype=op.maps.real.dtype, device=op.maps.device), atol=1e-4):
-        raise ValueError("exact replacement needs a coil map of unit modulus everywhere; give lamda")
-    predicted = fft(image.unsqueeze(-3) * op.maps)
-    return (ifft(torch.where(op.mask, y, predicted)) * op.maps.conj()).squeeze(-3)
-
-
-class _RegularisedSolve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, image: Tensor, y: Tensor, lamda: Tensor, op: Sense, tolerance: float, max_iterations: int) -> Tensor:
-        weights = op.weights
-        matrix = _plus_identity(op._gram(weights), lamda)
-        b = op.adjoint(y * weights) + lamda * image
-        solution = conjugate_gradients(matrix, b, image, tolerance, max_iterations)
-        ctx.op, ctx.options, ctx.shapes = op, (tolerance, max_iterations), (image.shape, y.shape, lamda.shape)
-        ctx.save_for_backward(solution, image, lamda)
-        return solution
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        solution, image, lamda = ctx.saved_tensors
-        op: Sense = ctx.op
-        weights = op.weights
-        matrix = _plus_identity(op._gram(weights), lamda)
-        # The matrix is Hermitian, so the adjoint solve is a solve: u = M^-1 g.
-        u = conjugate_gradients(matrix, gradient, gradient / (1 + lamda), *ctx.options)
-        to_image = to_y = to_lamda = None
-        if ctx.needs_input_grad[0]:
-            to_image = _sum_to(lamda * u, ctx.shapes[0])
-        if ctx.needs_input_grad[1]:
-            to_y = _sum_to(op.forward(u) * weights, ctx.shapes[1])
-        if ctx.needs_input_grad[2]:
-            to_lamda = _sum_to((u.conj() * (image - solution)).real, ctx.shapes[2])
-        return to_image, to_y, to_lamda, None, None, None
-
-
-def _plus_identity(gram: Callable[[Tensor], Tensor], lamda: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: gram(x) + lamda * x
+    weights = weights.mean(-3)
+    if len(axes) == 2:
+        weights = weights.expand(*weights.shape[:-2], *maps.shape[-2:])
+    correlation = ifft_corner(fft_corner(maps, axes).abs().square().sum(-3).to(maps.dtype), axes).conj()
+    spread = ifft_corner(weights.to(maps.dtype), axes)
+    # Orthonormal transforms: dividing once by the root of the number of points makes up for those of both factors.
+    n = math.prod(maps.shape[axis] for axis in axes)
+    return fft_corner(correlation * spread, axes).real.clamp(min=0) / n**0.5
 
 
 _CHUNK = 4  # coils at a time: their buffers then stay in the cache
@@ -449,11 +400,6 @@ def _combine(image: Tensor, coil_images: Tensor, maps: Tensor) -> None:
     """Add ``sum conj(maps) * coil_images`` to `image`, in place, without an array for the products."""
     for one, map_ in zip(coil_images, maps, strict=True):
         image.addcmul_(one, map_.conj())
-
-
-def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
-    """Undo broadcasting: the gradient of a tensor that was expanded is the sum over the copies."""
-    return x.sum_to_size(shape)
 
 
 def _check_maps(maps: Tensor) -> None:

@@ -10,16 +10,24 @@ from torch import Tensor
 
 
 def conjugate_gradients(
-    matrix: Callable[[Tensor], Tensor], b: Tensor, start: Tensor, tolerance: float, max_iterations: int
+    matrix: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    b: Tensor,
+    start: Tensor | None,
+    tolerance: float,
+    max_iterations: int,
 ) -> Tensor:
     """Solve ``matrix(x) = b`` for every plane of a batch at once (Hestenes and Stiefel 1952, doi:10.6028/jres.049.044).
 
     Parameters
     ----------
-    matrix
-        Hermitian positive definite map of complex ``(*batch y x)`` to itself, acting on each plane alone.
-    b, start
-        Complex ``(*batch y x)``: right-hand side, and where to start from.
+    matrix, precondition
+        Hermitian positive definite maps of complex ``(*batch y x)`` to itself, acting on each plane alone; the second is an
+        approximation of the inverse of the first.
+    b
+        Right-hand side, complex ``(*batch y x)``.
+    start
+        Where to start from, like `b`; None: from 0, which saves one product.
     tolerance
         Relative residual ``||b - matrix(x)|| / ||b||`` at which a plane is left alone.
     max_iterations
@@ -30,20 +38,21 @@ def conjugate_gradients(
     Tensor
         Complex ``(*batch y x)``.
     """
-    x = start.expand_as(b).clone()
-    r = b - matrix(x)
-    p = r.clone()
-    residual, enough = _energy(r), tolerance**2 * _energy(b)
+    x = torch.zeros_like(b) if start is None else start.expand_as(b)
+    r = b if start is None else b - matrix(x)
+    p = precondition(r)
+    fall, residual, enough = _inner(r, p), _energy(r), tolerance**2 * _energy(b)
     for _ in range(max_iterations):
         active = residual > enough
         if not active.any():
-            return x
+            return x.clone()
         q = matrix(p)
-        step = torch.where(active, residual / _inner(p, q), 0)
+        step = torch.where(active, fall / _inner(p, q), 0)
         x = x + step * p
         r = r - step * q
-        old, residual = residual, _energy(r)
-        p = r + torch.where(active, residual / old, 0) * p
+        z = precondition(r)
+        old, fall, residual = fall, _inner(r, z), _energy(r)
+        p = z + torch.where(active, fall / old, 0) * p
     if (residual > enough).any():
         worst = (residual / _energy(b)).sqrt().nan_to_num(0).max().item()
         warnings.warn(

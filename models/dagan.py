@@ -45,6 +45,7 @@ from models.interface import Discriminator, Gan, Generator, LearningRate, LossTe
 from models.layers import (
     BiasedBatchNorm2d,
     Consistency,
+    Measurement,
     Norm,
     PatchCritic,
     PatchCriticOptions,
@@ -109,13 +110,12 @@ class RawGenerator(Generator):
 
     def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         """``start``, ``network`` (before data consistency) and ``image``."""
-        scale = self.scale(y, op)
-        y = y / scale.unsqueeze(-3)
-        start = starting_image(y, op, self.start, self.start_lamda, self.tolerance)
+        measured, scale = Measurement.scaled(y, op)
+        start = starting_image(measured, self.start, self.start_lamda, self.tolerance)
         network = from_channels(self.network(to_channels(start)), like=start) * op.support
         if self.refine:
             network = start + network
-        image = network if self.consistency is None else self.consistency(network, y, op)
+        image = network if self.consistency is None else self.consistency(network, measured)
         return {"start": start * scale, "network": network * scale, "image": image * scale}
 
 

@@ -42,13 +42,15 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kspace.operators import Sense, data_consistency
+from kspace.consistency import data_consistency
+from kspace.operators import Sense
 from models.adversarial import Kind, adversarial, critic, critic_terms
 from models.extra import Extra, extra_terms
 from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, Step, terms
 from models.layers import (
     BatchStatistics2d,
     Consistency,
+    Measurement,
     Norm,
     PatchCritic,
     PatchCriticOptions,
@@ -161,13 +163,12 @@ class RawGenerator(Generator):
 
     def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         """``start``, ``proposal`` (the last network's image before data consistency) and ``image``."""
-        scale = self.scale(y, op)
-        y = y / scale.unsqueeze(-3)
-        start = image = proposal = starting_image(y, op, self.start, self.start_lamda, self.tolerance)
+        measured, scale = Measurement.scaled(y, op)
+        start = image = proposal = starting_image(measured, self.start, self.start_lamda, self.tolerance)
         for k, network in enumerate(self.networks):
             image = proposal = image + from_channels(network(to_channels(image)), like=image) * op.support
             if self.consistency:
-                image = self.consistency[k](proposal, y, op)
+                image = self.consistency[k](proposal, measured)
         return {"start": start * scale, "proposal": proposal * scale, "image": image * scale}
 
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kspace.consistency import data_consistency, regularised_solve
 from kspace.errors import InputError
-from kspace.operators import Sense, data_consistency
+from kspace.operators import Sense
 from models.interface import Discriminator
 
 Norm = Literal["none", "instance", "batch"]
@@ -63,26 +64,19 @@ def refuse_other_size(x: Tensor, size: int, system: str) -> None:
 # Scale, starting image, data consistency
 
 
-@torch.no_grad()
 def slice_scale(y: Tensor, op: Sense) -> Tensor:
-    """One positive number per slice, from ``z = |A^H y|``: ``sqrt(sum z^4 / sum z^2)``, or 1 for a slice of zeros.
+    """The intensity of the zero-filled image, `intensity` of ``A^H y``: real ``(*batch 1 1)``, homogeneous in `y`."""
+    return intensity(op.adjoint(y))
+
+
+@torch.no_grad()
+def intensity(image: Tensor) -> Tensor:
+    """One positive number per slice, from ``z = |image|``: ``sqrt(sum z^4 / sum z^2)``, or 1 for a slice of zeros.
 
     It is the intensity at which the energy of the slice lies: a single bright pixel moves it less than the maximum, and air
-    around the object not at all.
-
-    Parameters
-    ----------
-    y
-        Complex ``(*batch coil ky kx)``.
-    op
-        Its forward model.
-
-    Returns
-    -------
-    Tensor
-        Real ``(*batch 1 1)``, homogeneous in `y`.
+    around the object not at all. Complex ``(*batch y x)`` to real ``(*batch 1 1)``.
     """
-    z = op.adjoint(y).abs()
+    z = image.abs()
     # Fourth powers of 1e-10 leave the range of single precision: take them relative to the maximum.
     peak = z.amax((-2, -1), keepdim=True)
     power = (z / torch.where(peak > 0, peak, 1)).square()
@@ -91,15 +85,51 @@ def slice_scale(y: Tensor, op: Sense) -> Tensor:
     return torch.where(peak > 0, peak * rms, 1)
 
 
-def starting_image(y: Tensor, op: Sense, start: Start, lamda: float, tolerance: float) -> Tensor:
-    """Where a network starts from: the regularised SENSE solve ``(A^H A + lamda I) x = A^H y``, or ``A^H y`` itself.
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What was measured, with what every step towards an image needs of it, formed once.
 
-    Complex ``(*batch coil ky kx)`` to complex ``(*batch y x)``.
+    Attributes
+    ----------
+    y
+        Complex ``(*batch coil ky kx)``.
+    op
+        Its forward model.
+    zero_filled
+        ``A^H y``, complex ``(*batch y x)``.
+    back_projection
+        ``A^H W y``; the same unless samples were measured several times.
     """
-    zero_filled = op.adjoint(y)
+
+    y: Tensor
+    op: Sense
+    zero_filled: Tensor
+    back_projection: Tensor
+
+    @classmethod
+    def of(cls, y: Tensor, op: Sense) -> Measurement:
+        """`y`, and what follows from it."""
+        zero_filled = op.adjoint(y)
+        return cls(y, op, zero_filled, zero_filled if op.n_averages is None else op.back_projection(y))
+
+    @classmethod
+    def scaled(cls, y: Tensor, op: Sense) -> tuple[Measurement, Tensor]:
+        """The measurement divided by its `slice_scale`, and that scale."""
+        given = cls.of(y, op)
+        scale = intensity(given.zero_filled)
+        zero_filled = given.zero_filled / scale
+        same = given.back_projection is given.zero_filled
+        return cls(y / scale.unsqueeze(-3), op, zero_filled, zero_filled if same else given.back_projection / scale), scale
+
+
+def starting_image(measured: Measurement, start: Start, lamda: float, tolerance: float) -> Tensor:
+    """Where a network starts from: the regularised SENSE solve ``(A^H W A + lamda I) x = A^H W y``, or ``A^H y`` itself.
+
+    Complex ``(*batch y x)``.
+    """
     if start == "adjoint":
-        return zero_filled
-    return data_consistency(torch.zeros_like(zero_filled), y, op, lamda, tolerance=tolerance)
+        return measured.zero_filled
+    return regularised_solve(None, measured.back_projection, measured.op, lamda, tolerance=tolerance)
 
 
 OUTER = 0.375  # of the width of k-space: farther from the centre, noise is what most samples show
@@ -107,15 +137,13 @@ NOISE, RATE = -6.0, math.log(4)  # where the conditions of a scan are zero
 
 
 @torch.no_grad()
-def scan_conditions(y: Tensor, op: Sense) -> Tensor:
+def scan_conditions(measured: Measurement) -> Tensor:
     """What the best weight of a prior depends on, from the samples and the mask alone.
 
     Parameters
     ----------
-    y
-        Complex ``(*batch coil ky kx)``, divided by `slice_scale`.
-    op
-        Its forward model.
+    measured
+        In units of its `slice_scale`.
 
     Returns
     -------
@@ -124,18 +152,25 @@ def scan_conditions(y: Tensor, op: Sense) -> Tensor:
         where undersampling acts along one axis only, else 0. The noise is measured on the outermost samples, as the median of
         ``|y|^2`` over ln 2, so that nothing has to be known about the scanner.
     """
+    y, mask = measured.y, measured.op.mask
     n_y, n_x = y.shape[-2:]
-    mask = op.mask if op.mask.ndim > 2 else op.mask.unsqueeze(0)
+    mask = mask if mask.ndim > 2 else mask.unsqueeze(0)
     mask = mask.expand(*mask.shape[:-2], n_y, n_x)
     ky, kx = ((torch.arange(n, device=y.device) - n // 2).abs() / n for n in (n_y, n_x))
-    outer = mask & (torch.maximum(ky[:, None], kx) > OUTER)
-    power = torch.where(outer, y.abs().square(), torch.nan).flatten(-3)
-    noise = (power.nanmedian(-1).values / math.log(2)).nan_to_num(math.exp(NOISE))
+    outer = (mask & (torch.maximum(ky[:, None], kx) > OUTER)).expand(y.shape)
+    planes = zip(y.reshape(-1, *y.shape[-3:]), outer.reshape(-1, *y.shape[-3:]), strict=True)
+    medians = torch.stack([_median_power(samples[there]) for samples, there in planes]).reshape(y.shape[:-3])
     sampled = mask.float().mean((-3, -2, -1))
     lines = (mask == mask[..., :1]).flatten(-3).all(-1) | (mask == mask[..., :1, :]).flatten(-3).all(-1)
     # A slice of zeros, or one without noise, is as good as the best scan.
-    found = [noise.clamp(1e-4, 1).log() - NOISE, -sampled.clamp_min(1e-3).log() - RATE, lines.to(noise.dtype)]
+    noise = (medians / math.log(2)).clamp(1e-4, 1).log() - NOISE
+    found = [noise, -sampled.clamp_min(1e-3).log() - RATE, lines.to(noise.dtype)]
     return torch.stack(torch.broadcast_tensors(*found), -1)
+
+
+def _median_power(samples: Tensor) -> Tensor:
+    # Without a sample nothing is known of the noise: the condition is then 0.
+    return samples.abs().square().median() if samples.numel() else samples.real.new_tensor(math.log(2) * math.exp(NOISE))
 
 
 class Consistency(nn.Module):
@@ -173,17 +208,18 @@ class Consistency(nn.Module):
         self.slopes = nn.Parameter(torch.tensor(slopes), requires_grad=learned) if slopes else None
         self.exact, self.tolerance = exact, tolerance
 
-    def forward(self, image: Tensor, y: Tensor, op: Sense, conditions: Tensor | None = None) -> Tensor:
-        """Image ``(*batch y x)`` and k-space ``(*batch coil ky kx)``, complex, and conditions ``(*batch n)`` to image."""
+    def forward(self, image: Tensor, measured: Measurement, conditions: Tensor | None = None) -> Tensor:
+        """Complex image ``(*batch y x)``, what was measured, and conditions ``(*batch n)`` to image."""
+        op = measured.op
         if self.exact and op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4):
-            return data_consistency(image, y, op)
+            return data_consistency(image, measured.y, op)
         # Below 1e-4 conjugate gradients need hundreds of iterations; above 1e2 the data are ignored.
         log_lamda: Tensor = self.log_lamda
         if self.slopes is not None:
             assert conditions is not None
             log_lamda = log_lamda + (conditions * self.slopes).sum(-1)[..., None, None]
         lamda = log_lamda.clamp(math.log(1e-4), math.log(1e2)).exp()
-        return data_consistency(image, y, op, lamda, tolerance=self.tolerance)
+        return regularised_solve(image, measured.back_projection, op, lamda, tolerance=self.tolerance)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from models.extra import Extra, extra_terms
 from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, Step, terms
 from models.layers import (
     Consistency,
+    Measurement,
     Norm,
     Start,
     UNet,
@@ -141,11 +142,10 @@ class RawGenerator(Generator):
 
     def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         """``start``, ``network`` (before data consistency) and ``image``."""
-        scale = self.scale(y, op)
-        y = y / scale.unsqueeze(-3)
-        start = starting_image(y, op, self.start, self.start_lamda, self.tolerance)
+        measured, scale = Measurement.scaled(y, op)
+        start = starting_image(measured, self.start, self.start_lamda, self.tolerance)
         network = start + from_channels(self.network(to_channels(start)), like=start) * op.support
-        image = network if self.consistency is None else self.consistency(network, y, op)
+        image = network if self.consistency is None else self.consistency(network, measured)
         return {"start": start * scale, "network": network * scale, "image": image * scale}
 
 

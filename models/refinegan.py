@@ -58,12 +58,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kspace.operators import Sense, data_consistency
+from kspace.consistency import data_consistency
+from kspace.operators import Sense
 from models.adversarial import Kind, adversarial, critic, critic_terms
 from models.extra import Extra, extra_terms
 from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, terms
 from models.layers import (
     Consistency,
+    Measurement,
     Norm,
     PatchCritic,
     PatchCriticOptions,
@@ -222,16 +224,15 @@ class RawGenerator(Generator):
 
     def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         """``start``; for each network of the chain ``before_k`` and ``after_k`` (data consistency); ``image``, the last."""
-        scale = self.scale(y, op)
-        y = y / scale.unsqueeze(-3)
-        image = starting_image(y, op, self.start, self.start_lamda, self.tolerance)
+        measured, scale = Measurement.scaled(y, op)
+        image = starting_image(measured, self.start, self.start_lamda, self.tolerance)
         found = {"start": image}
-        conditions = scan_conditions(y, op) if self.adapts else None
+        conditions = scan_conditions(measured) if self.adapts else None
         for k, network in enumerate(self.networks):
             image = image + from_channels(network(to_channels(image)), like=image) * op.support
             found[f"before_{k}"] = image
             if self.consistency:
-                image = self.consistency[k](image, y, op, conditions)
+                image = self.consistency[k](image, measured, conditions)
             found[f"after_{k}"] = image
         return {name: stage * scale for name, stage in {**found, "image": image}.items()}
 

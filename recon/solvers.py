@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kspace.fourier import IMAGE_AXES, fft_corner, ifft_corner, to_centre, to_corner
-from kspace.operators import Sense
+from kspace.operators import Sense, nearest_circulant
 from recon.sparsity import Sparsity
 
 # Over-relaxation of Eckstein and Bertsekas 1992, doi:10.1007/BF01581204: any value below 2 converges.
@@ -110,17 +110,8 @@ class Plane:
         return (self.maps.conj() * ifft_corner(self.weights * fft_corner(self.maps * x, axes), axes)).sum(0)
 
     def circulant(self) -> Tensor:
-        """Eigenvalues, real ``(ky kx)``, of the circulant matrix nearest to ``A^H W A``; equal to it for `unit_coil`.
-
-        Chan 1988, doi:10.1137/0909051: the average over each diagonal, here the point spread function times the
-        autocorrelation of the maps.
-        """
-        n = self.maps.shape[-2] * self.maps.shape[-1]
-        weights = self.weights.mean(0).expand(self.shape)
-        # Orthonormal transforms: each factor sqrt(n) below undoes one of theirs.
-        correlation = ifft_corner(fft_corner(self.maps).abs().square().sum(0).to(self.maps.dtype)).conj() / n**0.5
-        spread = ifft_corner(weights.to(self.maps.dtype))
-        return fft_corner(correlation * spread).real.clamp(min=0)
+        """Eigenvalues, real ``(ky kx)``, of the circulant matrix nearest to ``A^H W A``; equal to it for `unit_coil`."""
+        return nearest_circulant(self.maps, self.weights)
 
     def misfit(self, x: Tensor) -> float:
         """``1/2 || W^(1/2) (A x - y) ||^2``, in double precision."""

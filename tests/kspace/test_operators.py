@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import sigpy
@@ -7,7 +9,6 @@ import sigpy.mri
 import torch
 from torch import Tensor
 
-from kspace.fourier import fft
 from kspace.operators import (
     Composition,
     Fourier,
@@ -15,7 +16,7 @@ from kspace.operators import (
     Sampling,
     Sense,
     Sensitivity,
-    data_consistency,
+    nearest_circulant,
 )
 
 SIZES = [(8, 8), (7, 9), (8, 5), (1, 6)]
@@ -118,71 +119,6 @@ def test_errors_name_the_shapes() -> None:
         Sense(maps.real, torch.ones(6, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="SigPy's operators have no batch"):
         Sense(normalised_maps(2, 4, 6, 5), torch.ones(6, 1, dtype=torch.bool)).to_sigpy()
-    with pytest.raises(ValueError, match="lamda must be positive"):
-        data_consistency(torch.zeros(6, 5, dtype=torch.complex128), op.forward(torch.ones(6, 5) + 0j), op, 0.0)
-    with pytest.raises(ValueError, match="4 coils need lamda"):
-        data_consistency(torch.zeros(6, 5, dtype=torch.complex128), op.forward(torch.ones(6, 5) + 0j), op)
-    with pytest.raises(ValueError, match="unit modulus"):
-        data_consistency(torch.zeros(6, 5) + 0j, torch.zeros(1, 6, 5) + 0j, Sense(torch.zeros(1, 6, 5) + 0j, op.mask))
-
-
-def test_exact_replacement_of_one_coil() -> None:
-    truth, proposal = torch.randn(2, 9, 8, dtype=torch.complex128)
-    phase = torch.polar(torch.ones(1, 9, 8, dtype=torch.float64), torch.randn(1, 9, 8, dtype=torch.float64))
-    op = Sense(phase, torch.rand(9, 8) < 0.5)
-    y = op.forward(truth)
-    image = data_consistency(proposal, y, op)
-    spectrum = fft(image * phase[0])
-    assert torch.allclose(spectrum[op.mask], y[0][op.mask], atol=1e-12)
-    assert torch.allclose(spectrum[~op.mask], fft(proposal * phase[0])[~op.mask], atol=1e-12)
-    assert torch.allclose(data_consistency(truth, y, op), truth, atol=1e-12)
-
-
-def dense(op: Sense, ny: int, nx: int) -> Tensor:
-    eye = torch.eye(ny * nx, dtype=torch.complex128).reshape(-1, ny, nx)
-    return torch.stack([op.forward(e).flatten() for e in eye], dim=1)
-
-
-@pytest.mark.parametrize("kind", ["lines", "points"])
-@pytest.mark.parametrize("averaged", [False, True])
-def test_regularised_solve_equals_the_dense_one(kind: str, averaged: bool) -> None:
-    ny, nx, n_coils, lamda = 6, 5, 3, 0.03
-    mask = some_mask(kind, ny, nx)
-    n_averages = torch.randint(1, 5, mask.shape) * mask if averaged else None
-    op = Sense(normalised_maps(n_coils, ny, nx), mask, n_averages=n_averages)
-    y, z = torch.randn(n_coils, ny, nx, dtype=torch.complex128), torch.randn(ny, nx, dtype=torch.complex128)
-    a = dense(op, ny, nx)
-    w = op.weights.expand(n_coils, ny, nx).flatten()
-    expected = torch.linalg.solve(
-        a.mH @ (w[:, None] * a) + lamda * torch.eye(ny * nx, dtype=torch.float64),
-        a.mH @ (w * y.flatten()) + lamda * z.flatten(),
-    )
-    solved = data_consistency(z, y, op, lamda, tolerance=1e-12)
-    assert (solved.flatten() - expected).norm() <= 1e-10 * expected.norm()
-
-
-def test_planes_of_different_difficulty_converge_together() -> None:
-    maps = normalised_maps(3, 4, 8, 8).to(torch.complex64)
-    op = Sense(maps, torch.rand(3, 1, 8, 8) < 0.5)
-    y = torch.randn(3, 4, 8, 8, dtype=torch.complex64) * torch.tensor([1e-6, 0.0, 1e6]).reshape(3, 1, 1, 1)
-    lamda = torch.tensor([1e-3, 1e-2, 10.0]).reshape(3, 1, 1)
-    z = torch.zeros(3, 8, 8, dtype=torch.complex64)
-    together = data_consistency(z, y, op, lamda)
-    assert together[1].abs().max() == 0
-    for i in (0, 2):
-        alone = data_consistency(z[i], y[i], Sense(maps[i], op.mask[i]), lamda[i])
-        assert (together[i] - alone).norm() <= 1e-5 * alone.norm()
-        residual = op.adjoint(y)[i] - op.normal(together)[i] - lamda[i] * together[i]
-        assert residual.norm() <= 2e-6 * op.adjoint(y)[i].norm()
-
-
-@pytest.mark.parametrize("lamda_shape", [(), (2, 1, 1)])
-def test_gradients_of_the_solve(lamda_shape: tuple[int, ...]) -> None:
-    op = Sense(normalised_maps(2, 3, 4, 5), torch.rand(4, 5) < 0.6, n_averages=torch.randint(1, 4, (4, 5)))
-    z = torch.randn(2, 4, 5, dtype=torch.complex128, requires_grad=True)
-    y = torch.randn(2, 3, 4, 5, dtype=torch.complex128, requires_grad=True)
-    lamda = torch.full(lamda_shape, 0.3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a, b, c: data_consistency(a, b, op, c, tolerance=1e-13), (z, y, lamda))
 
 
 def test_gradients_of_the_operators() -> None:
@@ -194,11 +130,31 @@ def test_gradients_of_the_operators() -> None:
     assert torch.autograd.gradcheck(op.normal, x)
 
 
-def test_a_solve_that_does_not_converge_says_so() -> None:
-    op = Sense(normalised_maps(4, 16, 16), torch.rand(16, 16) < 0.4)
-    y = op.forward(torch.randn(16, 16, dtype=torch.complex128))
-    with pytest.warns(RuntimeWarning, match="stopped after 2 iterations at relative residual"):
-        data_consistency(torch.zeros(16, 16, dtype=torch.complex128), y, op, 1e-4, max_iterations=2)
+@pytest.mark.parametrize("kind", ["lines", "points"])
+def test_the_nearest_circulant_by_its_definition(kind: str) -> None:
+    ny, nx = 6, 5
+    op = Sense(normalised_maps(3, ny, nx), some_mask(kind, ny, nx))
+    identity = torch.eye(ny * nx, dtype=torch.complex128).reshape(-1, ny, nx)
+    matrix = torch.stack([op.normal(e).flatten() for e in identity], 1).reshape(ny, nx, ny, nx)
+    # The entry for a shift is the mean over all pairs of pixels that far apart: in the plane, or in each column.
+    kernel = torch.zeros(ny, nx, dtype=torch.complex128)
+    for y, x, v, u in itertools.product(range(ny), range(nx), range(ny), range(nx)):
+        if kind == "points":
+            kernel[(y - v) % ny, (x - u) % nx] += matrix[y, x, v, u] / (ny * nx)
+        elif x == u:
+            kernel[(y - v) % ny, x] += matrix[y, x, v, u] / ny
+    expected = torch.fft.fft(kernel, dim=0) if kind == "lines" else torch.fft.fft2(kernel)
+    assert torch.allclose(op.circulant, expected.real, atol=1e-12)
+    assert expected.imag.abs().max() < 1e-12
+    batched = Sense(torch.stack([op.maps, op.maps.flip(0)]), op.mask)
+    assert torch.allclose(batched.circulant, expected.real.expand(2, ny, nx), atol=1e-12)
+
+
+def test_the_nearest_circulant_of_one_flat_coil_is_the_operator() -> None:
+    op = Sense(torch.ones(1, 7, 6, dtype=torch.complex128), some_mask("points", 7, 6))
+    assert torch.allclose(op.circulant, torch.fft.ifftshift(op.mask).double(), atol=1e-12)
+    weights = torch.fft.ifftshift(op.weights)
+    assert torch.allclose(nearest_circulant(op.maps, weights[None]), op.circulant, atol=1e-12)
 
 
 def test_the_operator_is_a_value() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kspace.operators import Sense
 from models.interface import Gan, Generator, total
-from models.layers import starting_image
+from models.layers import Measurement, starting_image
 from models.systems import build, build_generator, find_systems, resolve
 from tests.conftest import ROOT
 from tests.models.scans import scan
@@ -108,7 +108,9 @@ def test_homogeneous_in_the_data(system: str) -> None:
     shake(generator)
     y, op, _ = scan()
     image = generator(y, op)
-    assert distance(image, starting_image(y, op, "sense", 0.01, 1e-3)) > 1e-2, "shaken, the network must do something"
+    assert distance(image, starting_image(Measurement.of(y, op), "sense", 0.01, 1e-3)) > 1e-2, (
+        "shaken, the network must do something"
+    )
     for c in (1e-6, 3.0, 1e6):
         assert distance(generator(c * y, op) / c, image) < 1e-4
 
@@ -142,7 +144,7 @@ def test_losses_of_a_slice_of_zeros_and_their_gradients_stay_finite(system: str)
 @pytest.mark.parametrize("system", RAW)
 def test_untrained_it_is_sense(system: str) -> None:
     y, op, _ = scan(noise=0.01)
-    sense = starting_image(y, op, "sense", 0.02, 1e-3)
+    sense = starting_image(Measurement.of(y, op), "sense", 0.02, 1e-3)
     without = build_generator(small(system, generator={"consistency": False}))
     assert distance(without(y, op), sense) < 1e-5
     # With data consistency it is one more regularised solve around SENSE, which moves it little where lamda is larger.
@@ -183,7 +185,7 @@ def test_an_unacquired_sample_changes_nothing(system: str) -> None:
 def test_a_few_steps_gain_on_sense(system: str) -> None:
     gan = build(small(system, generator={"width": 16}, g_optimiser={"lr": {"start": 2e-3, "warm_up": 0}}))
     y, op, target = scan(batch=(2,), noise=0.03)
-    before = distance(starting_image(y, op, "sense", 0.01, 1e-3), target)
+    before = distance(starting_image(Measurement.of(y, op), "sense", 0.01, 1e-3), target)
     log = play(gan, y, op, target, 25)
     after = distance(gan.generator(y, op), target)
     assert after < 0.8 * before, f"overfitting two slices: {before:.3f} -> {after:.3f}"

@@ -16,6 +16,7 @@ from models.layers import (
     BatchStatistics2d,
     BiasedBatchNorm2d,
     Consistency,
+    Measurement,
     PatchCritic,
     PatchCriticOptions,
     SameConv2d,
@@ -81,18 +82,18 @@ def test_starting_image_is_the_regularised_solve() -> None:
     basis = torch.eye(n, dtype=torch.complex64).reshape(n, 8, 6)
     columns = torch.stack([op.forward(b).flatten() for b in basis], 1).numpy().astype(complex)
     x = np.linalg.solve(columns.conj().T @ columns + 0.01 * np.eye(n), columns.conj().T @ y.flatten().numpy())
-    found = starting_image(y, op, "sense", 0.01, 1e-6).flatten().numpy()
+    found = starting_image(Measurement.of(y, op), "sense", 0.01, 1e-6).flatten().numpy()
     np.testing.assert_allclose(found, x, atol=1e-4 * np.abs(x).max())
-    assert torch.equal(starting_image(y, op, "adjoint", 0.01, 1e-6), op.adjoint(y))
+    assert torch.equal(starting_image(Measurement.of(y, op), "adjoint", 0.01, 1e-6), op.adjoint(y))
 
 
 def test_consistency_is_exact_for_one_coil_where_asked_and_soft_otherwise() -> None:
     y, op, target = scan(n_coils=1, lines=False)
     image = target + torch.randn_like(target)
-    exact = op.forward(Consistency(exact=True)(image, y, op))
+    exact = op.forward(Consistency(exact=True)(image, Measurement.of(y, op)))
     torch.testing.assert_close(exact, y, rtol=1e-4, atol=1e-5)
     # One coil of unit modulus: each sample becomes the mean of measured and proposed, weighted 1 to lamda.
-    soft = op.forward(Consistency(lamda=0.25, tolerance=1e-6)(image, y, op))
+    soft = op.forward(Consistency(lamda=0.25, tolerance=1e-6)(image, Measurement.of(y, op)))
     torch.testing.assert_close(soft, (y + 0.25 * op.forward(image)) / 1.25, rtol=1e-4, atol=1e-4)
 
 
@@ -101,31 +102,35 @@ def test_the_conditions_of_a_scan_are_its_noise_its_rate_and_its_kind_of_mask(li
     y, op, _ = scan(batch=(), n_coils=4, shape=(64, 48), lines=lines)
     noise = 0.05 * torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(5))
     y = op.mask * (y * 0 + noise)  # nothing but noise, E|n|^2 = 0.0025
-    found = scan_conditions(y, op)
+    found = scan_conditions(Measurement.of(y, op))
     assert found[0] == pytest.approx(math.log(0.0025) + 6, abs=0.1)
     assert found[1] == pytest.approx(-math.log(float(op.mask.expand(1, 64, 48).float().mean()) * 4), abs=1e-5)
     assert found[2] == float(lines)
     whole = replace(op, mask=op.mask.expand(1, 64, 48).clone())  # the same mask, written out
-    assert torch.allclose(scan_conditions(y, whole), found)
-    assert torch.allclose(scan_conditions(y.mT.clone(), Sense(op.maps.mT.clone(), whole.mask.mT.clone())), found)
-    two = scan_conditions(torch.stack([y, 10 * y]), replace(op, maps=torch.stack([op.maps] * 2)))
+    assert torch.allclose(scan_conditions(Measurement.of(y, whole)), found)
+    assert torch.allclose(
+        scan_conditions(Measurement.of(y.mT.clone(), Sense(op.maps.mT.clone(), whole.mask.mT.clone()))), found
+    )
+    two = scan_conditions(Measurement.of(torch.stack([y, 10 * y]), replace(op, maps=torch.stack([op.maps] * 2))))
     assert two.shape == (2, 3)
     assert two[1, 0] - two[0, 0] == pytest.approx(math.log(100), abs=1e-4)
-    assert scan_conditions(0 * y, op)[0] == pytest.approx(math.log(1e-4) + 6), "no noise is the best scan there is"
+    assert scan_conditions(Measurement.of(0 * y, op))[0] == pytest.approx(math.log(1e-4) + 6), (
+        "no noise is the best scan there is"
+    )
     centre = replace(op, mask=op.mask & ((torch.arange(64) - 32).abs() < 20)[:, None] & ((torch.arange(48) - 24).abs() < 12))
-    assert scan_conditions(centre.mask * y, centre)[0] == 0, "nothing is known of the noise"
+    assert scan_conditions(Measurement.of(centre.mask * y, centre))[0] == 0, "nothing is known of the noise"
 
 
 def test_lamda_follows_the_conditions() -> None:
     y, op, image = scan(batch=(2,), n_coils=4)
     layer = Consistency(lamda=0.25, tolerance=1e-6, slopes=(1.0, 0.0, -2.0))
     conditions = torch.tensor([[math.log(2), 3.0, 0.0], [0.0, 3.0, 0.5]])
-    found = layer(image, y, op, conditions)
+    found = layer(image, Measurement.of(y, op), conditions)
     for i, lamda in enumerate((0.5, 0.25 / math.e)):
         one = Sense(op.maps[i] if op.maps.ndim > 3 else op.maps, op.mask[i] if op.mask.ndim > 3 else op.mask)
-        alone = Consistency(lamda=lamda, tolerance=1e-6)(image[i], y[i], one)
+        alone = Consistency(lamda=lamda, tolerance=1e-6)(image[i], Measurement.of(y[i], one))
         assert torch.linalg.vector_norm(found[i] - alone) < 1e-4 * torch.linalg.vector_norm(alone)
-    layer(0.5 * image, y, op, conditions).abs().sum().backward()
+    layer(0.5 * image, Measurement.of(y, op), conditions).abs().sum().backward()
     assert layer.slopes is not None
     assert layer.slopes.grad is not None
     assert (layer.slopes.grad != 0).all()
@@ -135,7 +140,7 @@ def test_lamda_learns_and_stays_positive() -> None:
     y, op, target = scan()
     layer = Consistency(lamda=0.1, tolerance=1e-6)
     wrong = target + torch.randn_like(target)
-    (layer(wrong, y, op) - target).abs().square().mean().backward()
+    (layer(wrong, Measurement.of(y, op)) - target).abs().square().mean().backward()
     assert layer.log_lamda.grad is not None
     assert layer.log_lamda.grad > 0, "the proposal is bad: trust the data more, lower lamda"
     assert not Consistency(learned=False).log_lamda.requires_grad

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from kspace.consistency import data_consistency
 from kspace.dataset import Draw, ShapeBatchSampler
 from kspace.errors import InputError
 from kspace.example import Example, Key, collate
@@ -19,7 +20,7 @@ from kspace.fourier import fft
 from kspace.groups import group_files
 from kspace.images import find_images
 from kspace.masks import MaskSpec
-from kspace.operators import Sense, data_consistency
+from kspace.operators import Sense
 from kspace.synthesis import SynthesisOptions
 from models.interface import LossTerm, Step
 from models.systems import build

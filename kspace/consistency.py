@@ -1,0 +1,146 @@
+"""The image that agrees with the measured samples and otherwise with what a prior proposes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kspace.fourier import fft, fft_corner, ifft, ifft_corner
+from kspace.operators import Sense, transformed_axes
+from kspace.solve import conjugate_gradients
+
+
+def data_consistency(
+    image: Tensor,
+    y: Tensor,
+    op: Sense,
+    lamda: float | Tensor | None = None,
+    *,
+    tolerance: float = 1e-6,
+    max_iterations: int = 500,
+) -> Tensor:
+    """The image nearest to `image` that agrees with the measured samples.
+
+    With `lamda` the regularised solve ``(A^H W A + lamda I) x = A^H W y + lamda image`` by conjugate gradients, W being
+    ``op.weights`` (Aggarwal 2019, doi:10.1109/TMI.2018.2865356). Without it, the exact replacement of the sampled part of
+    k-space, which exists for one coil only.
+
+    Parameters
+    ----------
+    image
+        Complex ``(*batch y x)``: the prior's proposal, z.
+    y
+        Complex ``(*batch coil ky kx)``: measured k-space.
+    op
+        The forward model. Its maps are constants: no gradient flows to them.
+    lamda
+        Noise variance over signal variance, positive; a number, or a tensor broadcastable to ``(*batch 1 1)``, through which
+        gradients flow. None: exact replacement.
+    tolerance, max_iterations
+        Of the solve: see `regularised_solve`.
+
+    Returns
+    -------
+    Tensor
+        Complex ``(*batch y x)``. Differentiable in `image`, `y` and `lamda`.
+
+    Raises
+    ------
+    ValueError
+        If `lamda` is not positive, or is None where several coils or a map of other than unit modulus leave no exact answer.
+    """
+    if lamda is None:
+        return _replace_samples(image, y, op)
+    return regularised_solve(image, op.back_projection(y), op, lamda, tolerance=tolerance, max_iterations=max_iterations)
+
+
+def regularised_solve(
+    image: Tensor | None,
+    back_projection: Tensor,
+    op: Sense,
+    lamda: float | Tensor,
+    *,
+    tolerance: float = 1e-6,
+    max_iterations: int = 500,
+) -> Tensor:
+    """``(A^H W A + lamda I)^-1 (A^H W y + lamda image)`` from `back_projection`, ``A^H W y``.
+
+    For those who solve with the same samples several times: see `data_consistency`.
+
+    Parameters
+    ----------
+    image
+        Complex ``(*batch y x)``; None: 0.
+    back_projection
+        Complex ``(*batch y x)``: ``op.back_projection(y)``.
+    op, lamda
+        As for `data_consistency`.
+    tolerance
+        Relative residual ``||b - M x|| / ||b||`` at which a plane's conjugate gradients stop.
+    max_iterations
+        A plane that needs more is returned as it is, with a `RuntimeWarning`.
+
+    Returns
+    -------
+    Tensor
+        Complex ``(*batch y x)``. Differentiable in `image`, `back_projection` and `lamda`, by implicit differentiation: the
+        backward pass is one more solve with the same matrix, whatever the number of iterations.
+    """
+    if isinstance(lamda, float | int) and not (lamda > 0 and math.isfinite(lamda)):
+        raise ValueError(f"lamda must be positive and finite; got {lamda}")
+    weight = torch.as_tensor(lamda, dtype=back_projection.real.dtype, device=back_projection.device)
+    solved: Tensor = _RegularisedSolve.apply(image, back_projection, weight, op, tolerance, max_iterations)
+    return solved
+
+
+def _replace_samples(image: Tensor, y: Tensor, op: Sense) -> Tensor:
+    if op.n_coils != 1:
+        raise ValueError(f"exact replacement exists for one coil; {op.n_coils} coils need lamda (noise over signal variance)")
+    if not torch.allclose(op.maps.abs(), torch.ones((), dtype=op.maps.real.dtype, device=op.maps.device), atol=1e-4):
+        raise ValueError("exact replacement needs a coil map of unit modulus everywhere; give lamda")
+    predicted = fft(image.unsqueeze(-3) * op.maps)
+    return (ifft(torch.where(op.mask, y, predicted)) * op.maps.conj()).squeeze(-3)
+
+
+class _RegularisedSolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor | None, back_projection: Tensor, lamda: Tensor, op: Sense, tolerance: float, max_iterations: int
+    ) -> Tensor:
+        b = back_projection if image is None else back_projection + lamda * image
+        solution = conjugate_gradients(*_system(op, lamda), b, image, tolerance, max_iterations)
+        ctx.op, ctx.options, ctx.shapes = op, (tolerance, max_iterations), (back_projection.shape, lamda.shape)
+        ctx.save_for_backward(solution, image, lamda)
+        return solution
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        solution, image, lamda = ctx.saved_tensors
+        # The matrix is Hermitian, so the adjoint solve is a solve: u = M^-1 g.
+        u = conjugate_gradients(*_system(ctx.op, lamda), gradient, None, *ctx.options)
+        to_image = to_back_projection = to_lamda = None
+        if ctx.needs_input_grad[0]:
+            to_image = (lamda * u).sum_to_size(image.shape)
+        if ctx.needs_input_grad[1]:
+            to_back_projection = u.sum_to_size(ctx.shapes[0])
+        if ctx.needs_input_grad[2]:
+            off = -solution if image is None else image - solution
+            to_lamda = (u.conj() * off).real.sum_to_size(ctx.shapes[1])
+        return to_image, to_back_projection, to_lamda, None, None, None
+
+
+def _system(op: Sense, lamda: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """``A^H W A + lamda I``, and a circulant approximation of its inverse."""
+    weights = op.weights
+    gram, axes = op.gram(weights), transformed_axes(weights)
+    eigenvalues = op.circulant
+    # Where nothing is sampled the circulant matrix has eigenvalues near 0; the true one has not, as coils fill in for each
+    # other. Their mean was about the best of several terms tried against that: 30 % fewer iterations than without any
+    # preconditioner, where the circulant matrix alone saves 8 %.
+    inverse = 1 / (eigenvalues + eigenvalues.mean(axes, keepdim=True) + lamda)
+    return lambda x: gram(x) + lamda * x, lambda r: ifft_corner(inverse * fft_corner(r, axes), axes)
