@@ -38,7 +38,7 @@ def conjugate_gradients(
     Tensor
         Complex ``(*batch y x)``.
     """
-    x = torch.zeros_like(b) if start is None else start.expand_as(b)
+    x = 0 * b if start is None else start.expand_as(b)  # a product, so that what is not a number stays visible
     r = b if start is None else b - matrix(x)
     p = precondition(r)
     fall, residual, enough = _inner(r, p), _energy(r), tolerance**2 * _energy(b)

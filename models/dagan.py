@@ -83,6 +83,8 @@ class RawGenerator(Generator):
         Start from the SENSE solve with this regularisation, or from ``A^H y``.
     consistency, lamda, learn_lamda
         End in ``(A^H A + lamda I) x = A^H y + lamda z``, z being the network's image.
+    adapt_lamda
+        Let `lamda` depend on the scan's noise, acceleration and kind of mask: see `models.layers.Consistency`.
     tolerance
         Relative residual of both solves.
     """
@@ -98,12 +100,13 @@ class RawGenerator(Generator):
         consistency: bool = True,
         lamda: float = 0.1,
         learn_lamda: bool = True,
+        adapt_lamda: bool = True,
         tolerance: float = 1e-3,
     ) -> None:
         super().__init__()
         self.refine, self.start, self.start_lamda, self.tolerance = refine, start, start_lamda, tolerance
         self.network = UNet(2, 2, width, depth, norm, down="stride", zero_init=refine)
-        self.consistency = Consistency(lamda, learn_lamda, tolerance=tolerance) if consistency else None
+        self.consistency = Consistency(lamda, learn_lamda, tolerance=tolerance, adapt=adapt_lamda) if consistency else None
 
     def scale(self, y: Tensor, op: Sense) -> Tensor:
         return slice_scale(y, op)

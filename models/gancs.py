@@ -131,6 +131,8 @@ class RawGenerator(Generator):
         untrained cascade returns what data consistency makes of it.
     consistency, lamda, learn_lamda
         Data consistency after each network: one coil of unit modulus exactly, others by the solve with `lamda`.
+    adapt_lamda
+        Let `lamda` depend on the scan's noise, acceleration and kind of mask: see `models.layers.Consistency`.
     tolerance
         Relative residual of all solves.
     """
@@ -147,6 +149,7 @@ class RawGenerator(Generator):
         consistency: bool = True,
         lamda: float = 0.1,
         learn_lamda: bool = True,
+        adapt_lamda: bool = True,
         tolerance: float = 1e-3,
     ) -> None:
         super().__init__()
@@ -155,7 +158,7 @@ class RawGenerator(Generator):
         self.start, self.start_lamda, self.tolerance = start, start_lamda, tolerance
         self.networks = nn.ModuleList(ResNet(width, blocks, fold, norm) for _ in range(cascades))
         self.consistency = nn.ModuleList(
-            Consistency(lamda, learn_lamda, exact=True, tolerance=tolerance) for _ in range(cascades if consistency else 0)
+            Consistency(lamda, learn_lamda, True, tolerance, adapt_lamda) for _ in range(cascades if consistency else 0)
         )
 
     def scale(self, y: Tensor, op: Sense) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -85,6 +86,13 @@ def intensity(image: Tensor) -> Tensor:
     return torch.where(peak > 0, peak * rms, 1)
 
 
+OUTER = 0.375  # of the width of k-space: farther from the centre, noise is what most samples show
+NOISE, RATE = -6.0, math.log(4)  # where the conditions of a scan are zero
+# Where the slopes of log lamda over the conditions start. lamda is the variance of the noise over that of what the network gets
+# wrong, which is in part noise too, and is larger at high rates and where undersampling acts along one axis.
+SLOPES = (0.5, -0.5, -1.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """What was measured, with what every step towards an image needs of it, formed once.
@@ -121,6 +129,11 @@ class Measurement:
         same = given.back_projection is given.zero_filled
         return cls(y / scale.unsqueeze(-3), op, zero_filled, zero_filled if same else given.back_projection / scale), scale
 
+    @cached_property
+    def conditions(self) -> Tensor:
+        """`scan_conditions`; for a measurement in units of its scale."""
+        return scan_conditions(self.y, self.op)
+
 
 def starting_image(measured: Measurement, start: Start, lamda: float, tolerance: float) -> Tensor:
     """Where a network starts from: the regularised SENSE solve ``(A^H W A + lamda I) x = A^H W y``, or ``A^H y`` itself.
@@ -132,18 +145,16 @@ def starting_image(measured: Measurement, start: Start, lamda: float, tolerance:
     return regularised_solve(None, measured.back_projection, measured.op, lamda, tolerance=tolerance)
 
 
-OUTER = 0.375  # of the width of k-space: farther from the centre, noise is what most samples show
-NOISE, RATE = -6.0, math.log(4)  # where the conditions of a scan are zero
-
-
 @torch.no_grad()
-def scan_conditions(measured: Measurement) -> Tensor:
+def scan_conditions(y: Tensor, op: Sense) -> Tensor:
     """What the best weight of a prior depends on, from the samples and the mask alone.
 
     Parameters
     ----------
-    measured
-        In units of its `slice_scale`.
+    y
+        Complex ``(*batch coil ky kx)``, divided by `slice_scale`.
+    op
+        Its forward model.
 
     Returns
     -------
@@ -152,9 +163,8 @@ def scan_conditions(measured: Measurement) -> Tensor:
         where undersampling acts along one axis only, else 0. The noise is measured on the outermost samples, as the median of
         ``|y|^2`` over ln 2, so that nothing has to be known about the scanner.
     """
-    y, mask = measured.y, measured.op.mask
+    mask = op.mask if op.mask.ndim > 2 else op.mask.unsqueeze(0)
     n_y, n_x = y.shape[-2:]
-    mask = mask if mask.ndim > 2 else mask.unsqueeze(0)
     mask = mask.expand(*mask.shape[:-2], n_y, n_x)
     ky, kx = ((torch.arange(n, device=y.device) - n // 2).abs() / n for n in (n_y, n_x))
     outer = (mask & (torch.maximum(ky[:, None], kx) > OUTER)).expand(y.shape)
@@ -189,8 +199,9 @@ class Consistency(nn.Module):
         Replace the samples where there is one coil of unit modulus, whatever `lamda` is.
     tolerance
         Relative residual of the solve. Far looser than the operators' default, to train at bearable speed.
-    slopes
-        Let the logarithm of `lamda` be linear in as many conditions of the scan (`scan_conditions`): where it starts.
+    adapt
+        Let the logarithm of `lamda` be linear in the conditions of the scan (`scan_conditions`), with slopes that are learned
+        as it is: what is right for a noisy scan of points is several times too much for lines that alias.
     """
 
     def __init__(
@@ -199,25 +210,24 @@ class Consistency(nn.Module):
         learned: bool = True,
         exact: bool = False,
         tolerance: float = 1e-3,
-        slopes: Sequence[float] = (),
+        adapt: bool = False,
     ) -> None:
         super().__init__()
         if not lamda > 0:
             raise ValueError(f"lamda must be positive; got {lamda}")
         self.log_lamda = nn.Parameter(torch.tensor(math.log(lamda)), requires_grad=learned)
-        self.slopes = nn.Parameter(torch.tensor(slopes), requires_grad=learned) if slopes else None
+        self.slopes = nn.Parameter(torch.tensor(SLOPES), requires_grad=learned) if adapt else None
         self.exact, self.tolerance = exact, tolerance
 
-    def forward(self, image: Tensor, measured: Measurement, conditions: Tensor | None = None) -> Tensor:
-        """Complex image ``(*batch y x)``, what was measured, and conditions ``(*batch n)`` to image."""
+    def forward(self, image: Tensor, measured: Measurement) -> Tensor:
+        """Complex image ``(*batch y x)``, and what was measured in units of its scale, to image."""
         op = measured.op
         if self.exact and op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4):
             return data_consistency(image, measured.y, op)
         # Below 1e-4 conjugate gradients need hundreds of iterations; above 1e2 the data are ignored.
         log_lamda: Tensor = self.log_lamda
         if self.slopes is not None:
-            assert conditions is not None
-            log_lamda = log_lamda + (conditions * self.slopes).sum(-1)[..., None, None]
+            log_lamda = log_lamda + (measured.conditions * self.slopes).sum(-1)[..., None, None]
         lamda = log_lamda.clamp(math.log(1e-4), math.log(1e2)).exp()
         return regularised_solve(image, measured.back_projection, op, lamda, tolerance=self.tolerance)
 

@@ -116,6 +116,8 @@ class RawGenerator(Generator):
         before it was trained.
     consistency, lamda, learn_lamda
         End in ``(A^H A + lamda I) x = A^H y + lamda z``, z being the network's image.
+    adapt_lamda
+        Let `lamda` depend on the scan's noise, acceleration and kind of mask: see `models.layers.Consistency`.
     tolerance
         Relative residual of both solves.
     """
@@ -130,12 +132,13 @@ class RawGenerator(Generator):
         consistency: bool = True,
         lamda: float = 0.1,
         learn_lamda: bool = True,
+        adapt_lamda: bool = True,
         tolerance: float = 1e-3,
     ) -> None:
         super().__init__()
         self.start, self.start_lamda, self.tolerance = start, start_lamda, tolerance
         self.network = UNet(2, 2, width, depth, norm, down="pool", zero_init=True)
-        self.consistency = Consistency(lamda, learn_lamda, tolerance=tolerance) if consistency else None
+        self.consistency = Consistency(lamda, learn_lamda, tolerance=tolerance, adapt=adapt_lamda) if consistency else None
 
     def scale(self, y: Tensor, op: Sense) -> Tensor:
         return slice_scale(y, op)

@@ -79,7 +79,6 @@ from models.layers import (
     normalisation,
     pad_to_multiple,
     refuse_other_size,
-    scan_conditions,
     slice_scale,
     starting_image,
     to_channels,
@@ -100,9 +99,6 @@ from models.losses import (
 from models.perceptual import Perceptual, perceptual_term
 
 SIZE = 256
-# Where the slopes of log lamda start. lamda is the variance of the noise over that of what the network gets wrong, which is in
-# part noise too, and is larger at high rates and where undersampling acts along one axis.
-SLOPES = (0.5, -0.5, -1.0)
 NormLayer = Callable[[int], nn.Module]
 
 
@@ -188,8 +184,7 @@ class RawGenerator(Generator):
     consistency, lamda, learn_lamda
         Data consistency after each network: one coil of unit modulus exactly, others by the solve with `lamda`.
     adapt_lamda
-        Let each `lamda` depend on the scan's noise, acceleration and kind of mask (`models.layers.scan_conditions`): what is
-        right for a noisy scan of points is several times too much for lines that alias.
+        Let each `lamda` depend on the scan's noise, acceleration and kind of mask: see `models.layers.Consistency`.
     tolerance
         Relative residual of all solves.
     """
@@ -215,9 +210,8 @@ class RawGenerator(Generator):
         self.start, self.start_lamda, self.tolerance = start, start_lamda, tolerance
         self.networks = nn.ModuleList(_network(network, width, depth, norm) for _ in range(chain))
         self.consistency = nn.ModuleList(
-            Consistency(lamda, learn_lamda, True, tolerance, SLOPES if adapt_lamda else ()) for _ in range(chain * consistency)
+            Consistency(lamda, learn_lamda, True, tolerance, adapt_lamda) for _ in range(chain * consistency)
         )
-        self.adapts = consistency and adapt_lamda
 
     def scale(self, y: Tensor, op: Sense) -> Tensor:
         return slice_scale(y, op)
@@ -227,12 +221,11 @@ class RawGenerator(Generator):
         measured, scale = Measurement.scaled(y, op)
         image = starting_image(measured, self.start, self.start_lamda, self.tolerance)
         found = {"start": image}
-        conditions = scan_conditions(measured) if self.adapts else None
         for k, network in enumerate(self.networks):
             image = image + from_channels(network(to_channels(image)), like=image) * op.support
             found[f"before_{k}"] = image
             if self.consistency:
-                image = self.consistency[k](image, measured, conditions)
+                image = self.consistency[k](image, measured)
             found[f"after_{k}"] = image
         return {name: stage * scale for name, stage in {**found, "image": image}.items()}
 

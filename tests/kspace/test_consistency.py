@@ -140,3 +140,12 @@ def test_smooth_maps_need_fewer_iterations_than_without_a_preconditioner(kind: s
 
     assert torch.allclose(solve(True), solve(False), atol=1e-5 * float(back.abs().max()))
     assert products[0] < 0.8 * products[1], products
+
+
+def test_what_is_not_a_number_does_not_become_zero() -> None:
+    op = Sense(normalised_maps(2, 3, 6, 5), torch.rand(6, 5) < 0.6)
+    back = op.adjoint(op.forward(torch.randn(2, 6, 5, dtype=torch.complex128)))
+    back[1, 2, 3] = torch.inf
+    found = regularised_solve(None, back, op, 0.1)
+    assert not found[1].isfinite().all()
+    assert found[0].isfinite().all()

@@ -186,7 +186,7 @@ def test_a_few_steps_gain_on_sense(system: str) -> None:
     gan = build(small(system, generator={"width": 16}, g_optimiser={"lr": {"start": 2e-3, "warm_up": 0}}))
     y, op, target = scan(batch=(2,), noise=0.03)
     before = distance(starting_image(Measurement.of(y, op), "sense", 0.01, 1e-3), target)
-    log = play(gan, y, op, target, 25)
+    log = play(gan, y, op, target, 30)
     after = distance(gan.generator(y, op), target)
     assert after < 0.8 * before, f"overfitting two slices: {before:.3f} -> {after:.3f}"
     assert log[-1]["image"] < log[0]["image"]

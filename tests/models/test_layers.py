@@ -102,36 +102,35 @@ def test_the_conditions_of_a_scan_are_its_noise_its_rate_and_its_kind_of_mask(li
     y, op, _ = scan(batch=(), n_coils=4, shape=(64, 48), lines=lines)
     noise = 0.05 * torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(5))
     y = op.mask * (y * 0 + noise)  # nothing but noise, E|n|^2 = 0.0025
-    found = scan_conditions(Measurement.of(y, op))
+    found = scan_conditions(y, op)
     assert found[0] == pytest.approx(math.log(0.0025) + 6, abs=0.1)
     assert found[1] == pytest.approx(-math.log(float(op.mask.expand(1, 64, 48).float().mean()) * 4), abs=1e-5)
     assert found[2] == float(lines)
     whole = replace(op, mask=op.mask.expand(1, 64, 48).clone())  # the same mask, written out
-    assert torch.allclose(scan_conditions(Measurement.of(y, whole)), found)
-    assert torch.allclose(
-        scan_conditions(Measurement.of(y.mT.clone(), Sense(op.maps.mT.clone(), whole.mask.mT.clone()))), found
-    )
-    two = scan_conditions(Measurement.of(torch.stack([y, 10 * y]), replace(op, maps=torch.stack([op.maps] * 2))))
+    assert torch.allclose(scan_conditions(y, whole), found)
+    assert torch.allclose(scan_conditions(y.mT.clone(), Sense(op.maps.mT.clone(), whole.mask.mT.clone())), found)
+    two = scan_conditions(torch.stack([y, 10 * y]), replace(op, maps=torch.stack([op.maps] * 2)))
     assert two.shape == (2, 3)
     assert two[1, 0] - two[0, 0] == pytest.approx(math.log(100), abs=1e-4)
-    assert scan_conditions(Measurement.of(0 * y, op))[0] == pytest.approx(math.log(1e-4) + 6), (
-        "no noise is the best scan there is"
-    )
+    assert scan_conditions(0 * y, op)[0] == pytest.approx(math.log(1e-4) + 6), "no noise is the best scan there is"
     centre = replace(op, mask=op.mask & ((torch.arange(64) - 32).abs() < 20)[:, None] & ((torch.arange(48) - 24).abs() < 12))
-    assert scan_conditions(Measurement.of(centre.mask * y, centre))[0] == 0, "nothing is known of the noise"
+    assert scan_conditions(centre.mask * y, centre)[0] == 0, "nothing is known of the noise"
 
 
 def test_lamda_follows_the_conditions() -> None:
-    y, op, image = scan(batch=(2,), n_coils=4)
-    layer = Consistency(lamda=0.25, tolerance=1e-6, slopes=(1.0, 0.0, -2.0))
-    conditions = torch.tensor([[math.log(2), 3.0, 0.0], [0.0, 3.0, 0.5]])
-    found = layer(image, Measurement.of(y, op), conditions)
-    for i, lamda in enumerate((0.5, 0.25 / math.e)):
+    y, op, image = scan(batch=(2,), n_coils=4, noise=0.05)
+    y = y * torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1)
+    measured = Measurement.of(y, op)
+    layer = Consistency(lamda=0.25, tolerance=1e-6, adapt=True)
+    assert layer.slopes is not None
+    layer.slopes.data = torch.tensor([1.0, 2.0, -0.5])
+    found = layer(image, measured)
+    for i, conditions in enumerate(scan_conditions(y, op)):
+        lamda = 0.25 * math.exp(conditions[0] + 2 * conditions[1] - 0.5 * conditions[2])
         one = Sense(op.maps[i] if op.maps.ndim > 3 else op.maps, op.mask[i] if op.mask.ndim > 3 else op.mask)
         alone = Consistency(lamda=lamda, tolerance=1e-6)(image[i], Measurement.of(y[i], one))
         assert torch.linalg.vector_norm(found[i] - alone) < 1e-4 * torch.linalg.vector_norm(alone)
-    layer(0.5 * image, Measurement.of(y, op), conditions).abs().sum().backward()
-    assert layer.slopes is not None
+    layer(0.5 * image, measured).abs().sum().backward()
     assert layer.slopes.grad is not None
     assert (layer.slopes.grad != 0).all()
 
