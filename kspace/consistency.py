@@ -65,6 +65,7 @@ def regularised_solve(
     lamda: float | Tensor,
     *,
     tolerance: float = 1e-6,
+    gradient_tolerance: float | None = None,
     max_iterations: int = 500,
 ) -> Tensor:
     """``(A^H W A + lamda I)^-1 (A^H W y + lamda image)`` from `back_projection`, ``A^H W y``.
@@ -81,6 +82,8 @@ def regularised_solve(
         As for `data_consistency`.
     tolerance
         Relative residual ``||b - M x|| / ||b||`` at which a plane's conjugate gradients stop.
+    gradient_tolerance
+        The same for the solve of the backward pass; None: `tolerance`.
     max_iterations
         A plane that needs more is returned as it is, with a `RuntimeWarning`.
 
@@ -93,7 +96,9 @@ def regularised_solve(
     if isinstance(lamda, float | int) and not (lamda > 0 and math.isfinite(lamda)):
         raise ValueError(f"lamda must be positive and finite; got {lamda}")
     weight = torch.as_tensor(lamda, dtype=back_projection.real.dtype, device=back_projection.device)
-    solved: Tensor = _RegularisedSolve.apply(image, back_projection, weight, op, tolerance, max_iterations)
+    solved: Tensor = _RegularisedSolve.apply(
+        image, back_projection, weight, op, max_iterations, tolerance, gradient_tolerance or tolerance
+    )
     return solved
 
 
@@ -109,11 +114,18 @@ def _replace_samples(image: Tensor, y: Tensor, op: Sense) -> Tensor:
 class _RegularisedSolve(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor | None, back_projection: Tensor, lamda: Tensor, op: Sense, tolerance: float, max_iterations: int
+        ctx: Any,
+        image: Tensor | None,
+        back_projection: Tensor,
+        lamda: Tensor,
+        op: Sense,
+        max_iterations: int,
+        tolerance: float,
+        gradient_tolerance: float,
     ) -> Tensor:
         b = back_projection if image is None else back_projection + lamda * image
         solution = conjugate_gradients(*_system(op, lamda), b, image, tolerance, max_iterations)
-        ctx.op, ctx.options, ctx.shapes = op, (tolerance, max_iterations), (back_projection.shape, lamda.shape)
+        ctx.op, ctx.options, ctx.shapes = op, (gradient_tolerance, max_iterations), (back_projection.shape, lamda.shape)
         ctx.save_for_backward(solution, image, lamda)
         return solution
 
@@ -131,7 +143,7 @@ class _RegularisedSolve(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             off = -solution if image is None else image - solution
             to_lamda = (u.conj() * off).real.sum_to_size(ctx.shapes[1])
-        return to_image, to_back_projection, to_lamda, None, None, None
+        return to_image, to_back_projection, to_lamda, None, None, None, None
 
 
 def _system(op: Sense, lamda: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
