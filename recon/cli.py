@@ -101,6 +101,7 @@ SURROUNDINGS = {
 }  # fmt: skip
 # What libraries say that do not raise MemoryError; the last two are the dynamic linker's, while it loads PyTorch.
 MEMORY_WORDS = ("not enough memory", "out of memory", "cannot allocate memory", "failed to map segment")
+LESS_MEMORY = "take a part with --slices or --repetitions, fewer coils with --virtual-coils, or a machine with more memory"
 SPARE_BYTES = 64 << 20  # who cannot have this much more fails for lack of it, whatever the library that failed says
 
 
@@ -335,7 +336,8 @@ def _wait(child: int) -> int:
         return os.WEXITSTATUS(status)
     died_of = os.WTERMSIG(status)
     if died_of == signal.SIGKILL:
-        _complain(_out_of_memory("the system killed the process"))
+        # Only the system's log knows who did it.
+        _complain(f"the process was killed{_where()}, as the system does when memory runs out; {LESS_MEMORY}")
         return EXIT_INPUT_ERROR
     if died_of in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
         name = signal.Signals(died_of).name
@@ -365,11 +367,11 @@ def _memory_is_used_up() -> bool:
 def _out_of_memory(detail: str) -> str:
     asked = re.search(r"tried to allocate (\d+) bytes", detail)  # PyTorch's, behind a line of its source code
     detail = f"{int(asked[1]) / 2**20:.0f} MiB were asked for" if asked else " ".join(detail.split())[:160]
-    where = f" in {_given()}" if _given() else ""
-    return (
-        f"out of memory ({detail or 'allocation failed'}){where}; take a part with --slices or --repetitions, "
-        "fewer coils with --virtual-coils, or a machine with more memory"
-    )
+    return f"out of memory ({detail or 'allocation failed'}){_where()}; {LESS_MEMORY}"
+
+
+def _where() -> str:
+    return f" in {_given()}" if _given() else ""
 
 
 def _complain(message: str) -> None:

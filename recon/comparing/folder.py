@@ -72,7 +72,7 @@ def _new_summary(plan: Plan) -> dict[str, Any]:
     return {
         "version": store.VERSION,
         "recon": recon.__version__,
-        "command": sys.argv,
+        "command": ["recon", *sys.argv[1:]],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": False,
         "machine": {

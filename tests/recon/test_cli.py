@@ -26,7 +26,7 @@ ENDINGS = [
     ("bug", 1, "recon: error: unexpected ZeroDivisionError: division by zero; this is a defect of recon"),
     ("SIGSEGV", 2, "recon: error: the process crashed (SIGSEGV): an input file is probably damaged"),
     ("SIGABRT", 2, "recon: error: the process crashed (SIGABRT)"),
-    ("SIGKILL", 2, "recon: error: out of memory (the system killed the process)"),
+    ("SIGKILL", 2, "recon: error: the process was killed"),
     ("status", 2, ""),
 ]
 
