@@ -68,11 +68,25 @@ def relative(
     low and high accelerations, weigh the same. `floor` keeps slices without any undersampling from ruling the mean. Summed over
     `stages`.
     """
+    return _sum(relative_by_slice(step, view, name, power, floor).mean() for name in stages)
+
+
+def relative_by_slice(step: Step, view: View, stage: str, power: int, floor: float) -> Tensor:
+    """`relative` of one stage, real ``(n)``, before the mean over slices."""
     if "start" not in step.stages:
         raise ValueError("this loss compares with the generator's starting image, and its stages name none")
     target, start = view(step.target), view(step.stages["start"]).detach()
     reference = _moment(start - target, power) + floor**power * _moment(target, power)
-    return _sum(_ratio(_moment(view(step.stages[name]) - target, power), reference).mean() for name in stages)
+    return _ratio(_moment(view(step.stages[stage]) - target, power), reference)
+
+
+def log_relative(step: Step, view: View = complex_view, floor: float = 0.001) -> Tensor:
+    """Logarithm of the root of `relative` with squares: a decibel of PSNR is 0.115, whatever the slice and its acceleration.
+
+    ``1/2 log(sum |x - target|^2 / sum |start - target|^2 + floor)``, slice by slice. A mean of relative errors is ruled by the
+    slices that gain least; here a tenth of the error counts alike for all, down to `floor`, 30 dB.
+    """
+    return (relative_by_slice(step, view, "image", 2, 0.01) + floor).log().mean() / 2
 
 
 def structural_dissimilarity(step: Step, window: int = 7) -> Tensor:

@@ -76,6 +76,7 @@ from models.layers import (
     activations,
     from_channels,
     he_initialise,
+    magnitude,
     normalisation,
     pad_to_multiple,
     refuse_other_size,
@@ -92,6 +93,7 @@ from models.losses import (
     generator_kernels,
     kspace_masked,
     l1,
+    log_relative,
     orthonormal_weight,
     relative,
     total_variation,
@@ -244,11 +246,13 @@ def _network(kind: Literal["unet", "residual"], width: int, depth: int, norm: No
 class RawLosses:
     """Weights of the terms; 0 switches one off.
 
-    `image` holds every stage of the chain against the target. `cyclic_image` runs the generator once more, on the noise-free
-    measurement of the target. `gradient_penalty` and `r1` weigh against the critic's own loss.
+    `image` holds every stage of the chain against the target; `magnitude` only the magnitude of the last, by what PSNR counts,
+    which is for the end of a training: the phase is then left to data consistency. `cyclic_image` runs the generator once more,
+    on the noise-free measurement of the target. `gradient_penalty` and `r1` weigh against the critic's own loss.
     """
 
     image: float = 1.0
+    magnitude: float = 0.0
     cyclic_measurement: float = 0.1
     cyclic_image: float = 0.0
     perceptual: float = 0.0
@@ -274,6 +278,7 @@ def raw(
     plays = 1.0 if losses.adversarial or extra.feature_matching else 0.0
     g_terms = terms(
         LossTerm("image", losses.image / len(after), partial(relative, stages=after)),
+        LossTerm("magnitude", losses.magnitude, partial(log_relative, view=magnitude)),
         LossTerm("cyclic_measurement", losses.cyclic_measurement, cyclic_measurement),
         LossTerm("cyclic_image", losses.cyclic_image, cyclic_image),
         perceptual_term("perceptual", losses.perceptual, perceptual),

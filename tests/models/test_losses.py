@@ -106,6 +106,27 @@ def test_relative_is_one_at_the_start_and_weighs_slices_alike() -> None:
         losses.relative(without)
 
 
+def test_a_decibel_is_the_same_for_every_slice_in_the_logarithm() -> None:
+    step = step_of()
+    x, t = parts(step)
+    s = step.stages["start"].numpy()
+    ratios = []
+    for a, b, c in zip(np.abs(x), np.abs(t), np.abs(s), strict=True):
+        ratios.append(((a - b) ** 2).sum() / (((c - b) ** 2).sum() + 1e-4 * (b**2).sum()))
+    close(losses.log_relative(step, view=magnitude), np.mean(np.log(np.array(ratios) + 1e-3)) / 2)
+    target, start = step.target, step.stages["start"]
+    values = []
+    for error in (0.5, 0.5 / 10 ** (1 / 20)):  # one decibel apart
+        image = (target.abs() + error * (start.abs() - target.abs())).to(target.dtype)
+        nearer = Step({"image": image, "start": start}, target, step.y, step.op, step.generator)
+        values.append(losses.log_relative(nearer, view=magnitude, floor=0).item())
+    assert values[0] - values[1] == pytest.approx(math.log(10) / 20, rel=1e-3)
+    perfect = target.clone().requires_grad_(True)
+    losses.log_relative(Step({"image": perfect, "start": start}, target, step.y, step.op, step.generator)).backward()
+    assert perfect.grad is not None
+    assert bool(perfect.grad.isfinite().all())
+
+
 def test_ssim_agrees_with_scikit_image_and_fastmri() -> None:
     from fastmri.losses import SSIMLoss
     from skimage.metrics import structural_similarity
