@@ -147,7 +147,11 @@ class RandomState(Callback):
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C ends the training after the step that is under way; a second one ends it at once."""
+    """Ctrl-C ends the training after the step that is under way; a second one ends it at once.
+
+    Several processes end after the same step, whichever of them was told, and in whichever step: one that went on alone would
+    wait for the others for ever.
+    """
 
     def __init__(self) -> None:
         self.asked, self.first = False, 0.0
@@ -167,12 +171,14 @@ class StopOnSignal(Callback):
         except ValueError:  # not the main thread: nobody can press Ctrl-C on it either
             self.before = None
 
-    def on_train_batch_end(self, *arguments: Any) -> None:
-        if self.asked:
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        several = trainer.world_size > 1
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False) if several else self.asked:
             raise Interrupted
 
-    def on_validation_batch_end(self, *arguments: Any) -> None:
-        if self.asked:
+    def on_validation_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        # Several processes may have different numbers of batches to validate with: they end with the next step of training.
+        if self.asked and trainer.world_size == 1:
             raise Interrupted
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.recon.training_cases import pictures
 
 # Run in a process of its own: it forks, which no process with threads should.
 SCRIPT = """
@@ -79,3 +83,39 @@ def test_validation_sees_every_slice_of_every_volume_once(folder: Path) -> None:
     one, two = curves(folder / "one"), curves(folder / "two")
     for name in (name for name in one if name.startswith("val/")):
         assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
+
+
+def test_two_processes_end_together_when_one_is_told_to(tmp_path: Path) -> None:
+    heads, run = pictures(tmp_path / "heads"), tmp_path / "run"
+    options = ["--generator.width", "4", "--data.matrix", "[32,32]", "--data.coils", "[2]", "--data.val_coils", "2"]
+    options += ["--data.batch_size", "1", "--data.masks", "[random1d:2]", "--data.calibration_width", "12"]
+    options += ["--trainer.max_steps", "100000", "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "recon", "train", "--config", str(ROOT / "configs" / "dagan.yaml"), *options]
+    command += ["--data.images", str(heads), "--data.group_size", "2", "--data.val_fraction", "0.25", "-o", str(run)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command,
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            log = run / "csv" / "version_0" / "metrics.csv"
+            while not (log.exists() and len(log.read_text().splitlines()) > 2):
+                assert process.poll() is None, process.communicate()[1][-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)  # to this one alone; a terminal would tell both, each in a step of its own
+            out, err = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, err[-3000:]
+    assert "interrupted after generator step" in out
+    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert f"interrupted after generator step {int(kept['steps'])};" in out
