@@ -155,4 +155,11 @@ def _system(op: Sense, lamda: Tensor) -> tuple[Callable[[Tensor], Tensor], Calla
     # other. Their mean was about the best of several terms tried against that: 30 % fewer iterations than without any
     # preconditioner, where the circulant matrix alone saves 8 %.
     inverse = 1 / (eigenvalues + eigenvalues.mean(axes, keepdim=True) + lamda)
-    return lambda x: gram(x) + lamda * x, lambda r: ifft_corner(inverse * fft_corner(r, axes), axes)
+    support = op.support
+
+    def precondition(r: Tensor) -> Tensor:
+        # Outside of the support of the maps the matrix is lamda I and nothing else, and what is 0 there stays 0.
+        inside = ifft_corner(inverse * fft_corner(torch.where(support, r, 0), axes), axes)
+        return torch.where(support, inside, r / lamda)
+
+    return lambda x: gram(x) + lamda * x, precondition

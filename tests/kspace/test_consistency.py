@@ -161,3 +161,18 @@ def test_the_backward_pass_may_be_less_exact() -> None:
     # u = M^-1 g is off by M^-1 of a residual of 1e-2 |g|; what is returned is lamda u, and lamda M^-1 is at most 1.
     gradient = torch.sgn(solved.detach())
     assert 1e-9 < (loose - exact).norm() / gradient.norm() < 2e-2
+
+
+def test_outside_of_the_support_there_is_what_was_proposed() -> None:
+    op = Sense(normalised_maps(3, 12, 10), torch.rand(12, 1) < 0.5)
+    op.maps[:, :3], op.maps[:, :, 7:] = 0, 0
+    outside = ~op.support
+    assert 0.3 < float(outside.double().mean()) < 0.7
+    back = op.adjoint(op.forward(torch.randn(12, 10, dtype=torch.complex128)))
+    found = regularised_solve(None, back, op, 0.05, tolerance=1e-2)
+    assert bool((found[outside] == 0).all()), "however early the iterations stop"
+    proposed = torch.randn(12, 10, dtype=torch.complex128, requires_grad=True)
+    solved = regularised_solve(proposed, back, op, 0.05, tolerance=1e-2)
+    assert torch.equal(solved[outside], proposed[outside])
+    (gradient,) = torch.autograd.grad(solved.real.sum(), proposed)
+    assert torch.allclose(gradient[outside], torch.ones((), dtype=torch.complex128), atol=1e-2)
