@@ -252,7 +252,7 @@ INTERRUPTIONS = {
     "terminated while reconstructing": ("reconstruct", "SIGTERM", "parent", 143, "ended by SIGTERM; nothing half-written"),
     "terminated while writing": ("write", "SIGTERM", "group", 143, "ended by SIGTERM; nothing half-written"),
     "hung up while writing": ("write", "SIGHUP", "group", 129, "ended by SIGHUP; nothing half-written"),
-    "killed while reconstructing": ("reconstruct", "SIGKILL", "child", 2, "as the system does when memory runs out"),
+    "killed while reconstructing": ("reconstruct", "SIGKILL", "child", 2, "the process was killed"),
     "crashed while reconstructing": ("reconstruct", "SIGSEGV", "child", 2, "the process crashed (SIGSEGV)"),
 }
 
