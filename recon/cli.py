@@ -93,6 +93,7 @@ COMMANDS = {
 
 EXIT_INPUT_ERROR = 2
 EXIT_BUG = 1
+TOLD = 100  # added by the child to its exit status once it has said what there is to say
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT, signal.SIGTERM)
 # Failures of a disk, a path or a limit, wherever they show; others are ours.
 SURROUNDINGS = {
@@ -118,14 +119,14 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     child = os.fork()
     if child == 0:
-        code = EXIT_BUG
+        code = 0
         try:
             _stop_once()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-            code = execute(sys.argv[1:])
+            code = TOLD + execute(sys.argv[1:])
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of our output has left, as `recon info scan.h5 | head` does
-            code = 0
+            code = TOLD
         finally:
             with contextlib.suppress(OSError):
                 sys.stderr.flush()
@@ -333,7 +334,12 @@ def _wait(child: int) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
-        return os.WEXITSTATUS(status)
+        code = os.WEXITSTATUS(status) - TOLD
+        if code >= 0:
+            return code
+        # Whatever goes wrong is told, unless no memory is left to tell it, or a library ends the process for want of some.
+        _complain(_out_of_memory("too little even to say where"))
+        return EXIT_INPUT_ERROR
     died_of = os.WTERMSIG(status)
     if died_of == signal.SIGKILL:
         # Only the system's log knows who did it.
