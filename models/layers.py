@@ -122,12 +122,16 @@ class Measurement:
 
     @classmethod
     def scaled(cls, y: Tensor, op: Sense) -> tuple[Measurement, Tensor]:
-        """The measurement divided by its `slice_scale`, and that scale."""
+        """The measurement divided by its `slice_scale`, and what its images are multiplied by in the end.
+
+        That is the same scale, but 0 for a slice of zeros, from which a network's biases would make an image.
+        """
         given = cls.of(y, op)
         scale = intensity(given.zero_filled)
+        unit = torch.where(given.zero_filled.abs().amax((-2, -1), keepdim=True) > 0, scale, 0)
         zero_filled = given.zero_filled / scale
         same = given.back_projection is given.zero_filled
-        return cls(y / scale.unsqueeze(-3), op, zero_filled, zero_filled if same else given.back_projection / scale), scale
+        return cls(y / scale.unsqueeze(-3), op, zero_filled, zero_filled if same else given.back_projection / scale), unit
 
     @cached_property
     def conditions(self) -> Tensor:
