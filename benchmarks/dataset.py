@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from kspace.container import Header, KSpace
 from kspace.dataset import KSpaceDataset, ShapeBatchSampler, find_volumes
 from kspace.example import collate
-from kspace.fastmri_h5 import write_volume
 from kspace.fourier import fft
+from kspace.io.fastmri import write_volume
 from kspace.masks import MaskSpec
 
 Row = tuple[str, float, str, str]

@@ -78,7 +78,7 @@ def _seconds(path: Path, out: Path, method: str) -> dict[str, float]:
 
 def _bart_rows(path: Path, ours: dict[str, dict[str, float]]) -> Iterator[Row]:
     from kspace import coils, preprocess
-    from kspace.mrd import open_scan
+    from kspace.io.mrd import open_scan
 
     scan = open_scan(path)
     assert scan.noise is not None
@@ -113,7 +113,7 @@ def _memory(folder: Path) -> Iterator[Row]:
 
 def write_repetitions(path: Path, n_repetitions: int, matrix: int = 256, n_coils: int = 16) -> None:
     """A fully sampled scan whose repetitions are alike but for their counter; 17 MB each at 256x256 with 16 coils."""
-    from kspace.mrd.write import header_xml, write_raw
+    from kspace.io.mrd.write import header_xml, write_raw
     from kspace.phantom import head_coils
     from kspace.scan import Protocol, cartesian
     from kspace.simulate import measure

@@ -53,7 +53,7 @@ def _write(path: Path, n_repetitions: int) -> None:
     import h5py
     import ismrmrd.hdf5
 
-    from kspace.mrd.write import Space, header_xml, new_heads
+    from kspace.io.mrd.write import Space, header_xml, new_heads
 
     space = Space(
         encoded_matrix=(SAMPLES, LINES, 1),
@@ -86,7 +86,7 @@ def _fresh(function: Callable[..., Any], *arguments: Any) -> Any:
 def _seconds(reader: Callable[[Path], None], path: Path) -> float:
     import ismrmrd  # noqa: F401 - imports are not what is measured
 
-    import kspace.mrd  # noqa: F401
+    import kspace.io.mrd  # noqa: F401
 
     start = time.perf_counter()
     reader(path)
@@ -94,7 +94,7 @@ def _seconds(reader: Callable[[Path], None], path: Path) -> float:
 
 
 def _ours(path: Path) -> None:
-    from kspace.mrd import open_scan
+    from kspace.io.mrd import open_scan
 
     scan = open_scan(path)
     for index in scan.images(0):
@@ -119,7 +119,7 @@ def _loop(path: Path) -> None:
 
 def _peak_bytes(path: Path) -> int:
     """Peak resident memory while reading repetition by repetition, above what the imports have left (Linux)."""
-    import kspace.mrd  # noqa: F401
+    import kspace.io.mrd  # noqa: F401
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the imports: forget it
     before = _status("VmRSS")

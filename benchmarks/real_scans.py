@@ -30,8 +30,8 @@ from torch import Tensor
 from kspace import coils, preprocess
 from kspace.container import Geometry, ImageIndex, KSpace
 from kspace.fourier import fft, ifft
-from kspace.mrd import open_scan
-from kspace.mrd.images import read_images
+from kspace.io.mrd import open_scan
+from kspace.io.mrd.images import read_images
 from kspace.operators import Sense
 from kspace.phantom import Phantom, ellipsoid, head_coils
 from kspace.scan import Protocol, add_noise_scan, cartesian, coil_covariance

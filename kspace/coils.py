@@ -15,7 +15,7 @@ from torch import Tensor
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft, resize
-from kspace.mrd.noise import Noise
+from kspace.io.mrd.noise import Noise
 from kspace.preprocess import match_channels
 
 METHODS = ("espirit", "jsense")

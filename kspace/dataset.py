@@ -19,8 +19,8 @@ from kspace.cache import Entry, cached_maps, cached_references, prepare_folder
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.example import Example, Key, Shape, collate, combine
-from kspace.fastmri_h5 import Volume
 from kspace.fourier import fft, ifft
+from kspace.io.fastmri import Volume
 from kspace.masks import digest
 from kspace.operators import Sense
 from kspace.transfer import reduce_example

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kspace.errors import InputError
-from kspace.images import DICOM, STACKS, dicom_identity, natural_key, stem, suffix
+from kspace.io.images import DICOM, STACKS, dicom_identity, natural_key, stem, suffix
 
 MAX_SLICES_OF_FOLDER = 512
 

@@ -16,7 +16,7 @@ from kspace.errors import InputError
 from kspace.example import Example, Key, Shape
 from kspace.fourier import fft, ifft
 from kspace.groups import Group
-from kspace.images import STACKS, box_corners, read_boxes, read_image
+from kspace.io.images import STACKS, box_corners, read_boxes, read_image
 from kspace.masks import digest
 from kspace.operators import Sense
 from kspace.synthesis import SynthesisOptions, generator, simulate_example

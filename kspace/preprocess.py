@@ -16,7 +16,7 @@ from torch import Tensor
 from kspace.container import Header, KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft, interpolate, resize
-from kspace.mrd.noise import Noise, noise_covariance
+from kspace.io.mrd.noise import Noise, noise_covariance
 
 __all__ = [
     "conjugate",

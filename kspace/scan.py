@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.container import Geometry, Matrix, Vector
-from kspace.mrd.write import Space, flag, new_heads
+from kspace.io.mrd.write import Space, flag, new_heads
 from kspace.phantom import Coils, Phantom
 
 Rows = NDArray[np.intp]
@@ -70,7 +70,7 @@ class Scan:
     covariance
         Complex ``(coil, coil)``: E n n^H of a sample with dwell time `dwell_s`; variance is inversely proportional to dwell.
     heads
-        Acquisition headers in the order of acquisition, `kspace.mrd.write.HEAD_DTYPE`.
+        Acquisition headers in the order of acquisition, `kspace.io.mrd.write.HEAD_DTYPE`.
     gain
         ``(len(heads),)``: factor of the signal in each readout (contrasts, scaled calibration lines, empty slices).
     spaces
@@ -82,7 +82,7 @@ class Scan:
     noise_bandwidth
         ``relativeReceiverNoiseBandwidth``: a noise scan sees this part of the variance; None leaves it out of the header (1).
     sections
-        Further header elements, see `kspace.mrd.write.header_xml`.
+        Further header elements, see `kspace.io.mrd.write.header_xml`.
     """
 
     phantom: Phantom

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kspace.fourier import centre_crop, ifft, interpolate
-from kspace.mrd.write import Space, header_xml, write_raw
+from kspace.io.mrd.write import Space, header_xml, write_raw
 from kspace.phantom import Coils, Phantom, uniform_coil
 from kspace.scan import CALIBRATION, GEOMETRY, NOISE, REVERSE, Rows, Scan, with_limits
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kspace.errors import InputError
-from kspace.fastmri_h5 import Volume, open_volume
+from kspace.io.fastmri import Volume, open_volume
 
 SUFFIXES = (".h5", ".hdf5")
 

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kspace import fastmri_h5, mrd, twix
 from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft
-from kspace.mrd import Scan
+from kspace.io import fastmri, mrd, twix
+from kspace.io.mrd import Scan
 
 AXES = ("slice", "coil", "ky", "kx")
 NOMINAL_PIXEL_M = 1e-3
@@ -75,7 +75,7 @@ def _convert_scan(source: Path, output: Path, noise_file: Path | None, force: bo
         if covariance is not None and len(covariance) != n_coils:
             raise InputError(f"the noise has {len(covariance)} channels, the scan {n_coils}", noise_file or source)
         path = names[encoding, index]
-        fastmri_h5.write_volume(
+        fastmri.write_volume(
             path,
             _slices(scan, encoding, members),
             patient_id=source.stem,
@@ -176,7 +176,7 @@ def _convert_array(source: Path, output: Path, axes: str | None, force: bool) ->
         geometry=Geometry(fov_m=fov, nominal=True),
     )
     slices = (KSpace(y, mask, replace(header, index=ImageIndex(slice=i))) for i, y in enumerate(data))
-    fastmri_h5.write_volume(output, slices, patient_id=source.stem, force=force)
+    fastmri.write_volume(output, slices, patient_id=source.stem, force=force)
     percent = 100 * float(sampled[0].float().mean())
     notes = [
         f"{output}: {len(data)} slices, {data.shape[1]} coils, {n_ky} x {n_kx} (ky x kx)",

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from kspace.errors import InputError
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
 from recon.metrics import CONVENTIONS, Convention, foreground, mean_and_spread
 
 Challenge = Literal["multicoil", "singlecoil"]
@@ -104,7 +104,7 @@ def pair_files(targets: Path, predictions: Path) -> list[tuple[Path, Path]]:
 
 def select(pairs: Sequence[tuple[Path, Path]], acquisition: str | None, acceleration: int | None) -> list[tuple[Path, Path]]:
     """The pairs whose target has these attributes; None does not choose."""
-    from kspace.hdf5 import read_attributes
+    from kspace.io.hdf5 import read_attributes
 
     if acquisition is None and acceleration is None:
         return list(pairs)
@@ -128,7 +128,7 @@ def compare_files(target_file: Path, prediction_file: Path, challenge: Challenge
         If a file cannot be read or the two do not fit together.
     """
     # Imported here: h5py takes a while, and `recon --help` must not.
-    from kspace.hdf5 import read_images
+    from kspace.io.hdf5 import read_images
 
     names = _TARGETS[challenge] if challenge else ("reconstruction_rss", "reconstruction_esc")
     target_name, target = read_images(target_file, names)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kspace import fastmri_h5, mrd
 from kspace.container import ImageIndex
 from kspace.errors import InputError
+from kspace.io import fastmri, mrd
 from recon.selection import by_reason
 from recon.source import FastmriSource, MrdSource, open_source
 
@@ -107,7 +107,7 @@ def _describe_images(images: list[ImageIndex]) -> str:
     return f"{len(images)} complete ({', '.join(f'{n} {name}s' if n > 1 else f'1 {name}' for name, n in counts)})"
 
 
-def _describe_volume(volume: fastmri_h5.Volume) -> Iterator[str]:
+def _describe_volume(volume: fastmri.Volume) -> Iterator[str]:
     (n_ky, n_kx), (n_y, n_x) = volume.matrix, volume.recon_shape
     sampled = volume.mask.float().mean().item()
     yield f"  {volume.n_slices} slices, {volume.n_coils} coils, readout {n_kx}, phase {n_ky}; recon {n_x} x {n_y} (x, y)"

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
+from kspace.io.atomic import written_whole
 from kspace.masks import FAMILIES, MaskSpec, acceleration, digest
-from kspace.whole import written_whole
 
 MAX_AXIS = 65536  # more than any scanner measures, and than can be drawn in the time that a person waits
 

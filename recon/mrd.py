@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kspace.mrd.images import make_image, write_images
+from kspace.io.mrd.images import make_image, write_images
 from recon.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, pixels
 
 if TYPE_CHECKING:

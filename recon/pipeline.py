@@ -14,8 +14,8 @@ from kspace import preprocess
 from kspace.container import Image, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft
+from kspace.io.mrd import Noise, read_noise
 from kspace.masks import acceleration, digest
-from kspace.mrd import Noise, read_noise
 from kspace.operators import Sense
 from recon import memory, reconstructors
 from recon.export import RunRecord, check_outputs, export

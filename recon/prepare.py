@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kspace import coils, preprocess
 from kspace.container import ImageIndex, KSpace
-from kspace.mrd import Noise
+from kspace.io.mrd import Noise
 from recon.journal import Journal
 from recon.options import Options
 from recon.source import Source

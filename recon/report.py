@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
 from recon.reporting import comparison, figures, page
 
 

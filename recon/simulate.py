@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kspace import fastmri_h5, mrd
 from kspace.coils import calibration_region
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft, interpolate, resize
 from kspace.groups import Group, group_files, split_groups
-from kspace.images import box_corners, find_images, read_boxes, read_image
+from kspace.io import fastmri, mrd
+from kspace.io.images import box_corners, find_images, read_boxes, read_image
 from kspace.receiver import MAPS_GRID, maps_from_images
 from kspace.synthesis import SynthesisOptions, simulate_volume
 
@@ -136,7 +136,7 @@ class _Work:
             self._is_bad(error)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        fastmri_h5.write_volume(
+        fastmri.write_volume(
             path,
             volume.slices(self.seed),
             patient_id=group.patient,
@@ -234,7 +234,7 @@ def _first_image(path: Path) -> tuple[KSpace, Tensor | None]:
         scan = mrd.open_scan(path)
     except InputError as not_mrd:
         try:
-            volume = fastmri_h5.open_volume(path)
+            volume = fastmri.open_volume(path)
         except InputError:
             raise not_mrd from None
         return volume.load(volume.n_slices // 2), volume.noise_covariance

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from kspace import fastmri_h5, mrd
 from kspace.container import Image, ImageIndex, KSpace
 from kspace.errors import InputError
-from kspace.mrd import Noise
+from kspace.io import fastmri, mrd
+from kspace.io.mrd import Noise
 
 
 class Source(Protocol):
@@ -75,7 +75,7 @@ def open_source(path: Path) -> Iterator[Source]:
         If there is no such file, or it is of no known kind.
     """
     if path.suffix.lower() == ".dat":
-        from kspace import twix
+        from kspace.io import twix
 
         # Siemens raw data is turned into ISMRMRD first, so that one reader decides what a scan means.
         with tempfile.TemporaryDirectory(prefix="recon-twix-") as folder:
@@ -87,7 +87,7 @@ def open_source(path: Path) -> Iterator[Source]:
                 if error.where is None or Path(error.where) != converted:
                     raise
                 raise InputError(error.what, path, error.fix) from error  # a person knows the file that they gave
-    elif fastmri_h5.is_fastmri(path):
+    elif fastmri.is_fastmri(path):
         yield FastmriSource(path)
     else:
         yield MrdSource(path)
@@ -160,7 +160,7 @@ class FastmriSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.volume = fastmri_h5.open_volume(path)
+        self.volume = fastmri.open_volume(path)
 
     @property
     def noise(self) -> Noise | None:
@@ -198,7 +198,7 @@ class FastmriSource:
 
     def export_extra(self, images: Sequence[Image], output: Path, stem: str, method: str, force: bool) -> list[Path]:
         data = [image.data for image in images]
-        return [fastmri_h5.write_reconstruction(output / f"{stem}.h5", data, attributes={"method": method}, force=force)]
+        return [fastmri.write_reconstruction(output / f"{stem}.h5", data, attributes={"method": method}, force=force)]
 
 
 def _sha256(path: Path) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
 
 SUFFIX = ".safetensors"
 FORMAT = "recon generator 1"

@@ -10,10 +10,10 @@ import pytest
 from tests.conftest import ROOT
 
 OWNERS = {
-    "ismrmrd": ("kspace/mrd/",),
-    "twixtools": ("kspace/twix.py", "kspace/twix_header.py"),
-    "pydicom": ("recon/dicom.py", "kspace/images.py", "kspace/groups.py"),
-    "nibabel": ("recon/nifti.py", "kspace/images.py"),
+    "ismrmrd": ("kspace/io/mrd/",),
+    "twixtools": ("kspace/io/twix/file.py", "kspace/io/twix/header.py"),
+    "pydicom": ("recon/dicom.py", "kspace/io/images.py", "kspace/groups.py"),
+    "nibabel": ("recon/nifti.py", "kspace/io/images.py"),
     "pytorch_lightning": ("recon/train.py", "recon/training/"),
     "jsonargparse": ("recon/cli.py", "recon/train.py"),
 }

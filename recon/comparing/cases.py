@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kspace import coils, fastmri_h5
+from kspace import coils
 from kspace.container import ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import resize
+from kspace.io import fastmri
 from kspace.masks import MaskSpec, acceleration, digest
 from kspace.operators import Sense
 from recon.comparing.store import Group
@@ -264,7 +265,7 @@ def _below(start: Path) -> list[Path]:
 
 def _volumes(dataset: str, path: Path) -> list[Volume]:
     """The fully sampled volumes of a file; none where it is undersampled."""
-    if fastmri_h5.is_fastmri(path):
+    if fastmri.is_fastmri(path):
         return _fastmri_volumes(dataset, path)
     return _mrd_volumes(dataset, path)
 

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.hdf5 import open_h5
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
+from kspace.io.hdf5 import open_h5
 
 VERSION = 1
 SUMMARY, SLICES, RESULTS, IMAGES = "compare.json", "slices.csv", "results.csv", "images"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
 from recon.comparing.figures import MEASURED
 from recon.comparing.statistics import can_be_significant
 from recon.comparing.store import VolumeRow

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.hdf5 import open_h5
+from kspace.io.hdf5 import open_h5
 from recon.comparing.store import (
     RESULTS,
     TAKEN,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
 from recon.comparing.store import VolumeRow
 from recon.reporting.comparison import Comparison
 from recon.reporting.wording import metric_name

@@ -18,7 +18,7 @@ from kspace.errors import InputError
 from kspace.example import Example
 from kspace.groups import Group, group_files, split_groups
 from kspace.image_dataset import SimulatedDataset
-from kspace.images import find_images
+from kspace.io.images import find_images
 from kspace.masks import MaskSpec
 from kspace.synthesis import SynthesisOptions
 from recon.training.examples import Examples, Kept, PlainImages, Simulations, Strips

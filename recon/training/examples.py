@@ -20,11 +20,11 @@ from kspace.example import Example, Key, Shape
 from kspace.fourier import fft, ifft
 from kspace.groups import Group
 from kspace.image_dataset import SimulatedDataset
-from kspace.images import read_image
+from kspace.io.atomic import written_whole
+from kspace.io.images import read_image
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
 from kspace.synthesis import SynthesisOptions, crop_to_matrix, generator
-from kspace.whole import written_whole
 
 
 class Examples(Protocol):

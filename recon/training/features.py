@@ -18,9 +18,9 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.groups import Group, group_files, split_groups
-from kspace.images import find_images, read_boxes, read_image
+from kspace.io.atomic import written_whole
+from kspace.io.images import find_images, read_boxes, read_image
 from kspace.synthesis import crop_to_matrix
-from kspace.whole import written_whole
 from models.features import MrFeatures
 from recon.versions import versions
 

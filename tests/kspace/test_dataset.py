@@ -24,8 +24,8 @@ from kspace.container import Header, KSpace
 from kspace.dataset import Draw, KSpaceDataset, ShapeBatchSampler, find_volumes, open_volumes, split_by_patient
 from kspace.errors import InputError
 from kspace.example import Example, collate
-from kspace.fastmri_h5 import open_volume, write_volume
 from kspace.fourier import fft
+from kspace.io.fastmri import open_volume, write_volume
 from kspace.masks import MaskSpec, acceleration, digest
 from kspace.operators import Sense
 

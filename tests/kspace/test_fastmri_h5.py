@@ -14,10 +14,10 @@ import torch
 
 from kspace.container import Geometry, Header, KSpace
 from kspace.errors import InputError
-from kspace.fastmri_h5 import open_volume, write_reconstruction, write_volume
-from kspace.fastmri_header import parse_header
 from kspace.fourier import fft, ifft, resize
-from kspace.hdf5 import read_images
+from kspace.io.fastmri import open_volume, write_reconstruction, write_volume
+from kspace.io.fastmri.header import parse_header
+from kspace.io.hdf5 import read_images
 
 HEADER = """<?xml version="1.0"?>
 <ismrmrdHeader {namespace}>

@@ -16,7 +16,7 @@ from kspace.errors import InputError
 from kspace.example import collate
 from kspace.groups import group_files
 from kspace.image_dataset import SimulatedDataset
-from kspace.images import find_images
+from kspace.io.images import find_images
 from kspace.synthesis import SynthesisOptions
 
 OPTIONS = SynthesisOptions(matrix=(32, 24), coils=3, snr=(10.0, 10.0))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kspace.errors import InputError
 from kspace.groups import Group, file_number, group_files, split_groups
-from kspace.images import Box, box_corners, find_images, read_boxes, read_image
+from kspace.io.images import Box, box_corners, find_images, read_boxes, read_image
 from kspace.synthesis import crop_to_matrix
 
 

@@ -13,7 +13,7 @@ import torch
 
 from kspace.container import Geometry, Header, Image, ImageIndex
 from kspace.errors import InputError
-from kspace.mrd.images import make_image, read_images, write_images
+from kspace.io.mrd.images import make_image, read_images, write_images
 
 CENTRAL = {
     "flags": (1 << 0) | (1 << 6) | (1 << 7) | (1 << 21) | (1 << 60),

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from kspace import scan as acquire
 from kspace.container import Geometry, ImageIndex, KSpace
 from kspace.errors import InputError
-from kspace.mrd import Scan, open_scan
-from kspace.mrd import file as mrd_file
-from kspace.mrd.file import BLOCK_BYTES, blocks
-from kspace.mrd.write import flag, header_xml, write_raw
+from kspace.io.mrd import Scan, open_scan
+from kspace.io.mrd import file as mrd_file
+from kspace.io.mrd.file import BLOCK_BYTES, blocks
+from kspace.io.mrd.write import flag, header_xml, write_raw
 from kspace.phantom import Coils, Phantom, ellipsoid, head_coils
 from kspace.scan import Protocol, with_limits
 from kspace.simulate import measure, write_scan

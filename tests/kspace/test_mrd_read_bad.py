@@ -15,9 +15,9 @@ import pytest
 from kspace import scan as acquire
 from kspace.container import ImageIndex
 from kspace.errors import InputError
-from kspace.mrd import open_scan, read_noise
-from kspace.mrd.header import parse_header
-from kspace.mrd.write import HEAD_DTYPE, flag, header_xml, write_raw
+from kspace.io.mrd import open_scan, read_noise
+from kspace.io.mrd.header import parse_header
+from kspace.io.mrd.write import HEAD_DTYPE, flag, header_xml, write_raw
 from kspace.phantom import Phantom, ellipsoid, head_coils
 from kspace.scan import Protocol, with_limits
 from kspace.simulate import measure, write_scan

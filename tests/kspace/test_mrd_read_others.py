@@ -12,7 +12,7 @@ import pytest
 
 from kspace.container import ImageIndex, KSpace
 from kspace.fourier import ifft
-from kspace.mrd import open_scan
+from kspace.io.mrd import open_scan
 from kspace.preprocess import remove_oversampling, to_recon_matrix
 
 GENERATE, RECONSTRUCT = "ismrmrd_generate_cartesian_shepp_logan", "ismrmrd_recon_cartesian_2d"

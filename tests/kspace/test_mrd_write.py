@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kspace.errors import InputError
-from kspace.mrd.write import HEAD_DTYPE, flag, new_heads, write_raw
+from kspace.io.mrd.write import HEAD_DTYPE, flag, new_heads, write_raw
 
 XML = '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"/>'
 

@@ -15,7 +15,7 @@ from kspace import scan as acquire
 from kspace.container import Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft, interpolate
-from kspace.mrd import Noise, open_scan, read_noise
+from kspace.io.mrd import Noise, open_scan, read_noise
 from kspace.phantom import Phantom, ellipsoid, head_coils
 from kspace.scan import Protocol
 from kspace.simulate import true_image, write_scan

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kspace.fourier import ifft
-from kspace.mrd.write import Space, header_xml
+from kspace.io.mrd.write import Space, header_xml
 from kspace.scan import add_noise_scan, coil_covariance, interleave_slices, join, mark_last, repeat, reverse_readouts
 from kspace.simulate import GARBAGE, measure, true_image, write_scan
 from tests import rawfiles

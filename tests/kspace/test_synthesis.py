@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
-from kspace.images import find_images, read_image
+from kspace.io.images import find_images, read_image
 from kspace.operators import Sense
 from kspace.phantom import Coils as PhantomCoils
 from kspace.phantom import ellipse, head_coils

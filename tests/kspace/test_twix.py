@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kspace import mrd
 from kspace.errors import InputError
-from kspace.mrd.write import flag
-from kspace.twix import to_ismrmrd
+from kspace.io import mrd
+from kspace.io.mrd.write import flag
+from kspace.io.twix.file import to_ismrmrd
 
 twixtools = pytest.importorskip("twixtools", reason="needs the extra 'twix'")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kspace.errors import InputError
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
 
 
 def test_the_file_appears_at_the_end_in_a_folder_that_is_made(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from kspace.container import Header, KSpace
-from kspace.fastmri_h5 import write_volume
 from kspace.fourier import fft
+from kspace.io.fastmri import write_volume
 from recon import cli
 from tests.models.scans import coil_maps, ellipses
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from kspace import fastmri_h5, mrd
 from kspace.errors import InputError
 from kspace.fourier import ifft
+from kspace.io import fastmri, mrd
 from kspace.phantom import Phantom, ellipsoid, head_coils
 from kspace.scan import Protocol, Scan, accelerate, add_noise_scan, asymmetric_echo, cartesian, coil_covariance, repeat
 from kspace.simulate import true_image, write_scan
@@ -26,10 +26,10 @@ def _scan(**protocol: object) -> Scan:
     return cartesian(Protocol(**values), phantom, head_coils(N_COILS), coil_covariance(N_COILS, 1e-9))  # type: ignore[arg-type]
 
 
-def _convert(scan: Scan, folder: Path, **options: object) -> fastmri_h5.Volume:
+def _convert(scan: Scan, folder: Path, **options: object) -> fastmri.Volume:
     write_scan(scan, folder / "scan.h5")
     convert(folder / "scan.h5", folder / "volume.h5", **options)  # type: ignore[arg-type]
-    return fastmri_h5.open_volume(folder / "volume.h5")
+    return fastmri.open_volume(folder / "volume.h5")
 
 
 def test_a_full_scan_keeps_its_samples_and_oversampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_contrasts_and_repetitions_become_files_of_their_own(tmp_path: Path, cap
     assert {path.name for path in tmp_path.glob("v*.h5")} == names
     said = capsys.readouterr().err
     assert all(name in said for name in names)
-    first, second = (fastmri_h5.open_volume(tmp_path / f"v_contrast{c}_repetition0.h5").load(1).data for c in range(2))
+    first, second = (fastmri.open_volume(tmp_path / f"v_contrast{c}_repetition0.h5").load(1).data for c in range(2))
     assert float((second - first / 2).abs().max()) < 0.05 * float(first.abs().max())
 
 
@@ -140,7 +140,7 @@ def test_an_array_gets_the_mask_of_its_nonzero_samples(tmp_path: Path, capsys: p
     data[:, :, ::2] = 0
     np.save(tmp_path / "k.npy", data)
     convert(tmp_path / "k.npy", tmp_path / "v.h5", axes="kx, coil, ky")
-    volume = fastmri_h5.open_volume(tmp_path / "v.h5")
+    volume = fastmri.open_volume(tmp_path / "v.h5")
     k = volume.load(0)
     assert torch.equal(k.data, torch.from_numpy(data).permute(1, 2, 0))
     assert k.mask.shape == (1, 12, 1)
@@ -154,7 +154,7 @@ def test_an_array_gets_the_mask_of_its_nonzero_samples(tmp_path: Path, capsys: p
 def test_the_prospective_poisson_scan(data_dir: Path, tmp_path: Path) -> None:
     source = data_dir / "raw" / "brain_8ch_poisson_prospective.npy"
     convert(source, tmp_path / "v.h5", axes="coil,ky,kx")
-    k = fastmri_h5.open_volume(tmp_path / "v.h5").load(0)
+    k = fastmri.open_volume(tmp_path / "v.h5").load(0)
     data = np.load(source)
     assert np.array_equal(k.data.numpy(), data)
     assert np.array_equal(k.mask[0].numpy(), (data != 0).any(0))
@@ -163,7 +163,7 @@ def test_the_prospective_poisson_scan(data_dir: Path, tmp_path: Path) -> None:
 def test_real_scans_agree_with_the_distributed_conversion(data_dir: Path, tmp_path: Path) -> None:
     convert(data_dir / "raw" / "ge_gre_8ch_7slices.h5", tmp_path / "v.h5")
     found, expected = (
-        fastmri_h5.open_volume(path) for path in (tmp_path / "v.h5", data_dir / "fastmri_style" / "ge_fruit_8ch.h5")
+        fastmri.open_volume(path) for path in (tmp_path / "v.h5", data_dir / "fastmri_style" / "ge_fruit_8ch.h5")
     )
     for i in range(7):
         torch.testing.assert_close(found.load(i).data, expected.load(i).data)
@@ -219,7 +219,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
         convert(tmp_path / "k.npy", tmp_path / "v.h5", axes="coil,ky,kx")
     assert (tmp_path / "v.h5").read_text() == "precious"
     convert(tmp_path / "k.npy", tmp_path / "v.h5", axes="coil,ky,kx", force=True)
-    assert fastmri_h5.open_volume(tmp_path / "v.h5").n_coils == 2
+    assert fastmri.open_volume(tmp_path / "v.h5").n_coils == 2
     write_scan(_scan(n_slices=1), tmp_path / "scan.h5")
     before = (tmp_path / "scan.h5").read_bytes()
     with pytest.raises(InputError, match="the output is the input itself"):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kspace import fastmri_h5
 from kspace.container import Header, KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft
+from kspace.io import fastmri
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
 from recon import reconstructors
@@ -125,7 +125,7 @@ def volume(path: Path, k: KSpace, maps: Tensor, covariance: bool = True) -> Path
     )
     slices = [KSpace(y, k.mask, header) for y in (k.data, 1j * k.data)]
     noise = torch.eye(k.n_coils, dtype=torch.complex64) if covariance else None
-    fastmri_h5.write_volume(path, slices, noise_covariance=noise)
+    fastmri.write_volume(path, slices, noise_covariance=noise)
     return path
 
 

@@ -15,7 +15,7 @@ import torch
 
 from kspace.container import Image, KSpace
 from kspace.errors import InputError
-from kspace.mrd.images import read_images
+from kspace.io.mrd.images import read_images
 from kspace.scan import abort, repeat
 from models import systems
 from recon import weights

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kspace.mrd.images import read_images
+from kspace.io.mrd.images import read_images
 from kspace.scan import accelerate, add_noise_scan, kill_coil
 from recon.pipeline import Options, run
 from tests import rawfiles

@@ -15,8 +15,8 @@ from PIL import Image as Picture
 from benchmarks import real_scans
 from kspace.container import ImageIndex
 from kspace.fourier import ifft
-from kspace.mrd import open_scan
-from kspace.mrd.images import read_images
+from kspace.io.mrd import open_scan
+from kspace.io.mrd.images import read_images
 from kspace.preprocess import remove_oversampling, to_recon_matrix
 
 

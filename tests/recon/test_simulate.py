@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kspace import fastmri_h5
 from kspace.augment import Augment
 from kspace.dataset import KSpaceDataset, find_volumes
 from kspace.errors import InputError
 from kspace.fourier import ifft
-from kspace.images import read_image
+from kspace.io import fastmri
+from kspace.io.images import read_image
 from kspace.masks import MaskSpec
 from kspace.phantom import Phantom, ellipsoid, head_coils
 from kspace.scan import Protocol, accelerate, add_noise_scan, cartesian, coil_covariance
@@ -69,7 +69,7 @@ def test_a_truth_that_does_not_fit_is_refused(images: Path, tmp_path: Path, wron
         del file["truth"]
         file["truth"] = wrong
     with pytest.raises(InputError, match=r"truth is .* expected real numbers of shape \(10, 24, 32\)"):
-        fastmri_h5.open_volume(path)
+        fastmri.open_volume(path)
 
 
 @pytest.mark.parametrize("missing", ["simulated", "noise_covariance"])
@@ -80,7 +80,7 @@ def test_what_others_call_truth_is_passed_over(images: Path, tmp_path: Path, mis
         del (file.attrs if missing == "simulated" else file)[missing]
         del file["truth"]
         file["truth"] = "a label"
-    volume = fastmri_h5.open_volume(path)
+    volume = fastmri.open_volume(path)
     assert volume.truth(0) is None
     (found,), _ = find_data([str(path)])
     case = make_case(found, 0, MaskSpec.parse("random1d:2"))
@@ -97,8 +97,8 @@ def test_a_truth_that_is_no_number_is_refused(images: Path, tmp_path: Path) -> N
         volume.truth(3)
 
 
-def _volumes(folder: Path) -> dict[str, fastmri_h5.Volume]:
-    return {path.relative_to(folder).as_posix(): fastmri_h5.open_volume(path) for path in sorted(folder.rglob("*.h5"))}
+def _volumes(folder: Path) -> dict[str, fastmri.Volume]:
+    return {path.relative_to(folder).as_posix(): fastmri.open_volume(path) for path in sorted(folder.rglob("*.h5"))}
 
 
 def test_volumes_are_groups_and_show_the_pictures(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,14 +146,14 @@ def test_what_is_written_depends_on_pictures_options_and_seed_alone(images: Path
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         torch.manual_seed(len(name))
         simulate(images, tmp_path / name, matrix=MATRIX, coils=2, snr=10, snr_max=30, seed=seed)
-    one, two, three = (fastmri_h5.open_volume(tmp_path / name / "b.h5").load(4).data for name in ("one", "two", "three"))
+    one, two, three = (fastmri.open_volume(tmp_path / name / "b.h5").load(4).data for name in ("one", "two", "three"))
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
     (images / "a" / "3.png").unlink()
     simulate(images, tmp_path / "four", matrix=MATRIX, coils=2, snr=10, snr_max=30, seed=0)
-    four = fastmri_h5.open_volume(tmp_path / "four" / "b.h5").load(4).data
+    four = fastmri.open_volume(tmp_path / "four" / "b.h5").load(4).data
     assert torch.equal(one, four)  # what happens to one patient is nothing to another
-    assert fastmri_h5.open_volume(tmp_path / "four" / "a.h5").n_slices == 9
+    assert fastmri.open_volume(tmp_path / "four" / "a.h5").n_slices == 9
 
 
 def test_bad_images_are_named_and_skipped_only_if_asked(
@@ -209,7 +209,7 @@ def test_every_format_becomes_a_volume(tmp_path: Path) -> None:
     assert {name: volume.n_slices for name, volume in _volumes(tmp_path / "out").items()} == {
         "images.h5": 1, "images_sub-1.h5": 3, "images_x.h5": 3,
     }  # fmt: skip
-    nifti, array = (fastmri_h5.open_volume(tmp_path / "out" / f"images_{name}.h5") for name in ("sub-1", "x"))
+    nifti, array = (fastmri.open_volume(tmp_path / "out" / f"images_{name}.h5") for name in ("sub-1", "x"))
     assert nifti.patient == "sub-1"
     for i in range(3):
         magnitude, other = nifti.target(i), array.target(i)
@@ -234,7 +234,7 @@ def test_coils_measured_from_a_scan_are_used(images: Path, tmp_path: Path) -> No
     assert float(cosine[inside].min()) > 0.98
     assert covariance is not None
     simulate(images, tmp_path / "out", matrix=MATRIX, coils=3, maps_from=tmp_path / "scan.h5")
-    volume = fastmri_h5.open_volume(tmp_path / "out" / "a.h5")
+    volume = fastmri.open_volume(tmp_path / "out" / "a.h5")
     assert volume.n_coils == 6
     measured = volume.noise_covariance
     assert measured is not None

@@ -18,7 +18,7 @@ from kspace.errors import InputError
 from kspace.example import Example, Key, collate
 from kspace.fourier import fft
 from kspace.groups import group_files
-from kspace.images import find_images
+from kspace.io.images import find_images
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from kspace.synthesis import SynthesisOptions

@@ -1,7 +1,7 @@
 """ISMRMRD files: raw scans and noise in, images out. The one place that knows their format."""
 
-from kspace.mrd.header import Encoding
-from kspace.mrd.noise import Noise
-from kspace.mrd.read import Scan, open_scan, read_noise
+from kspace.io.mrd.header import Encoding
+from kspace.io.mrd.noise import Noise
+from kspace.io.mrd.read import Scan, open_scan, read_noise
 
 __all__ = ["Encoding", "Noise", "Scan", "open_scan", "read_noise"]

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from kspace.errors import InputError
-from kspace.heap import LIST, check_heaps, check_list
+from kspace.io.hdf5_heap import LIST, check_heaps, check_list
 
 # Memory of one block of samples: HDF5 copies every readout once, and a small block is copied on from the cache.
 BLOCK_BYTES = 16 * 2**20

@@ -8,7 +8,7 @@ from typing import Any
 
 from kspace.container import Header, Matrix, Vector
 from kspace.errors import InputError
-from kspace.mrd import header as mrd_header
+from kspace.io.mrd import header as mrd_header
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 MAX_BYTES = 4 << 20

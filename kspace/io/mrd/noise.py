@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from kspace.errors import InputError
-from kspace.mrd import file as mrd_file
-from kspace.mrd.flags import NOISE
+from kspace.io.mrd import file as mrd_file
+from kspace.io.mrd.flags import NOISE
 
 
 @dataclass(frozen=True, eq=False)

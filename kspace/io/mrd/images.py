@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kspace.container import Geometry, Header, Image, ImageIndex, Vector
 from kspace.errors import InputError
-from kspace.hdf5 import create_h5
+from kspace.io.hdf5 import create_h5
 
 GROUP = "dataset"
 COMPLEX = np.dtype([("real", "<f4"), ("imag", "<f4")])  # as the ISMRMRD library stores complex; h5py's own names differ

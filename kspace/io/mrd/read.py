@@ -12,12 +12,12 @@ import torch
 
 from kspace.container import Header, ImageIndex, KSpace
 from kspace.errors import InputError
-from kspace.mrd import file as mrd_file
-from kspace.mrd.assemble import image_header, load_image
-from kspace.mrd.complete import find_incomplete
-from kspace.mrd.header import Encoding, ScanHeader, parse_header
-from kspace.mrd.noise import Noise, read_noise_readouts
-from kspace.mrd.sort import Plan, check_heads, plan_encoding
+from kspace.io.mrd import file as mrd_file
+from kspace.io.mrd.assemble import image_header, load_image
+from kspace.io.mrd.complete import find_incomplete
+from kspace.io.mrd.header import Encoding, ScanHeader, parse_header
+from kspace.io.mrd.noise import Noise, read_noise_readouts
+from kspace.io.mrd.sort import Plan, check_heads, plan_encoding
 
 
 class Scan:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace, Vector
 from kspace.errors import InputError
-from kspace.mrd import file as mrd_file
-from kspace.mrd.flags import REVERSE
-from kspace.mrd.header import ScanHeader
-from kspace.mrd.sort import Plan, calibration_of
+from kspace.io.mrd import file as mrd_file
+from kspace.io.mrd.flags import REVERSE
+from kspace.io.mrd.header import ScanHeader
+from kspace.io.mrd.sort import Plan, calibration_of
 
 CENTRAL_SCALARS = ("flags", "measurement_uid", "scan_counter", "acquisition_time_stamp", "sample_time_us", "center_sample")
 CENTRAL_VECTORS = (

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kspace.container import Matrix, Vector
 from kspace.errors import InputError
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
 
 HEAD_DTYPE = ismrmrd.hdf5.acquisition_header_dtype
 """Structured dtype of one acquisition header, 340 bytes, fields as in ISMRMRD's specification (lengths in mm)."""

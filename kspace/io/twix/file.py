@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.mrd.write import flag, new_heads, write_raw
-from kspace.twix_header import Protocol, header_xml, read_protocol
+from kspace.io.mrd.write import flag, new_heads, write_raw
+from kspace.io.twix.header import Protocol, header_xml, read_protocol
 
 ACQEND, SYNCDATA = 1 << 0, 1 << 5
 NOISE, PATREF, PATREF_AND_IMAGE = 1 << 25, 1 << 22, 1 << 23

@@ -1,4 +1,4 @@
-"""Writing fastMRI-style HDF5; `kspace.fastmri_h5` describes the format and reads it."""
+"""Writing fastMRI-style HDF5; `kspace.io.fastmri.volume` describes the format and reads it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from kspace.container import KSpace
 from kspace.errors import InputError
-from kspace.fastmri_header import format_header
 from kspace.fourier import ifft, resize
-from kspace.hdf5 import create_h5
-from kspace.whole import written_whole
+from kspace.io.atomic import written_whole
+from kspace.io.fastmri.header import format_header
+from kspace.io.hdf5 import create_h5
 
 # Steps that leave data alone that they were applied to before: whoever reads the file may apply them without asking.
 _REPEATABLE = ("drop_dead_coils", "remove_oversampling")

@@ -22,22 +22,14 @@ from torch import Tensor
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
-from kspace.fastmri_header import ScanHeader, parse_header
-from kspace.fastmri_write import root_sum_of_squares, write_reconstruction, write_volume
-from kspace.hdf5 import find_dataset, open_h5, plain_attributes
-from kspace.heap import check_list
+from kspace.io.fastmri.header import ScanHeader, parse_header
+from kspace.io.hdf5 import find_dataset, open_h5, plain_attributes
+from kspace.io.hdf5_heap import check_list
 
 if TYPE_CHECKING:
-    from kspace.mrd.noise import Noise
+    from kspace.io.mrd.noise import Noise
 
-__all__ = [
-    "Volume",
-    "is_fastmri",
-    "open_volume",
-    "root_sum_of_squares",
-    "write_reconstruction",
-    "write_volume",
-]
+__all__ = ["Volume", "is_fastmri", "open_volume"]
 
 MAX_SAMPLES = 1 << 29  # of one slice, 4 GiB; the largest of real scanners are a tenth of it
 
@@ -114,7 +106,7 @@ class Volume:
     @property
     def noise(self) -> Noise | None:
         """`noise_covariance` as the noise of a scan whose imaging samples have just this covariance; None where not known."""
-        from kspace.mrd.noise import Noise  # not needed to read a volume
+        from kspace.io.mrd.noise import Noise  # not needed to read a volume
 
         if self.noise_covariance is None:
             return None

@@ -9,8 +9,8 @@ import numpy as np
 
 from kspace.container import ImageIndex
 from kspace.errors import InputError
-from kspace.mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGING, COMPRESSED, EXCLUDED, NOT_IMAGING, REVERSE
-from kspace.mrd.header import Encoding, Limits, ScanHeader
+from kspace.io.mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGING, COMPRESSED, EXCLUDED, NOT_IMAGING, REVERSE
+from kspace.io.mrd.header import Encoding, Limits, ScanHeader
 
 IMAGE_COUNTERS = ("contrast", "set", "phase", "repetition", "slice")
 

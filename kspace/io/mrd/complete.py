@@ -8,9 +8,9 @@ from math import prod
 import numpy as np
 
 from kspace.container import ImageIndex
-from kspace.mrd.flags import CALIBRATION, LAST
-from kspace.mrd.header import Encoding
-from kspace.mrd.sort import IMAGE_COUNTERS, Plan
+from kspace.io.mrd.flags import CALIBRATION, LAST
+from kspace.io.mrd.header import Encoding
+from kspace.io.mrd.sort import IMAGE_COUNTERS, Plan
 
 MOST_NAMED = 10_000  # absent images; beyond it the limits are nonsense
 
