@@ -45,7 +45,7 @@ def run() -> Iterator[Row]:
 
 
 def _stages(folder: Path) -> Iterator[Row]:
-    from kspace.simulate import write_scan
+    from kspace.simulation.measurement import write_scan
     from recon.demo import head_scan
 
     path = folder / "scan.h5"
@@ -114,9 +114,9 @@ def _memory(folder: Path) -> Iterator[Row]:
 def write_repetitions(path: Path, n_repetitions: int, matrix: int = 256, n_coils: int = 16) -> None:
     """A fully sampled scan whose repetitions are alike but for their counter; 17 MB each at 256x256 with 16 coils."""
     from kspace.io.mrd.write import header_xml, write_raw
-    from kspace.phantom import head_coils
-    from kspace.scan import Protocol, cartesian
-    from kspace.simulate import measure
+    from kspace.simulation.acquisition import Protocol, cartesian
+    from kspace.simulation.measurement import measure
+    from kspace.simulation.phantom import head_coils
     from recon.demo import head_phantom
 
     protocol = Protocol(matrix=(matrix, matrix, 1), fov_m=(0.24, 0.24, 0.005))

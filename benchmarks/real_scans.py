@@ -33,9 +33,9 @@ from kspace.fourier import fft, ifft
 from kspace.io.mrd import open_scan
 from kspace.io.mrd.images import read_images
 from kspace.operators import Sense
-from kspace.phantom import Phantom, ellipsoid, head_coils
-from kspace.scan import Protocol, add_noise_scan, cartesian, coil_covariance
-from kspace.simulate import write_scan
+from kspace.simulation.acquisition import Protocol, add_noise_scan, cartesian, coil_covariance
+from kspace.simulation.measurement import write_scan
+from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 from recon import reconstructors
 from recon.pipeline import Options, reconstruct_file
 

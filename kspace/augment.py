@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kspace.fourier import centre_crop, fft, ifft
-from kspace.receiver import smooth_phase
+from kspace.simulation.receiver import smooth_phase
 
 
 @dataclass(frozen=True)

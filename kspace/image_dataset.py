@@ -19,7 +19,7 @@ from kspace.groups import Group
 from kspace.io.images import STACKS, box_corners, read_boxes, read_image
 from kspace.masks import digest
 from kspace.operators import Sense
-from kspace.synthesis import SynthesisOptions, generator, simulate_example
+from kspace.simulation.from_images import SynthesisOptions, generator, simulate_example
 
 
 class SimulatedDataset(torch.utils.data.Dataset[Example]):

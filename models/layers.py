@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kspace.consistency import data_consistency, regularised_solve
+from kspace.data_consistency import data_consistency, regularised_solve
 from kspace.errors import InputError
 from kspace.operators import Sense
 from models.interface import Discriminator

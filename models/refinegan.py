@@ -58,7 +58,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kspace.consistency import data_consistency
+from kspace.data_consistency import data_consistency
 from kspace.operators import Sense
 from models.adversarial import Kind, adversarial, critic, critic_terms
 from models.extra import Extra, extra_terms

@@ -10,9 +10,18 @@ from numpy.typing import NDArray
 
 from kspace.container import Geometry, Vector
 from kspace.errors import InputError
-from kspace.phantom import Ellipsoid, Phantom, ellipsoid, head_coils
-from kspace.scan import Protocol, Scan, accelerate, add_noise_scan, cartesian, coil_covariance, interleave_slices, mark_last
-from kspace.simulate import true_image, write_scan
+from kspace.simulation.acquisition import (
+    Protocol,
+    Scan,
+    accelerate,
+    add_noise_scan,
+    cartesian,
+    coil_covariance,
+    interleave_slices,
+    mark_last,
+)
+from kspace.simulation.measurement import true_image, write_scan
+from kspace.simulation.phantom import Ellipsoid, Phantom, ellipsoid, head_coils
 
 HEAD_CENTRE_M = (0.006, -0.012, 0.021)
 NOISE_STD = 0.016  # of a sample; the brain's intensity is 0.5

@@ -18,8 +18,8 @@ from kspace.fourier import ifft, interpolate, resize
 from kspace.groups import Group, group_files, split_groups
 from kspace.io import fastmri, mrd
 from kspace.io.images import box_corners, find_images, read_boxes, read_image
-from kspace.receiver import MAPS_GRID, maps_from_images
-from kspace.synthesis import SynthesisOptions, simulate_volume
+from kspace.simulation.from_images import SynthesisOptions, simulate_volume
+from kspace.simulation.receiver import MAPS_GRID, maps_from_images
 
 MAPS_BLOCK = 32  # central samples per axis that coil maps are measured from
 

@@ -13,8 +13,7 @@ import h5py
 import numpy as np
 
 from kspace.container import Geometry
-from kspace.phantom import Coils, Phantom, ellipsoid, head_coils
-from kspace.scan import (
+from kspace.simulation.acquisition import (
     Protocol,
     Scan,
     abort,
@@ -36,7 +35,8 @@ from kspace.scan import (
     reverse_readouts,
     state_centre_in_user_counters,
 )
-from kspace.simulate import true_image, true_maps, write_scan
+from kspace.simulation.measurement import true_image, true_maps, write_scan
+from kspace.simulation.phantom import Coils, Phantom, ellipsoid, head_coils
 
 # Three directions that are neither axial nor orthogonal to any axis of the patient, right-handed.
 OBLIQUE = np.linalg.qr(np.array([[1, 0.2, 0.15], [-0.3, 1, 0.2], [0.1, -0.35, 1]]).T)[0].T
@@ -53,7 +53,7 @@ class Case:
     scan: Scan
 
     def image(self, **which: int) -> np.ndarray:
-        """True image, complex ``(z, y, x)``, of unit sensitivity; `which` as in `kspace.simulate.true_image`."""
+        """True image, complex ``(z, y, x)``, of unit sensitivity; `which` as in `kspace.simulation.measurement.true_image`."""
         return true_image(self.scan, **which)[0]
 
     def coil_images(self, **which: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def asymmetric_phantom(scale: float = 1.0) -> Phantom:
 def plain(
     n_coils: int = 4, noise: float = 0.0, phantom: Phantom | None = None, coils: Coils | None = None, **protocol: object
 ) -> Scan:
-    """A fully sampled 2-D scan; `protocol` are fields of `kspace.scan.Protocol`, the matrix being 32x30 where not given."""
+    """A fully sampled 2-D scan; `protocol`: fields of `kspace.simulation.acquisition.Protocol`, matrix 32x30 by default."""
     chosen = Protocol(**{"matrix": (32, 30, 1), "fov_m": (0.2, 0.2, 0.005), **protocol})  # type: ignore[arg-type]
     covariance = coil_covariance(n_coils, noise) if noise else None
     return cartesian(chosen, phantom or asymmetric_phantom(), coils or head_coils(n_coils), covariance)

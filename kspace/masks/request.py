@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.masks.chance import Chance
+from kspace.seeds import Chance
 
 Mask = NDArray[np.bool_]
 

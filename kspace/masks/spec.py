@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.masks.chance import Chance
 from kspace.masks.families import FAMILIES, Family
 from kspace.masks.request import Request
+from kspace.seeds import Chance
 
 MAX_SEED = 2**32 - 1
 

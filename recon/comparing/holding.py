@@ -12,7 +12,7 @@ from torch import Tensor
 from kspace import coils
 from kspace.container import KSpace
 from kspace.masks import digest
-from kspace.masks.chance import Chance
+from kspace.seeds import Chance
 
 OUTER = 0.05  # of the samples, the outermost, tell the noise where nothing else does
 FEWEST_OUTER = 64

@@ -20,7 +20,7 @@ from kspace.groups import Group, group_files, split_groups
 from kspace.image_dataset import SimulatedDataset
 from kspace.io.images import find_images
 from kspace.masks import MaskSpec
-from kspace.synthesis import SynthesisOptions
+from kspace.simulation.from_images import SynthesisOptions
 from recon.training.examples import Examples, Kept, PlainImages, Simulations, Strips
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from kspace.io.atomic import written_whole
 from kspace.io.images import read_image
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
-from kspace.synthesis import SynthesisOptions, crop_to_matrix, generator
+from kspace.simulation.from_images import SynthesisOptions, crop_to_matrix, generator
 
 
 class Examples(Protocol):

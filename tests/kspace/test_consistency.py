@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kspace.consistency import data_consistency, regularised_solve
+from kspace.data_consistency import data_consistency, regularised_solve
 from kspace.fourier import fft
 from kspace.operators import Sense
 from tests.kspace.test_operators import normalised_maps, some_mask
@@ -109,8 +109,8 @@ def test_gradients_of_a_solve_from_nothing() -> None:
 @pytest.mark.parametrize("kind", ["lines", "points"])
 def test_smooth_maps_need_fewer_iterations_than_without_a_preconditioner(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Gaussian coils around a square, as smooth as those of a scan; the centre and a fifth of the rest sampled.
-    from kspace import consistency
-    from kspace.solve import conjugate_gradients
+    from kspace import data_consistency
+    from kspace.cg import conjugate_gradients
 
     n = 32
     at = (torch.arange(n) - n // 2).double() / n
@@ -133,7 +133,7 @@ def test_smooth_maps_need_fewer_iterations_than_without_a_preconditioner(kind: s
 
             return conjugate_gradients(product, precondition if preconditioned else lambda r: r, *more)
 
-        monkeypatch.setattr(consistency, "conjugate_gradients", counted)
+        monkeypatch.setattr(data_consistency, "conjugate_gradients", counted)
         found = regularised_solve(None, back, op, 0.01, tolerance=1e-8)
         products.append(count[0])
         return found

@@ -17,7 +17,7 @@ from kspace.example import collate
 from kspace.groups import group_files
 from kspace.image_dataset import SimulatedDataset
 from kspace.io.images import find_images
-from kspace.synthesis import SynthesisOptions
+from kspace.simulation.from_images import SynthesisOptions
 
 OPTIONS = SynthesisOptions(matrix=(32, 24), coils=3, snr=(10.0, 10.0))
 

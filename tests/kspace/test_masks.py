@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kspace.errors import InputError
 from kspace.masks import FAMILIES, MaskSpec, acceleration, digest
-from kspace.masks.chance import Chance
+from kspace.seeds import Chance
 
 LINES = ["random1d", "equispaced1d", "uniform1d", "gancs", "seitzer"]
 POINTS = ["poisson2d", "radial", "spiral", "centre"]

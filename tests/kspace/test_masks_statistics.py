@@ -12,8 +12,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from kspace.masks import FAMILIES, MaskSpec
-from kspace.masks.chance import Chance
 from kspace.masks.poisson import disc
+from kspace.seeds import Chance
 
 
 def drawn(text: str, shape: tuple[int, int], key: str = "") -> NDArray[np.bool_]:

@@ -12,16 +12,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kspace import scan as acquire
 from kspace.container import Geometry, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.io.mrd import Scan, open_scan
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.file import BLOCK_BYTES, blocks
 from kspace.io.mrd.write import flag, header_xml, write_raw
-from kspace.phantom import Coils, Phantom, ellipsoid, head_coils
-from kspace.scan import Protocol, with_limits
-from kspace.simulate import measure, write_scan
+from kspace.simulation import acquisition as acquire
+from kspace.simulation.acquisition import Protocol, with_limits
+from kspace.simulation.measurement import measure, write_scan
+from kspace.simulation.phantom import Coils, Phantom, ellipsoid, head_coils
 
 PHANTOM = Phantom(
     (

@@ -12,15 +12,15 @@ import h5py
 import numpy as np
 import pytest
 
-from kspace import scan as acquire
 from kspace.container import ImageIndex
 from kspace.errors import InputError
 from kspace.io.mrd import open_scan, read_noise
 from kspace.io.mrd.header import parse_header
 from kspace.io.mrd.write import HEAD_DTYPE, flag, header_xml, write_raw
-from kspace.phantom import Phantom, ellipsoid, head_coils
-from kspace.scan import Protocol, with_limits
-from kspace.simulate import measure, write_scan
+from kspace.simulation import acquisition as acquire
+from kspace.simulation.acquisition import Protocol, with_limits
+from kspace.simulation.measurement import measure, write_scan
+from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 
 PHANTOM = Phantom((ellipsoid((0.0, 0.0, 0.0), (0.07, 0.09, 0.08)),))
 FLAT = Protocol(matrix=(12, 10, 1), fov_m=(0.24, 0.2, 0.005))

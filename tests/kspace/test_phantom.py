@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kspace.fourier import fft, ifft
-from kspace.phantom import Coils, Phantom, ellipse, ellipsoid, head_coils, uniform_coil
+from kspace.simulation.phantom import Coils, Phantom, ellipse, ellipsoid, head_coils, uniform_coil
 
 FLAT = Phantom((ellipse((0.01, -0.02), (0.05, 0.03), 25, 1.0), ellipse((-0.02, 0.01), (0.012, 0.02), -40, -0.6)))
 SOLID = Phantom(

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from kspace import preprocess
-from kspace import scan as acquire
 from kspace.container import Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft, interpolate
 from kspace.io.mrd import Noise, open_scan, read_noise
-from kspace.phantom import Phantom, ellipsoid, head_coils
-from kspace.scan import Protocol
-from kspace.simulate import true_image, write_scan
+from kspace.simulation import acquisition as acquire
+from kspace.simulation.acquisition import Protocol
+from kspace.simulation.measurement import true_image, write_scan
+from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 
 PHANTOM = Phantom(
     (

@@ -16,8 +16,16 @@ import torch
 
 from kspace.fourier import ifft
 from kspace.io.mrd.write import Space, header_xml
-from kspace.scan import add_noise_scan, coil_covariance, interleave_slices, join, mark_last, repeat, reverse_readouts
-from kspace.simulate import GARBAGE, measure, true_image, write_scan
+from kspace.simulation.acquisition import (
+    add_noise_scan,
+    coil_covariance,
+    interleave_slices,
+    join,
+    mark_last,
+    repeat,
+    reverse_readouts,
+)
+from kspace.simulation.measurement import GARBAGE, measure, true_image, write_scan
 from tests import rawfiles
 from tests.rawfiles import Case
 

@@ -16,10 +16,7 @@ from kspace.errors import InputError
 from kspace.fourier import fft, ifft
 from kspace.io.images import find_images, read_image
 from kspace.operators import Sense
-from kspace.phantom import Coils as PhantomCoils
-from kspace.phantom import ellipse, head_coils
-from kspace.receiver import birdcage, coupling, maps_from_images, smooth_phase, whitened_coils
-from kspace.synthesis import (
+from kspace.simulation.from_images import (
     SynthesisOptions,
     crop_to_matrix,
     generator,
@@ -28,6 +25,9 @@ from kspace.synthesis import (
     simulate_volume,
     support,
 )
+from kspace.simulation.phantom import Coils as PhantomCoils
+from kspace.simulation.phantom import ellipse, head_coils
+from kspace.simulation.receiver import birdcage, coupling, maps_from_images, smooth_phase, whitened_coils
 
 SMALL = SynthesisOptions(matrix=(40, 32), coils=5, snr=(12.0, 12.0))
 
@@ -169,7 +169,8 @@ def test_what_is_drawn_depends_on_seed_and_names_alone() -> None:
     assert not torch.equal(first[0], next(k.data for k in simulate_volume(images, SMALL, 5, "p").slices(5)))
     assert not torch.equal(first[0], next(k.data for k in simulate_volume(images, SMALL, 4, "q").slices(4)))
     code = (
-        "from kspace.synthesis import generator; import torch; print(float(torch.randn((), generator=generator(7, 'x/1.png'))))"
+        "from kspace.simulation.from_images import generator; import torch; "
+        "print(float(torch.randn((), generator=generator(7, 'x/1.png'))))"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert float(other) == float(torch.randn((), generator=generator(7, "x/1.png")))

@@ -12,9 +12,18 @@ import torch
 from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.io import fastmri, mrd
-from kspace.phantom import Phantom, ellipsoid, head_coils
-from kspace.scan import Protocol, Scan, accelerate, add_noise_scan, asymmetric_echo, cartesian, coil_covariance, repeat
-from kspace.simulate import true_image, write_scan
+from kspace.simulation.acquisition import (
+    Protocol,
+    Scan,
+    accelerate,
+    add_noise_scan,
+    asymmetric_echo,
+    cartesian,
+    coil_covariance,
+    repeat,
+)
+from kspace.simulation.measurement import true_image, write_scan
+from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 from recon.convert import convert
 
 N_COILS = 4

@@ -10,7 +10,7 @@ import pytest
 
 import recon.demo
 from kspace.errors import InputError
-from kspace.scan import Scan
+from kspace.simulation.acquisition import Scan
 from recon.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan, read_slices, truth_of
 
 

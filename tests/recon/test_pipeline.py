@@ -16,7 +16,7 @@ import torch
 from kspace.container import Image, KSpace
 from kspace.errors import InputError
 from kspace.io.mrd.images import read_images
-from kspace.scan import abort, repeat
+from kspace.simulation.acquisition import abort, repeat
 from models import systems
 from recon import weights
 from recon.pipeline import Options, run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kspace.io.mrd.images import read_images
-from kspace.scan import accelerate, add_noise_scan, kill_coil
+from kspace.simulation.acquisition import accelerate, add_noise_scan, kill_coil
 from recon.pipeline import Options, run
 from tests import rawfiles
 

@@ -17,10 +17,10 @@ from kspace.fourier import ifft
 from kspace.io import fastmri
 from kspace.io.images import read_image
 from kspace.masks import MaskSpec
-from kspace.phantom import Phantom, ellipsoid, head_coils
-from kspace.scan import Protocol, accelerate, add_noise_scan, cartesian, coil_covariance
-from kspace.simulate import write_scan
-from kspace.synthesis import crop_to_matrix
+from kspace.simulation.acquisition import Protocol, accelerate, add_noise_scan, cartesian, coil_covariance
+from kspace.simulation.from_images import crop_to_matrix
+from kspace.simulation.measurement import write_scan
+from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 from recon.comparing.cases import find_data, make_case
 from recon.simulate import measure_receiver, simulate
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from kspace.consistency import data_consistency
+from kspace.data_consistency import data_consistency
 from kspace.dataset import Draw, ShapeBatchSampler
 from kspace.errors import InputError
 from kspace.example import Example, Key, collate
@@ -21,7 +21,7 @@ from kspace.groups import group_files
 from kspace.io.images import find_images
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
-from kspace.synthesis import SynthesisOptions
+from kspace.simulation.from_images import SynthesisOptions
 from models.interface import LossTerm, Step
 from models.systems import build
 from recon import metrics, reconstructors

@@ -26,7 +26,7 @@ from torch import Tensor
 from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import centre_crop, fft, ifft
-from kspace.receiver import Coils, birdcage, coupling, smooth_phase, whitened_coils
+from kspace.simulation.receiver import Coils, birdcage, coupling, smooth_phase, whitened_coils
 
 NOMINAL_PIXEL_M = 1e-3
 NOMINAL_THICKNESS_M = 5e-3

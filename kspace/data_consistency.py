@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kspace.cg import conjugate_gradients
 from kspace.fourier import fft, fft_corner, ifft, ifft_corner
 from kspace.operators import Sense, transformed_axes
-from kspace.solve import conjugate_gradients
 
 
 def data_consistency(

@@ -1,7 +1,8 @@
 """Scans of an analytic phantom, written as true ISMRMRD files: what a scanner would have measured, known exactly.
 
-A `kspace.scan.Scan` says what was acquired. `measure` evaluates the phantom's Fourier transform wherever the headers say that
-k-space was sampled, `write_scan` writes the file, and `true_image` is what a perfect reconstruction of it would show.
+A `kspace.simulation.acquisition.Scan` says what was acquired. `measure` evaluates the phantom's Fourier transform wherever
+the headers say that k-space was sampled, `write_scan` writes the file, and `true_image` is what a perfect reconstruction of it
+would show.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from kspace.fourier import centre_crop, ifft, interpolate
 from kspace.io.mrd.write import Space, header_xml, write_raw
-from kspace.phantom import Coils, Phantom, uniform_coil
-from kspace.scan import CALIBRATION, GEOMETRY, NOISE, REVERSE, Rows, Scan, with_limits
+from kspace.simulation.acquisition import CALIBRATION, GEOMETRY, NOISE, REVERSE, Rows, Scan, with_limits
+from kspace.simulation.phantom import Coils, Phantom, uniform_coil
 
 GARBAGE = 1e3  # what samples hold that the header says to discard: an image that contains them cannot pass a test
 

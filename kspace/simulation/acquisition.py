@@ -1,7 +1,7 @@
 """Prescribing a scan: which readouts are acquired, in which order, and what their headers say.
 
 `cartesian` prescribes a plain scan; the functions ``Scan -> Scan`` change it (`accelerate`, `reverse_readouts`, ...) by editing
-acquisition headers only, and are meant to be chained. `kspace.simulate` then measures what the headers say.
+acquisition headers only, and are meant to be chained. `kspace.simulation.measurement` then measures what the headers say.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kspace.container import Geometry, Matrix, Vector
 from kspace.io.mrd.write import Space, flag, new_heads
-from kspace.phantom import Coils, Phantom
+from kspace.simulation.phantom import Coils, Phantom
 
 Rows = NDArray[np.intp]
 COUNTERS = ("average", "slice", "contrast", "phase", "repetition", "set")

@@ -1,0 +1,1 @@
+"""Simulated scans: analytic phantoms, acquisitions, receivers, and k-space from images."""
