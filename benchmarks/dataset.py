@@ -17,11 +17,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kspace.container import Header, KSpace
-from kspace.dataset import KSpaceDataset, ShapeBatchSampler, find_volumes
-from kspace.example import collate
 from kspace.fourier import fft
 from kspace.io.fastmri import write_volume
 from kspace.masks import MaskSpec
+from recon.datasets.example import collate
+from recon.datasets.kspace_dataset import KSpaceDataset, ShapeBatchSampler, find_volumes
 
 Row = tuple[str, float, str, str]
 N_VOLUMES, N_SLICES, N_WORKERS, N_EPOCHS = 2, 6, 2, 7

@@ -26,13 +26,13 @@ from scipy.stats import kendalltau, spearmanr
 from torch import Tensor
 
 from kspace.container import Header, KSpace
-from kspace.dataset import KSpaceDataset
-from kspace.example import Example
 from kspace.masks import MaskSpec
 from kspace.operators import Sense as Op
 from recon import metrics
 from recon.comparing.held_out import Comparison, Reconstruct
 from recon.comparing.holding import hold_out
+from recon.datasets.example import Example
+from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.method import choose
 from recon.reconstructors import L1Wavelet, Sense, TotalVariation, ZeroFilled
 from recon.simulate import simulate

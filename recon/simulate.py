@@ -15,11 +15,11 @@ from kspace.coils import calibration_region
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft, interpolate, resize
-from kspace.groups import Group, group_files, split_groups
 from kspace.io import fastmri, mrd
 from kspace.io.images import box_corners, find_images, read_boxes, read_image
 from kspace.simulation.from_images import SynthesisOptions, simulate_volume
 from kspace.simulation.receiver import MAPS_GRID, maps_from_images
+from recon.datasets.patients import Group, group_files, split_groups
 
 MAPS_BLOCK = 32  # central samples per axis that coil maps are measured from
 

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 OWNERS = {
     "ismrmrd": ("kspace/io/mrd/",),
     "twixtools": ("kspace/io/twix/file.py", "kspace/io/twix/header.py"),
-    "pydicom": ("recon/dicom.py", "kspace/io/images.py", "kspace/groups.py"),
+    "pydicom": ("recon/dicom.py", "kspace/io/images.py", "recon/datasets/patients.py"),
     "nibabel": ("recon/nifti.py", "kspace/io/images.py"),
     "pytorch_lightning": ("recon/train.py", "recon/training/"),
     "jsonargparse": ("recon/cli.py", "recon/train.py"),

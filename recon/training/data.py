@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 import torch
 
 import recon
-from kspace.augment import Augment
-from kspace.dataset import KSpaceDataset, find_volumes, split_by_patient
 from kspace.errors import InputError
-from kspace.example import Example
-from kspace.groups import Group, group_files, split_groups
-from kspace.image_dataset import SimulatedDataset
 from kspace.io.images import find_images
 from kspace.masks import MaskSpec
 from kspace.simulation.from_images import SynthesisOptions
+from recon.datasets.augment import Augment
+from recon.datasets.example import Example
+from recon.datasets.image_dataset import SimulatedDataset
+from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes, split_by_patient
+from recon.datasets.patients import Group, group_files, split_groups
 from recon.training.examples import Examples, Kept, PlainImages, Simulations, Strips
 
 T = TypeVar("T")

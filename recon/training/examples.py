@@ -14,17 +14,17 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from kspace.dataset import Draw
 from kspace.errors import InputError
-from kspace.example import Example, Key, Shape
 from kspace.fourier import fft, ifft
-from kspace.groups import Group
-from kspace.image_dataset import SimulatedDataset
 from kspace.io.atomic import written_whole
 from kspace.io.images import read_image
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions, crop_to_matrix, generator
+from recon.datasets.example import Example, Key, Shape
+from recon.datasets.image_dataset import SimulatedDataset
+from recon.datasets.kspace_dataset import Draw
+from recon.datasets.patients import Group
 
 
 class Examples(Protocol):

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.groups import Group, group_files, split_groups
 from kspace.io.atomic import written_whole
 from kspace.io.images import find_images, read_boxes, read_image
 from kspace.simulation.from_images import crop_to_matrix
 from models.features import MrFeatures
+from recon.datasets.patients import Group, group_files, split_groups
 from recon.versions import versions
 
 SIZE = 256

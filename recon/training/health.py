@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kspace.example import Example
 from models.interface import LossTerm, Step
+from recon.datasets.example import Example
 
 
 def gradient_norms(terms: Sequence[LossTerm], step: Step) -> dict[str, Tensor]:

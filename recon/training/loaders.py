@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from kspace.dataset import Draw, ShapeBatchSampler
-from kspace.example import Example, Shape, collate
+from recon.datasets.example import Example, Shape, collate
+from recon.datasets.kspace_dataset import Draw, ShapeBatchSampler
 from recon.training.data import DataSets
 from recon.training.examples import Examples
 

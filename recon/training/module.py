@@ -13,8 +13,8 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from kspace.example import Example
 from models.interface import Gan, Optimiser, Step, total
+from recon.datasets.example import Example
 from recon.training import health
 from recon.training.validation import Recorder, SliceResult
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kspace.example import Example, Key
 from kspace.operators import Sense
 from recon import metrics, reconstructors
+from recon.datasets.example import Example, Key
 
 Array = NDArray[np.float32]
 Reconstruct = Callable[[Tensor, Sense], Tensor]

@@ -10,8 +10,8 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from kspace.augment import Augment, flip, quarter_turns, rotate, shrink
 from kspace.fourier import fft
+from recon.datasets.augment import Augment, flip, quarter_turns, rotate, shrink
 
 NO_BOXES = torch.zeros(0, 5)
 

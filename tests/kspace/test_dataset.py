@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kspace import cache, coils
-from kspace.cache import cached_maps
+from kspace import coils
 from kspace.container import Header, KSpace
-from kspace.dataset import Draw, KSpaceDataset, ShapeBatchSampler, find_volumes, open_volumes, split_by_patient
 from kspace.errors import InputError
-from kspace.example import Example, collate
 from kspace.fourier import fft
 from kspace.io.fastmri import open_volume, write_volume
 from kspace.masks import MaskSpec, acceleration, digest
 from kspace.operators import Sense
+from recon.datasets import maps_cache
+from recon.datasets.example import Example, collate
+from recon.datasets.kspace_dataset import Draw, KSpaceDataset, ShapeBatchSampler, find_volumes, open_volumes, split_by_patient
+from recon.datasets.maps_cache import cached_maps
 
 LINES = MaskSpec("random1d", 2.0, centre=12)
 
@@ -434,7 +435,7 @@ def test_damaged_and_stale_entries_are_made_again(
         assert torch.equal(cached_maps(k, tmp_path), maps)
         assert len(estimates) == 1
         assert entry.read_bytes() == good
-    monkeypatch.setattr(cache, "_program", lambda: "another version")
+    monkeypatch.setattr(maps_cache, "_program", lambda: "another version")
     estimates.clear()
     cached_maps(k, tmp_path)
     assert len(estimates) == 1
@@ -464,7 +465,7 @@ def test_what_interrupted_runs_left_is_removed(tmp_path: Path) -> None:
     for path in (old, new):
         path.touch()
     os.utime(old, (0, 0))
-    cache.prepare_folder(tmp_path)
+    maps_cache.prepare_folder(tmp_path)
     assert (old.exists(), new.exists()) == (False, True)
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from kspace.augment import Augment
-from kspace.dataset import ShapeBatchSampler
 from kspace.errors import InputError
-from kspace.example import collate
-from kspace.groups import group_files
-from kspace.image_dataset import SimulatedDataset
 from kspace.io.images import find_images
 from kspace.simulation.from_images import SynthesisOptions
+from recon.datasets.augment import Augment
+from recon.datasets.example import collate
+from recon.datasets.image_dataset import SimulatedDataset
+from recon.datasets.kspace_dataset import ShapeBatchSampler
+from recon.datasets.patients import group_files
 
 OPTIONS = SynthesisOptions(matrix=(32, 24), coils=3, snr=(10.0, 10.0))
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kspace.errors import InputError
-from kspace.groups import Group, file_number, group_files, split_groups
 from kspace.io.images import Box, box_corners, find_images, read_boxes, read_image
 from kspace.simulation.from_images import crop_to_matrix
+from recon.datasets.patients import Group, file_number, group_files, split_groups
 
 
 @pytest.fixture

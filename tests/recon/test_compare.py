@@ -14,11 +14,11 @@ import torch
 from fastmri import evaluate as fastmri_evaluate
 from torch import Tensor
 
-from kspace.dataset import KSpaceDataset
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from recon import bart, reconstructors, report
 from recon.comparing import store
+from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.metrics import psnr
 from tests import rawfiles
 from tests.recon.comparison_cases import MASK, SHAPE, run, volume, volumes

@@ -10,8 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from kspace.augment import Augment
-from kspace.dataset import KSpaceDataset, find_volumes
 from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.io import fastmri
@@ -22,6 +20,8 @@ from kspace.simulation.from_images import crop_to_matrix
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 from recon.comparing.cases import find_data, make_case
+from recon.datasets.augment import Augment
+from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes
 from recon.simulate import measure_receiver, simulate
 
 MATRIX = (32, 24)

@@ -13,11 +13,8 @@ import torch
 from torch import nn
 
 from kspace.data_consistency import data_consistency
-from kspace.dataset import Draw, ShapeBatchSampler
 from kspace.errors import InputError
-from kspace.example import Example, Key, collate
 from kspace.fourier import fft
-from kspace.groups import group_files
 from kspace.io.images import find_images
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
@@ -25,6 +22,9 @@ from kspace.simulation.from_images import SynthesisOptions
 from models.interface import LossTerm, Step
 from models.systems import build
 from recon import metrics, reconstructors
+from recon.datasets.example import Example, Key, collate
+from recon.datasets.kspace_dataset import Draw, ShapeBatchSampler
+from recon.datasets.patients import group_files
 from recon.training import health
 from recon.training.data import DataOptions, make_data
 from recon.training.examples import Kept, PlainImages, Simulations, Strips, cut_strip, read_example, write_example

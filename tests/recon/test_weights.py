@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kspace.dataset import KSpaceDataset
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from models.interface import Generator
 from models.systems import build_generator, find_systems, resolve
 from recon import generator, models_command, reconstructors, weights
+from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.method import choose
 from recon.weights import Card
 from tests.conftest import ROOT

@@ -10,11 +10,11 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from kspace.dataset import Draw
-from kspace.example import Example, Key, Shape
 from kspace.operators import Sense
 from models.interface import Gan
 from models.systems import build
+from recon.datasets.example import Example, Key, Shape
+from recon.datasets.kspace_dataset import Draw
 from recon.train import make_trainer, planned_steps
 from recon.training.data import DataSets
 from recon.training.loaders import DataModule

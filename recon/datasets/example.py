@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kspace.cache import Entry
 from kspace.fourier import ifft_corner, to_centre
 from kspace.operators import Sense
+from recon.datasets.maps_cache import Entry
 
 Shape = tuple[int, ...]
 
@@ -50,7 +50,7 @@ class Example:
         For each example the attributes of its file (``acquisition``, ``max`` in the units of the file, ...).
     entries
         For each example the entry of the cache that holds its maps, target and truth; None where there is none. The way from a
-        worker to the main process is shorter past it (`kspace.transfer`).
+        worker to the main process is shorter past it (`recon.datasets.transfer`).
     """
 
     y: Tensor

@@ -11,19 +11,19 @@ import torch.utils.data
 from torch import Tensor
 
 from kspace import coils
-from kspace.dataset import Augmentation, MaskSource
 from kspace.errors import InputError
-from kspace.example import Example, Key, Shape
 from kspace.fourier import fft, ifft
-from kspace.groups import Group
 from kspace.io.images import STACKS, box_corners, read_boxes, read_image
 from kspace.masks import digest
 from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions, generator, simulate_example
+from recon.datasets.example import Example, Key, Shape
+from recon.datasets.kspace_dataset import Augmentation, MaskSource
+from recon.datasets.patients import Group
 
 
 class SimulatedDataset(torch.utils.data.Dataset[Example]):
-    """Pictures as `Example`s, for use like `kspace.dataset.KSpaceDataset`, with the same samplers and `collate`.
+    """Pictures as `Example`s, for use like `recon.datasets.kspace_dataset.KSpaceDataset`, with the same samplers and `collate`.
 
     Each item is a pure function of its picture, the seed, the options and, with `resample`, the epoch: receiver, SNR, phase,
     noise and mask are drawn anew for every picture in every epoch. Coil maps are estimated from the acquired samples of each
@@ -33,7 +33,7 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
     Parameters
     ----------
     groups
-        Patients and their pictures; see `kspace.groups.group_files` and `split_groups`.
+        Patients and their pictures; see `recon.datasets.patients.group_files` and `split_groups`.
     options
         How pictures become k-space.
     masks

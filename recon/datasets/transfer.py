@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kspace.cache import Entry
 from kspace.errors import InputError
-from kspace.example import Example
 from kspace.operators import Sense
+from recon.datasets.example import Example
+from recon.datasets.maps_cache import Entry
 
 Layout = list[tuple[str, torch.dtype, torch.Size]]
 

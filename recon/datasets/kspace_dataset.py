@@ -15,16 +15,16 @@ import torch.utils.data
 from torch import Tensor
 
 from kspace import preprocess
-from kspace.cache import Entry, cached_maps, cached_references, prepare_folder
 from kspace.container import KSpace
 from kspace.errors import InputError
-from kspace.example import Example, Key, Shape, collate, combine
 from kspace.fourier import fft, ifft
 from kspace.io.fastmri import Volume
 from kspace.masks import digest
 from kspace.operators import Sense
-from kspace.transfer import reduce_example
-from kspace.volumes import find_volumes, hashed, open_volumes, split_by_patient
+from recon.datasets.example import Example, Key, Shape, collate, combine
+from recon.datasets.maps_cache import Entry, cached_maps, cached_references, prepare_folder
+from recon.datasets.transfer import reduce_example
+from recon.datasets.volumes import find_volumes, hashed, open_volumes, split_by_patient
 
 __all__ = [
     "Draw",
@@ -74,8 +74,8 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
     resample
         True for training: another mask for each slice in each epoch. False: one mask for each volume, always the same one.
     cache
-        Folder for coil maps (`kspace.cache`); None makes them anew each time. Not used with `augment`, whose every example has
-        maps of its own.
+        Folder for coil maps (`recon.datasets.maps_cache`); None makes them anew each time. Not used with `augment`, whose
+        every example has maps of its own.
     maps, calibration_width
         Method and number of central samples, as for `kspace.coils.estimate_maps`.
     augment
