@@ -28,8 +28,8 @@ from kspace.container import Header, KSpace
 from kspace.fourier import fft, ifft, to_centre
 from kspace.masks import MaskSpec
 from kspace.operators import Sense as Op
-from recon import bart
-from recon.reconstructors import L1Wavelet, Sense, TotalVariation, ZeroFilled, objective, rss
+from recon.methods import bart
+from recon.methods.classical import L1Wavelet, Sense, TotalVariation, ZeroFilled, objective, rss
 
 TUNING, SHOWN = (3, 23, 43), (53, 61, 69, 77, 85, 93)
 OUR_WEIGHTS = (7e-4, 1.5e-3, 2e-3, 3e-3)

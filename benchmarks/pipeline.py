@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from recon import bart
+from recon.methods import bart
 
 Row = tuple[str, float, str, str]
 ROUNDS = 5
@@ -66,7 +66,7 @@ def _stages(folder: Path) -> Iterator[Row]:
 
 def _seconds(path: Path, out: Path, method: str) -> dict[str, float]:
     """CPU seconds of every stage of a run, by its own record."""
-    from recon.pipeline import Options, reconstruct_file
+    from recon.run.pipeline import Options, reconstruct_file
 
     records = []
     for _ in range(ROUNDS):
@@ -139,12 +139,7 @@ def peak_bytes(path: Path, method: str) -> int:
 
 
 def _peak_bytes(path: str, method: str) -> int:
-    import recon.dicom
-    import recon.montage
-    import recon.mrd
-    import recon.nifti
-    import recon.solvers  # noqa: F401
-    from recon.pipeline import Options, reconstruct_file
+    from recon.run.pipeline import Options, reconstruct_file
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the imports: forget it
     before = _status("VmRSS")

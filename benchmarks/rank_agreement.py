@@ -33,10 +33,10 @@ from recon.comparing.held_out import Comparison, Reconstruct
 from recon.comparing.holding import hold_out
 from recon.datasets.example import Example
 from recon.datasets.kspace_dataset import KSpaceDataset
-from recon.method import choose
-from recon.reconstructors import L1Wavelet, Sense, TotalVariation, ZeroFilled
+from recon.methods.choose import choose
+from recon.methods.classical import L1Wavelet, Sense, TotalVariation, ZeroFilled
+from recon.methods.weights import shipped
 from recon.simulate import simulate
-from recon.weights import shipped
 
 MASKS = ("random1d:4", "random1d:8", "poisson2d:4", "poisson2d:8")
 SCANS = ("brain_8ch", "ge_fruit_8ch")

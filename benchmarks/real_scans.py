@@ -36,8 +36,8 @@ from kspace.operators import Sense
 from kspace.simulation.acquisition import Protocol, add_noise_scan, cartesian, coil_covariance
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
-from recon import reconstructors
-from recon.pipeline import Options, reconstruct_file
+from recon.methods import classical
+from recon.run.pipeline import Options, reconstruct_file
 
 BSSFP, GRE, GE = "skyra_bssfp_14ch_grappa3.h5", "skyra_gre_2ch_oversampled.h5", "ge_gre_8ch_7slices.h5"
 GENERATE, RECONSTRUCT = "ismrmrd_generate_cartesian_shepp_logan", "ismrmrd_recon_cartesian_2d"
@@ -102,7 +102,7 @@ def energy_outside(path: Path) -> dict[str, tuple[float, float]]:
     op = Sense(coils.estimate_maps(k), k.mask, n_averages=k.n_averages)
     methods: dict[str, Callable[[Tensor], Tensor]] = {"rss": lambda y: ifft(y).abs().square().sum(0).sqrt()}
     for name in ("zero-filled", "sense"):
-        methods[name] = partial(reconstructors.make(name), op=op)
+        methods[name] = partial(classical.make(name), op=op)
     generator = torch.Generator().manual_seed(0)
     noise = [torch.randn(k.data.shape, dtype=k.data.dtype, generator=generator) * k.mask for _ in range(4)]
 
@@ -122,7 +122,7 @@ def held_out_error(path: Path) -> float:
     maps = coils.estimate_maps(k)
     rows = torch.arange(k.data.shape[-2])[:, None]
     seen = k.mask & (rows % 3 == k.data.shape[-2] // 2 % 3)
-    image = reconstructors.make("sense")(k.data * seen, Sense(maps, seen))
+    image = classical.make("sense")(k.data * seen, Sense(maps, seen))
     held = k.mask & ~seen
     error = (fft(maps * image) - k.data) * held
     return float(torch.linalg.vector_norm(error) / torch.linalg.vector_norm(k.data * held))

@@ -42,7 +42,7 @@ class Command:
 
 COMMANDS = {
     "run": Command(
-        "recon.pipeline:run",
+        "recon.run.pipeline:run",
         "reconstruct raw scans (ISMRMRD, fastMRI HDF5, Siemens twix) into MRD, DICOM, NIfTI and PNG images",
         ("inputs",),
         (("output", "-o"), ("method", "-m"), ("force", "-f")),

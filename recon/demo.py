@@ -56,8 +56,8 @@ def demo(
     if path.exists() and not force:
         raise InputError("the file exists", path, "give --force to overwrite it, or another --output")
     # The pipeline takes seconds to import: a mistake above should be told before.
-    from recon.method import choose
-    from recon.pipeline import Options, run
+    from recon.methods.choose import choose
+    from recon.run.pipeline import Options, run
 
     for method in methods:
         choose(method)
@@ -100,7 +100,7 @@ def show(scan: Scan, images: Mapping[str, NDArray[np.float32]], path: Path) -> N
     from matplotlib.figure import Figure
 
     from recon.metrics import psnr
-    from recon.montage import view_of
+    from recon.output.png import view_of
 
     index = len(next(iter(images.values()))) // 2
     truth, view = truth_of(scan, index), view_of(head_geometry())

@@ -11,8 +11,8 @@ import numpy as np
 from kspace.container import ImageIndex
 from kspace.errors import InputError
 from kspace.io import fastmri, mrd
-from recon.selection import by_reason
-from recon.source import FastmriSource, MrdSource, open_source
+from recon.run.input import FastmriSource, MrdSource, open_source
+from recon.run.selection import by_reason
 
 
 def info(inputs: list[Path]) -> int:

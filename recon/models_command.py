@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kspace.errors import InputError
-from recon import weights
-from recon.weights import Card
+from recon.methods import weights
+from recon.methods.weights import Card
 
 
 def models(name: str = "", json_output: bool = False) -> None:

@@ -23,13 +23,13 @@ from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from models import systems
 from models.interface import Gan
+from recon.methods.weights import Card
 from recon.metrics import CONVENTIONS
 from recon.training.callbacks import Interrupted, Keeper, Panels, RandomState, StopOnSignal
 from recon.training.data import DataOptions, DataSets, make_data
 from recon.training.loaders import DataModule
 from recon.training.module import Diverged, GanModule, Options, batches_per_step
 from recon.training.validation import Recorder
-from recon.weights import Card
 
 if TYPE_CHECKING:
     import jsonargparse

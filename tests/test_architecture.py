@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 OWNERS = {
     "ismrmrd": ("kspace/io/mrd/",),
     "twixtools": ("kspace/io/twix/file.py", "kspace/io/twix/header.py"),
-    "pydicom": ("recon/dicom.py", "kspace/io/images.py", "recon/datasets/patients.py"),
-    "nibabel": ("recon/nifti.py", "kspace/io/images.py"),
+    "pydicom": ("recon/output/dicom.py", "kspace/io/images.py", "recon/datasets/patients.py"),
+    "nibabel": ("recon/output/nifti.py", "kspace/io/images.py"),
     "pytorch_lightning": ("recon/train.py", "recon/training/"),
     "jsonargparse": ("recon/cli.py", "recon/train.py"),
 }

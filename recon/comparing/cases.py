@@ -23,12 +23,12 @@ from kspace.io import fastmri
 from kspace.masks import MaskSpec, acceleration, digest
 from kspace.operators import Sense
 from recon.comparing.store import Group
-from recon.journal import Journal
-from recon.options import Options
-from recon.prepare import prepare
-from recon.reconstructors import rss
-from recon.selection import index_name
-from recon.source import FastmriSource, MrdSource
+from recon.methods.classical import rss
+from recon.run.input import FastmriSource, MrdSource
+from recon.run.log import Journal
+from recon.run.options import Options
+from recon.run.prepare import prepare
+from recon.run.selection import index_name
 
 T = TypeVar("T")
 

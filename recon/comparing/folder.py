@@ -12,13 +12,13 @@ import torch
 
 import recon
 from kspace.errors import InputError
-from recon import bart as bart_program
 from recon.comparing import store
 from recon.comparing.cases import Volume
 from recon.comparing.figures import not_measured
 from recon.comparing.methods import BART, Method
 from recon.comparing.plan import Options, Plan
 from recon.comparing.timing import cpu_name
+from recon.methods import bart as bart_program
 from recon.versions import versions
 
 OURS = (store.SUMMARY, store.SLICES, store.RESULTS, store.IMAGES, "table.md", "table.tex", "figures", "index.html")

@@ -59,11 +59,11 @@ from kspace.operators import Sense
 from recon import memory
 from recon.comparing.held_out_summary import rows, sentence
 from recon.comparing.holding import Candidates, NoiseLevel, hold_out
-from recon.journal import Journal
-from recon.options import Options
-from recon.prepare import prepare
-from recon.selection import index_name
-from recon.source import FastmriSource, Source, open_source
+from recon.run.input import FastmriSource, Source, open_source
+from recon.run.log import Journal
+from recon.run.options import Options
+from recon.run.prepare import prepare
+from recon.run.selection import index_name
 
 Reconstruct = Callable[[Tensor, Sense], Tensor]
 Progress = Callable[[int, int, str], None]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kspace.errors import InputError
-from recon import reconstructors
 from recon.comparing import store
 from recon.comparing.methods import BART, BARTS, CLASSICAL, GENERATOR
 from recon.comparing.store import Group, VolumeRow
+from recon.methods import classical
 
 
 def read_merged(files: Sequence[Path], groups: Sequence[Group]) -> list[VolumeRow]:
@@ -77,4 +77,4 @@ def methods_of(rows: Sequence[VolumeRow], files: Sequence[Path], known: Sequence
 
 
 def _family(name: str) -> str:
-    return CLASSICAL if name in reconstructors.METHODS else BART if name in BARTS else GENERATOR
+    return CLASSICAL if name in classical.METHODS else BART if name in BARTS else GENERATOR

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.operators import Sense
-from recon import bart as bart_program
-from recon import reconstructors
 from recon.comparing.store import TAKEN
-from recon.generator import GeneratorReconstructor
-from recon.precision import Precision
-from recon.reconstructors import Reconstructor
+from recon.methods import bart as bart_program
+from recon.methods import classical
+from recon.methods.classical import Reconstructor
+from recon.methods.generator import GeneratorReconstructor
+from recon.methods.precision import Precision
 
 CLASSICAL, GENERATOR, BART = "classical", "generator", "bart"
 LABELS = {
@@ -115,11 +115,11 @@ def choose(
     InputError
         If one is not known or given twice, a file of weights cannot be used, or BART is asked for and not installed.
     """
-    from recon.weights import shipped
+    from recon.methods.weights import shipped
 
     own = _own_weights(weights)
     if names is None:
-        chosen = [*reconstructors.METHODS, *(name for name in shipped() if name not in own), *own]
+        chosen = [*classical.METHODS, *(name for name in shipped() if name not in own), *own]
     else:
         chosen = [name.strip() for name in names.split(",") if name.strip()]
     chosen += [name for name in BARTS if bart and name not in chosen]
@@ -129,7 +129,7 @@ def choose(
         raise InputError(f"weights for {unused[0]}, which is none of the methods", "--weights", "name it in --methods too")
     if not chosen:
         raise InputError("no methods", "--methods", "name some, e.g. --methods sense,tv")
-    known = list(dict.fromkeys([*reconstructors.METHODS, *BARTS, *shipped(), *own]))
+    known = list(dict.fromkeys([*classical.METHODS, *BARTS, *shipped(), *own]))
     for name in chosen:  # all names before any weights are read
         if name not in known:
             raise InputError(
@@ -140,20 +140,20 @@ def choose(
 
 def _make(name: str, own: Path | None, device: str, precision: Precision) -> Method:
     label = LABELS.get(name, name)
-    if name in reconstructors.METHODS:
-        made = reconstructors.make(name)
+    if name in classical.METHODS:
+        made = classical.make(name)
         return Method(name, label, CLASSICAL, made, {"reconstructor": repr(made)})
     if name in BARTS:
         pics = BARTS[name]()
         return Method(
             name, label, BART, pics, {"command": f"bart pics -S {' '.join(pics.options)}", "bart": bart_program.version()}
         )
-    from recon.method import choose as choose_one
+    from recon.methods.choose import choose as choose_one
 
     if own is None:
         network = choose_one(name, device=device, precision=precision).generator
     else:
-        from recon import generator
+        from recon.methods import generator
 
         network = generator.load(own, _place(device), precision=precision)
     assert network is not None
@@ -184,7 +184,7 @@ def _own_weights(given: Sequence[str]) -> dict[str, Path]:
             raise InputError(f"'{text}' is not name=file", "--weights", "write for example --weights mine=run/mine.safetensors")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) or name in TAKEN:
             raise InputError(f"'{name}' is no name for a method", "--weights", "use letters, digits, ., _, + and -")
-        if name in reconstructors.METHODS or name in BARTS:
+        if name in classical.METHODS or name in BARTS:
             raise InputError(f"{name} has no weights", "--weights", "choose another name")
         if name in found:
             raise InputError(f"weights for {name} are given twice", "--weights", "leave one out")

@@ -16,8 +16,8 @@ from recon.comparing.cases import Volume, find_data, groups_of, parse_masks
 from recon.comparing.figures import check_metric, conventions
 from recon.comparing.methods import Method, choose
 from recon.comparing.store import Group, VolumeRow
+from recon.methods.precision import Precision
 from recon.metrics import Convention
-from recon.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from kspace.masks import MaskSpec
 from recon.comparing.cases import Case, Volume, make_case, spread
 from recon.comparing.figures import is_better, slice_figure
 from recon.comparing.methods import CLASSICAL, Method, call
-from recon.reconstructors import L1Wavelet, Reconstructor, Sense, TotalVariation
+from recon.methods.classical import L1Wavelet, Reconstructor, Sense, TotalVariation
 
 STEPS_PER_DECADE = 3
 REACH = 3  # steps of the grid on either side of the default
@@ -156,7 +156,7 @@ def converge(method: Method, mask: str, case: Case, metric: str) -> dict[str, An
     reconstruct = method.under(mask)
     if method.family != CLASSICAL or not isinstance(reconstruct, Sense | L1Wavelet | TotalVariation):
         return None
-    from recon.solvers import Plane
+    from recon.methods.solvers import Plane
 
     plane = Plane.of(case.y, case.op)
     if plane.scale == 0:
@@ -197,7 +197,7 @@ def _solve(
     tolerance: float,
     watch: Callable[[int, Tensor], None],
 ) -> None:
-    from recon import solvers
+    from recon.methods import solvers
 
     if isinstance(method, Sense):
         solvers.least_squares(plane, method.lamda, iterations, tolerance, watch)

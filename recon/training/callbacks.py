@@ -14,11 +14,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from recon import weights
+from recon.methods import weights
+from recon.methods.weights import Card
 from recon.training.module import GanModule
 from recon.training.validation import SliceResult, panel
 from recon.versions import versions
-from recon.weights import Card
 
 SAME_WISH_S = 1.0  # within which a second Ctrl-C says no more than the first
 

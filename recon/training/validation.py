@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kspace.operators import Sense
-from recon import metrics, reconstructors
+from recon import metrics
 from recon.datasets.example import Example, Key
+from recon.methods import classical
 
 Array = NDArray[np.float32]
 Reconstruct = Callable[[Tensor, Sense], Tensor]
@@ -97,8 +98,8 @@ class Recorder:
                 _cut(sense()(result.y, result.op), result.crop),
                 _cut(result.op.adjoint(result.y), result.crop),
             )
-        classical, zero_filled = self.known[where]
-        self.slices[where] = replace(result, y=None, op=None, sense=classical, zero_filled=zero_filled)
+        reference, zero_filled = self.known[where]
+        self.slices[where] = replace(result, y=None, op=None, sense=reference, zero_filled=zero_filled)
 
     def finish(self) -> dict[str, float]:
         """Metrics averaged over the volumes, of all settings together and of each, and start anew.
@@ -130,7 +131,7 @@ class Recorder:
 
 def sense() -> Reconstruct:
     """The classical reconstruction that generators are compared with while they are trained."""
-    return reconstructors.make("sense")
+    return classical.make("sense")
 
 
 def _measure(slices: Sequence[SliceResult]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kspace.container import Geometry, Header, Image, ImageIndex
-from recon.export import RunRecord
+from recon.output.export import RunRecord
 
 # LPS, millimetres, relative to the centre of the scan; the amplitudes name them. No symmetry maps the set onto itself.
 BLOBS = {1.0: (30.0, 8.0, 4.0), 0.8: (-22.0, 25.0, -6.0), 0.6: (12.0, -31.0, 10.0), 0.45: (-35.0, -12.0, -12.0)}

@@ -159,8 +159,12 @@ def test_an_existing_output_stays_as_it_is(tmp_path: Path, recon: Callable[..., 
 
 def program(body: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run Python code that has made the imports of ``recon run``."""
-    imports = "import json, os, resource, signal, sys, time\nimport recon.dicom, recon.montage, recon.mrd, recon.nifti\n"
-    code = imports + "import recon.pipeline, recon.solvers\nfrom recon.cli import main\n" + body
+    imports = (
+        "import json, os, resource, signal, sys, time\n"
+        "import recon.output.dicom, recon.output.png, recon.output.mrd, recon.output.nifti\n"
+        "import recon.run.pipeline, recon.methods.solvers\nfrom recon.cli import main\n"
+    )
+    code = imports + body
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False, env=environment)
@@ -257,7 +261,7 @@ INTERRUPTIONS = {
 }
 
 INTERRUPT = """
-import recon.export
+import recon.output.export
 
 def pause(marker):
     def wait(*arguments, **keywords):
@@ -272,9 +276,9 @@ def interrupted(folder, scan, stage, name, whom):
         os.setsid()
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
         if stage == "write":
-            recon.montage.write_montage = pause(marker)
+            recon.output.png.write_montage = pause(marker)
         else:
-            recon.pipeline.reconstruct_image = pause(marker)
+            recon.run.pipeline.reconstruct_image = pause(marker)
         sys.argv = ["recon", "run", scan, "-o", f"{folder}/out", "-m", "rss"]
         os._exit(main())
     while not (os.path.exists(marker) and os.path.getsize(marker)):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.baselines import image_case, psnr, scan_case
-from recon import bart
-from recon.reconstructors import L1Wavelet, TotalVariation
+from recon.methods import bart
+from recon.methods.classical import L1Wavelet, TotalVariation
 
 needs_bart = pytest.mark.skipif(not bart.available(), reason="needs the program bart (Debian package bart)")
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
-from recon import bart, reconstructors, report
+from recon import report
 from recon.comparing import store
 from recon.datasets.kspace_dataset import KSpaceDataset
+from recon.methods import bart, classical
 from recon.metrics import psnr
 from tests import rawfiles
 from tests.recon.comparison_cases import MASK, SHAPE, run, volume, volumes
@@ -121,7 +122,7 @@ def test_tuned_weights_are_used_and_better(finished: Path) -> None:
             g for p in store.image_files(finished / "out") if (g := store.read_images(p)).group.key == ("heads", "v0.h5", mask)
         )
         example = KSpaceDataset([finished / "heads" / "v0.h5"], [MaskSpec.parse(mask)])[1]
-        image = reconstructors.make(name, lamda=best)(example.y, example.op).abs()
+        image = classical.make(name, lamda=best)(example.y, example.op).abs()
         assert np.linalg.norm(found.images[name][1] - image.numpy()) < 1e-3 * np.linalg.norm(image)
 
 
@@ -147,7 +148,7 @@ def test_the_same_command_again_computes_nothing(finished: Path, monkeypatch: py
     def fail(*_: Any) -> Tensor:
         raise AssertionError("called")
 
-    monkeypatch.setattr(reconstructors.ZeroFilled, "__call__", fail)
+    monkeypatch.setattr(classical.ZeroFilled, "__call__", fail)
     weights = finished / "small.safetensors"
     assert run(
         *(finished / "heads", "-o", finished / "out", "--methods", METHODS, "--masks", MASKS, "--weights", f"mine={weights}"),
@@ -164,16 +165,16 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     data, words = volumes(tmp_path / "heads", 2), ("--methods", "zero-filled,sense", "--masks", MASK)
     assert run(data, "-o", tmp_path / "whole", *words) == 0
-    call, calls = reconstructors.ZeroFilled.__call__, []
+    call, calls = classical.ZeroFilled.__call__, []
 
-    def stop(self: reconstructors.ZeroFilled, y: Tensor, op: Sense) -> Tensor:
+    def stop(self: classical.ZeroFilled, y: Tensor, op: Sense) -> Tensor:
         calls.append(1)
         if len(calls) == 4:  # the first is untimed: in the second volume
             raise KeyboardInterrupt
         return call(self, y, op)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reconstructors.ZeroFilled, "__call__", stop)
+        patch.setattr(classical.ZeroFilled, "__call__", stop)
         assert run(data, "-o", tmp_path / "out", *words) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     begun = (tmp_path / "out" / "slices.csv").read_text()

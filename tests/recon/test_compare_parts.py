@@ -19,7 +19,6 @@ from tqdm import tqdm
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
-from recon import reconstructors
 from recon.comparing import figures, runs, store, tuning
 from recon.comparing.cases import find_data, groups_of, is_full, make_case, parse_masks, spread, undersample
 from recon.comparing.methods import Method
@@ -28,6 +27,7 @@ from recon.comparing.store import Group, SliceLog, SliceRow, VolumeRow
 from recon.comparing.tables import escape, latex, markdown
 from recon.comparing.timing import measure
 from recon.comparing.verdict import verdict
+from recon.methods import classical
 from tests import rawfiles
 from tests.recon.comparison_cases import MASK, volume
 
@@ -172,14 +172,13 @@ def test_tuning_finds_the_weight_that_brute_force_finds(tmp_path: Path) -> None:
     (found,), _ = find_data([str(volume(tmp_path / "v.h5", n_slices=1, noise=0.3))])
     case = make_case(found, 0, SPEC)
     # The default is far off: the grid has to grow towards the best weight.
-    method = Method("sense", "SENSE", "classical", reconstructors.Sense(lamda=1e-3))
+    method = Method("sense", "SENSE", "classical", classical.Sense(lamda=1e-3))
     done: list[dict[str, Any]] = []
     tuning.tune([method], [SPEC], [tuning.TuningSlice(found, 0)], "psnr_support", done, lambda: None, "espirit")
     (curve,) = done
     grid = 10.0 ** np.arange(-5, 1.01, 1 / 3)
     scores = [
-        figures.slice_figure("psnr_support", case.truth, case.deliver(reconstructors.Sense(lamda=w)(case.y, case.op)))
-        for w in grid
+        figures.slice_figure("psnr_support", case.truth, case.deliver(classical.Sense(lamda=w)(case.y, case.op))) for w in grid
     ]
     assert curve["chosen"] == pytest.approx(grid[int(np.argmax(scores))], rel=1e-3)
     assert max(curve["values"]) == pytest.approx(max(scores), abs=1e-3)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-import recon.dicom
-import recon.montage
+import recon.output.dicom
+import recon.output.png
 from kspace.container import Image, ImageIndex
 from kspace.errors import InputError
-from recon.export import check_outputs, export
-from recon.series import window
+from recon.output.export import check_outputs, export
+from recon.output.series import window
 from tests.recon.export_cases import make_image, make_record
 
 MAIN = ["scan.json", "scan.mrd.h5", "scan.nii.gz", "scan.png", "scan_dicom"]

@@ -17,9 +17,9 @@ from pydicom.uid import UID
 
 from kspace.container import Header, ImageIndex, KSpace
 from kspace.preprocess import remove_oversampling
-from recon.dicom import find_slope, pixel_bandwidth_hz
-from recon.export import export
-from recon.series import make_series
+from recon.output.dicom import find_slope, pixel_bandwidth_hz
+from recon.output.export import export
+from recon.output.series import make_series
 from tests.recon.export_cases import make_image, make_record, rotation
 
 STUDY = {

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from kspace.container import ImageIndex
-from recon.export import export
-from recon.geometry import slice_stacks
+from recon.output.export import export
+from recon.output.geometry import slice_stacks
 from tests.recon.export_cases import BLOBS, make_image, make_record, make_scan, rotation
 
 Grid = tuple[NDArray[np.float64], NDArray[np.float64]]  # values (z y x), patient coordinates (z y x 3) in mm LPS

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image as Picture
 
 from kspace.container import ImageIndex
-from recon import montage
-from recon.export import export
-from recon.geometry import axes_of
-from recon.montage import MAX_TILES, choose_tiles, direction, view_of, write_montage
+from recon.output import png
+from recon.output.export import export
+from recon.output.geometry import axes_of
+from recon.output.png import MAX_TILES, choose_tiles, direction, view_of, write_montage
 from tests.recon.export_cases import make_image, make_record, rotation
 
 # Rightwards and downwards on the screen, in LPS, as radiologists expect it.
@@ -59,9 +59,9 @@ def test_the_patients_right_is_on_the_left_of_the_picture(tmp_path: Path) -> Non
 
 def test_pixels_that_are_not_square_keep_their_proportions(tmp_path: Path) -> None:
     image = make_image((1, 64, 32), fov_mm=(200, 100, 5))
-    tile = montage._tile(image, 0, 0, 1)
+    tile = png._tile(image, 0, 0, 1)
     assert tile.size[0] == 2 * tile.size[1]
-    turned = montage._tile(make_image((1, 64, 32), (200, 100, 5), axes=rotation(0, 0, 90)), 0, 0, 1)
+    turned = png._tile(make_image((1, 64, 32), (200, 100, 5), axes=rotation(0, 0, 90)), 0, 0, 1)
     assert turned.size[1] == 2 * turned.size[0]
 
 
@@ -96,12 +96,12 @@ def test_labels_are_the_numbers_that_the_command_line_takes() -> None:
     ]
     labels = [label for _, _, label in choose_tiles(images)[0]]
     assert labels == ["7 / 2", "5 / 2", "3 / 2", "7 / 4", "5 / 4", "3 / 4"]
-    assert "label: slice / repetition, counted from 0" in montage._caption(images, make_record(), (0, 1), 6, 6)[1]
+    assert "label: slice / repetition, counted from 0" in png._caption(images, make_record(), (0, 1), 6, 6)[1]
     for image, _, label in choose_tiles(images[::2])[0]:
         assert label == str(image.header.index.slice)
     slab = [make_image((3, 4, 4), (9, 9, 9))]
     assert [label for _, _, label in choose_tiles(slab)[0]] == ["0", "1", "2"]
-    assert "label: z, counted from 0" in montage._caption(slab, make_record(), (0, 1), 3, 3)[1]
+    assert "label: z, counted from 0" in png._caption(slab, make_record(), (0, 1), 3, 3)[1]
 
 
 def test_marks_travel_inside_the_file(tmp_path: Path) -> None:
@@ -112,19 +112,19 @@ def test_marks_travel_inside_the_file(tmp_path: Path) -> None:
 
 def test_the_caption_says_what_was_left_out_and_what_is_only_assumed() -> None:
     images = [make_image(nominal=True)]
-    title, line = montage._caption(images, make_record(generated=True), (0, 2), 3, 40)
+    title, line = png._caption(images, make_record(generated=True), (0, 2), 3, 40)
     assert title == "scan.h5 · sense (trained generator)"
     assert (
         line
         == "axial · grey scale 0 to 2 (99.5th percentile) · label: slice, counted from 0 · 3 of 40 shown · directions nominal"
     )
-    assert montage._letters(images[0].header.geometry) == ("", "", "", "")
+    assert png._letters(images[0].header.geometry) == ("", "", "", "")
 
 
 def _brightest_block(path: Path) -> tuple[float, float]:
     """Centre of the bright spot, as fractions of the only tile's height and width."""
     picture = np.asarray(Picture.open(path)).astype(float)
-    tile = picture[montage.GAP : montage.GAP + montage.TILE, montage.GAP : montage.GAP + montage.TILE]
+    tile = picture[png.GAP : png.GAP + png.TILE, png.GAP : png.GAP + png.TILE]
     inner = tile[60:-60, 60:-60]  # without the letters
     rows, columns = np.nonzero(inner > 0.5 * inner.max())
-    return (rows.mean() + 60) / montage.TILE, (columns.mean() + 60) / montage.TILE
+    return (rows.mean() + 60) / png.TILE, (columns.mean() + 60) / png.TILE

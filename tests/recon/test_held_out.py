@@ -16,16 +16,16 @@ from kspace.fourier import fft
 from kspace.io import fastmri
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
-from recon import reconstructors
 from recon.comparing.held_out import Comparison, compare_scan
 from recon.comparing.holding import Candidates, NoiseLevel, hold_out
 from recon.convert import convert
+from recon.methods import classical
 from tests import rawfiles
 from tests.models.scans import coil_maps, ellipses
 
 SHAPE = (48, 40)
-SENSE = reconstructors.Sense(lamda=1e-3, iterations=30)
-METHODS = {"zero-filled": reconstructors.ZeroFilled(), "sense": SENSE}
+SENSE = classical.Sense(lamda=1e-3, iterations=30)
+METHODS = {"zero-filled": classical.ZeroFilled(), "sense": SENSE}
 
 
 def scan(

@@ -9,7 +9,7 @@ import torch
 
 from kspace.container import ImageIndex
 from recon import info
-from recon.selection import by_reason
+from recon.run.selection import by_reason
 
 
 def volume(**facts: Any) -> Any:

@@ -18,8 +18,8 @@ from kspace.errors import InputError
 from kspace.io.mrd.images import read_images
 from kspace.simulation.acquisition import abort, repeat
 from models import systems
-from recon import weights
-from recon.pipeline import Options, run
+from recon.methods import weights
+from recon.run.pipeline import Options, run
 from tests import rawfiles
 
 QUIET = Options(method="zero-filled", format="mrd", complex=True)
@@ -315,7 +315,7 @@ def test_options_that_would_be_ignored_are_refused() -> None:
 
 
 def test_a_file_gives_all_of_its_encodings_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recon import pipeline
+    from recon.run import pipeline
 
     case = rawfiles.two_encodings(tmp_path / "scan.h5")
     once = pipeline.reconstruct_image

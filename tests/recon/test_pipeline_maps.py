@@ -9,7 +9,7 @@ import pytest
 
 from kspace.io.mrd.images import read_images
 from kspace.simulation.acquisition import accelerate, add_noise_scan, kill_coil
-from recon.pipeline import Options, run
+from recon.run.pipeline import Options, run
 from tests import rawfiles
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
 from kspace.operators import Sense as Op
-from recon import reconstructors, solvers
-from recon.reconstructors import L1Wavelet, Sense, TotalVariation, ZeroFilled, make, objective, rss
-from recon.sparsity import Gradient, Sparsity, Wavelet
+from recon.methods import classical, solvers
+from recon.methods.classical import L1Wavelet, Sense, TotalVariation, ZeroFilled, make, objective, rss
+from recon.methods.regularisers import Gradient, Sparsity, Wavelet
 
 SHAPE = (24, 20)
 ALL = [ZeroFilled(), Sense(), L1Wavelet(levels=2), TotalVariation()]
@@ -208,7 +208,7 @@ def test_odd_sizes_and_the_global_generator(method: Any) -> None:
 
 
 def test_make_knows_every_method_and_refuses_the_rest() -> None:
-    assert [make(name) for name in reconstructors.METHODS] == [ZeroFilled(), Sense(), L1Wavelet(), TotalVariation()]
+    assert [make(name) for name in classical.METHODS] == [ZeroFilled(), Sense(), L1Wavelet(), TotalVariation()]
     assert make("tv", lamda=0.1) == TotalVariation(lamda=0.1)
     with pytest.raises(InputError, match="unknown method 'grappa'; choose from zero-filled, sense, l1-wavelet, tv"):
         make("grappa")

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from kspace.errors import InputError
-from recon import cli, generator, models_command, train, weights
+from recon import cli, models_command, train
+from recon.methods import generator, weights
 from recon.simulate import simulate
 from tests.conftest import ROOT
 from tests.models.scans import scan

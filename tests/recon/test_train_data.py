@@ -21,10 +21,11 @@ from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions
 from models.interface import LossTerm, Step
 from models.systems import build
-from recon import metrics, reconstructors
+from recon import metrics
 from recon.datasets.example import Example, Key, collate
 from recon.datasets.kspace_dataset import Draw, ShapeBatchSampler
 from recon.datasets.patients import group_files
+from recon.methods import classical
 from recon.training import health
 from recon.training.data import DataOptions, make_data
 from recon.training.examples import Kept, PlainImages, Simulations, Strips, cut_strip, read_example, write_example
@@ -298,8 +299,8 @@ def test_validation_is_by_volume_and_the_gain_is_over_sense() -> None:
         image = batch.op.adjoint(batch.y) * 0.5 + 0.5 * batch.target
         key = batch.keys[0]
         recorder.add(SliceResult.of(batch, 0, image, key), 0 if key.file == "volume0" else 1)
-        classical = reconstructors.make("sense")(batch.y, batch.op)
-        arrays = (batch.truth, image.abs(), classical.abs())
+        sense = classical.make("sense")(batch.y, batch.op)
+        arrays = (batch.truth, image.abs(), sense.abs())
         volumes.setdefault(key.file, []).append((key.slice, *(x[0].numpy() for x in arrays)))  # type: ignore[index]
     gains, nmse = {}, {}
     for name, slices in volumes.items():

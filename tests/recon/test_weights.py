@@ -17,10 +17,11 @@ from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from models.interface import Generator
 from models.systems import build_generator, find_systems, resolve
-from recon import generator, models_command, reconstructors, weights
+from recon import models_command
 from recon.datasets.kspace_dataset import KSpaceDataset
-from recon.method import choose
-from recon.weights import Card
+from recon.methods import classical, generator, weights
+from recon.methods.choose import choose
+from recon.methods.weights import Card
 from tests.conftest import ROOT
 from tests.models.scans import scan
 from tests.recon.training_cases import small
@@ -75,7 +76,7 @@ def test_networks_in_bfloat16_add_the_same_but_for_rounding(tmp_path: Path) -> N
     path = written(tmp_path)
     y, op, _ = scan(noise=0.02)
     whole, rounded = (generator.load(path, precision=p)(y, op) for p in ("fp32", "bf16"))
-    added = torch.linalg.vector_norm(whole - reconstructors.make("sense")(y, op))
+    added = torch.linalg.vector_norm(whole - classical.make("sense")(y, op))
     difference = torch.linalg.vector_norm(rounded - whole)
     assert rounded.dtype == torch.complex64
     assert 0 < difference < 2e-2 * added
@@ -317,7 +318,7 @@ def test_whatever_ships_beats_sense_on_a_real_head_it_was_not_trained_on(data_di
         assert example.truth is not None
         return float((image.abs() - example.truth)[example.op.support].norm())
 
-    sense = error(reconstructors.make("sense")(example.y, example.op))
+    sense = error(classical.make("sense")(example.y, example.op))
     for name in weights.shipped():
         assert error(generator.load(name)(example.y, example.op)) < sense, name
 

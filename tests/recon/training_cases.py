@@ -15,12 +15,12 @@ from models.interface import Gan
 from models.systems import build
 from recon.datasets.example import Example, Key, Shape
 from recon.datasets.kspace_dataset import Draw
+from recon.methods.weights import Card
 from recon.train import make_trainer, planned_steps
 from recon.training.data import DataSets
 from recon.training.loaders import DataModule
 from recon.training.module import GanModule, Options
 from recon.training.validation import Recorder
-from recon.weights import Card
 from tests.models.scans import coil_maps, ellipses, mask_of
 
 

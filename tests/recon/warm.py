@@ -61,12 +61,6 @@ def commands() -> Iterator[Any]:
 
 def serve() -> None:
     """Answer until stdin ends."""
-    import recon.dicom
-    import recon.montage
-    import recon.mrd
-    import recon.nifti
-    import recon.pipeline
-    import recon.solvers  # noqa: F401
     from recon.cli import main
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.operators import Sense
-from recon import weights
-from recon.precision import Precision, Used, resolve
-from recon.weights import Card
+from recon.methods import weights
+from recon.methods.precision import Precision, Used, resolve
+from recon.methods.weights import Card
 
 if TYPE_CHECKING:
     from models.interface import Generator
@@ -117,7 +117,7 @@ def load(
     system
         Refuse weights of any other system.
     precision
-        Of the networks: see `recon.precision`.
+        Of the networks: see `recon.methods.precision`.
 
     Raises
     ------

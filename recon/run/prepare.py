@@ -11,9 +11,9 @@ from torch import Tensor
 from kspace import coils, preprocess
 from kspace.container import ImageIndex, KSpace
 from kspace.io.mrd import Noise
-from recon.journal import Journal
-from recon.options import Options
-from recon.source import Source
+from recon.run.input import Source
+from recon.run.log import Journal
+from recon.run.options import Options
 
 
 def prepare(k: KSpace, noise: Noise | None, options: Options, journal: Journal) -> KSpace:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kspace.fourier import IMAGE_AXES, fft_corner, ifft_corner, to_centre, to_corner
 from kspace.operators import Sense, nearest_circulant
-from recon.sparsity import Sparsity
+from recon.methods.regularisers import Sparsity
 
 # Over-relaxation of Eckstein and Bertsekas 1992, doi:10.1007/BF01581204: any value below 2 converges.
 _RELAXATION = 1.8

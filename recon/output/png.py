@@ -14,8 +14,8 @@ from PIL import ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from kspace.container import Geometry, Image
-from recon.geometry import axes_of, slice_stacks, voxel_m
-from recon.series import NOTICE, RunRecord, method_of, pixels, volume_of, window
+from recon.output.geometry import axes_of, slice_stacks, voxel_m
+from recon.output.series import NOTICE, RunRecord, method_of, pixels, volume_of, window
 
 MAX_TILES = 48
 WIDTH = 1600

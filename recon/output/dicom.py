@@ -20,8 +20,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from kspace.container import Header, Image
-from recon.geometry import Stack, patient_m, slice_stacks, voxel_m
-from recon.series import (
+from recon.output.geometry import Stack, patient_m, slice_stacks, voxel_m
+from recon.output.series import (
     NOTICE,
     RunRecord,
     Series,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kspace.io.mrd.images import make_image, write_images
-from recon.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, pixels
+from recon.output.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, pixels
 
 if TYPE_CHECKING:
     from kspace.container import Image

@@ -18,7 +18,7 @@ from typing import Any
 
 from kspace.container import Image
 from kspace.errors import InputError
-from recon.series import NOTICE, RunRecord, Series, make_series
+from recon.output.series import NOTICE, RunRecord, Series, make_series
 
 __all__ = ["FORMATS", "RunRecord", "check_outputs", "export"]
 
@@ -156,19 +156,19 @@ def _write_all(
         members = [one for one in series if one.role == role]
         images = [image for one in members for image in one.images]
         if "mrd" in formats:
-            from recon.mrd import write_mrd
+            from recon.output.mrd import write_mrd
 
             write_mrd(folder / (name + SUFFIXES["mrd"]), members, record, complex_images, xml)
         if "dicom" in formats:
-            from recon.dicom import write_dicom
+            from recon.output.dicom import write_dicom
 
             rescale += write_dicom(folder / (name + SUFFIXES["dicom"]), members, record)
         if "nifti" in formats:
-            from recon.nifti import write_nifti
+            from recon.output.nifti import write_nifti
 
             warnings += write_nifti(folder / (name + SUFFIXES["nifti"]), images, record, complex_images)[1]
         if "png" in formats:
-            from recon.montage import write_montage
+            from recon.output.png import write_montage
 
             write_montage(folder / (name + SUFFIXES["png"]), images, record)
     for warning in warnings[len(record.warnings) :]:

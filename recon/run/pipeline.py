@@ -17,19 +17,20 @@ from kspace.fourier import ifft
 from kspace.io.mrd import Noise, read_noise
 from kspace.masks import acceleration, digest
 from kspace.operators import Sense
-from recon import memory, reconstructors
-from recon.export import RunRecord, check_outputs, export
-from recon.journal import Journal
-from recon.method import Method, choose
-from recon.options import FORMATS, Options
-from recon.prepare import MapMaker, prepare
-from recon.selection import by_reason, index_name, parse_selection
-from recon.source import Source, open_source
+from recon import memory
+from recon.methods import classical
+from recon.methods.choose import Method, choose
+from recon.output.export import RunRecord, check_outputs, export
+from recon.run.input import Source, open_source
+from recon.run.log import Journal
+from recon.run.options import FORMATS, Options
+from recon.run.prepare import MapMaker, prepare
+from recon.run.selection import by_reason, index_name, parse_selection
 from recon.versions import versions
 
 __all__ = ["FORMATS", "Options", "reconstruct_file", "run"]
 
-BESIDE = reconstructors.Sense()  # the classical image that goes with a generated one
+BESIDE = classical.Sense()  # the classical image that goes with a generated one
 SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.operators import Sense
-from recon import reconstructors
-from recon.precision import Precision
+from recon.methods import classical
+from recon.methods.precision import Precision
 
 if TYPE_CHECKING:
-    from recon.generator import GeneratorReconstructor
+    from recon.methods.generator import GeneratorReconstructor
 
 RSS = "rss"  # magnitude only: an export of the coil images, not a reconstructor
 
@@ -71,7 +71,7 @@ def choose(
     device
         ``auto``, ``cpu`` or ``cuda``: where a generator runs.
     precision
-        Of a generator's networks: see `recon.precision`.
+        Of a generator's networks: see `recon.methods.precision`.
 
     Raises
     ------
@@ -80,11 +80,11 @@ def choose(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device", "--device", "use --device cpu")
-    if name == RSS or name in reconstructors.METHODS:
+    if name == RSS or name in classical.METHODS:
         if weights is not None:
             raise InputError(f"{name} has no weights", "--weights", "leave it out, or choose the generator with --method")
         if name != RSS:
-            made = reconstructors.make(name, **({} if lamda is None else {"lamda": lamda}))
+            made = classical.make(name, **({} if lamda is None else {"lamda": lamda}))
             return Method(name, made, details={"reconstructor": repr(made)})
         if lamda is not None:
             raise InputError("rss has no regularisation weight", "--lamda", "leave it out")
@@ -95,11 +95,11 @@ def choose(
 
 
 def _generator(name: str, weights: Path | None, device: str, precision: Precision) -> Method:
-    from recon import generator
-    from recon.weights import shipped
+    from recon.methods import generator
+    from recon.methods.weights import shipped
 
     if weights is None and name not in shipped():
-        known = [RSS, *reconstructors.METHODS, *shipped()]
+        known = [RSS, *classical.METHODS, *shipped()]
         raise InputError(
             f"there is no method '{name}'", "--method", f"choose from {', '.join(known)}, or give --weights FILE for a system"
         )

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kspace.container import Header, Image
 from kspace.errors import InputError
-from recon.geometry import check_geometry, slice_stacks, voxel_m
-from recon.selection import index_name
+from recon.output.geometry import check_geometry, slice_stacks, voxel_m
+from recon.run.selection import index_name
 
 NOTICE = "NOT FOR DIAGNOSTIC USE"
 CLASSICAL = frozenset({"rss", "zero-filled", "sense", "l1-wavelet", "tv"})

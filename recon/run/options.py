@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kspace.errors import InputError
-from recon.precision import Precision
+from recon.methods.precision import Precision
 
 FORMATS = ("mrd", "dicom", "nifti", "png")
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.container import Image
-from recon.geometry import Stack, axes_of, patient_m, slice_stacks, voxel_m
-from recon.series import NOTICE, RunRecord, Volume, pixels, volume_of
+from recon.output.geometry import Stack, axes_of, patient_m, slice_stacks, voxel_m
+from recon.output.series import NOTICE, RunRecord, Volume, pixels, volume_of
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SCANNER, UNKNOWN = 1, 0  # NIfTI's codes of what the affine refers to

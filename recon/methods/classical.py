@@ -18,8 +18,8 @@ from kspace.fourier import ifft
 from kspace.operators import Sense as SenseOperator
 
 if TYPE_CHECKING:
-    from recon.solvers import Plane
-    from recon.sparsity import Sparsity
+    from recon.methods.regularisers import Sparsity
+    from recon.methods.solvers import Plane
 
 
 class Reconstructor(Protocol):
@@ -69,7 +69,7 @@ class Sense:
         return _each_plane(y, op, self._solve)
 
     def _solve(self, plane: Plane) -> Tensor:
-        from recon import solvers
+        from recon.methods import solvers
 
         return solvers.least_squares(plane, self.lamda, self.iterations, self.tolerance)
 
@@ -78,7 +78,7 @@ class Sense:
 class L1Wavelet:
     """``argmin 1/2 ||W^(1/2)(A x - y)||^2 + lamda max|A^H W y| ||Psi x||_1``, Psi wavelets averaged over all shifts.
 
-    Lustig, Donoho and Pauly 2007, doi:10.1002/mrm.21391; `recon.sparsity.Wavelet` says which norm it is exactly.
+    Lustig, Donoho and Pauly 2007, doi:10.1002/mrm.21391; `recon.methods.regularisers.Wavelet` says which norm it is exactly.
 
     Attributes
     ----------
@@ -117,12 +117,12 @@ class L1Wavelet:
 
     def regulariser(self, shape: tuple[int, int]) -> Sparsity:
         """The norm, without its weight, for images of `shape`."""
-        from recon.sparsity import Wavelet
+        from recon.methods.regularisers import Wavelet
 
         return Wavelet(shape, self.wavelet, self.levels)
 
     def _solve(self, plane: Plane) -> Tensor:
-        from recon import solvers
+        from recon.methods import solvers
 
         return solvers.sparse(plane, self.regulariser(plane.shape), self.lamda, self.iterations, self.tolerance)
 
@@ -155,12 +155,12 @@ class TotalVariation:
 
     def regulariser(self, shape: tuple[int, int]) -> Sparsity:
         """The norm, without its weight, for images of `shape`."""
-        from recon.sparsity import Gradient
+        from recon.methods.regularisers import Gradient
 
         return Gradient(shape)
 
     def _solve(self, plane: Plane) -> Tensor:
-        from recon import solvers
+        from recon.methods import solvers
 
         return solvers.sparse(plane, self.regulariser(plane.shape), self.lamda, self.iterations, self.tolerance)
 
@@ -221,7 +221,7 @@ def objective(method: L1Wavelet | TotalVariation | Sense, image: Tensor, y: Tens
         In double precision.
     """
     from kspace.fourier import to_corner
-    from recon.solvers import Plane
+    from recon.methods.solvers import Plane
 
     plane = Plane.of(y, op)
     x = to_corner(image).to(torch.complex128) / plane.scale
@@ -233,7 +233,7 @@ def objective(method: L1Wavelet | TotalVariation | Sense, image: Tensor, y: Tens
 
 def _each_plane(y: Tensor, op: SenseOperator, solve: Callable[[Plane], Tensor]) -> Tensor:
     """Solve every plane of a batch by itself, on the CPU, where SigPy's algorithms work."""
-    from recon.solvers import Plane
+    from recon.methods.solvers import Plane
 
     if y.ndim < 3 or y.shape[-3:] != op.maps.shape[-3:]:
         raise ValueError(f"k-space of shape {tuple(y.shape)} does not fit maps of shape {tuple(op.maps.shape)}")

@@ -1,0 +1,1 @@
+"""What reconstructs: classical methods and generators, called ``(y, op) -> image``."""

@@ -1,0 +1,1 @@
+"""Image export: MRD, DICOM, NIfTI, PNG and the JSON record."""

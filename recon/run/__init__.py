@@ -1,0 +1,1 @@
+"""`recon run`: raw file to images."""
