@@ -46,7 +46,7 @@ def run() -> Iterator[Row]:
 
 def _stages(folder: Path) -> Iterator[Row]:
     from kspace.simulation.measurement import write_scan
-    from recon.demo import head_scan
+    from recon.commands.demo import head_scan
 
     path = folder / "scan.h5"
     write_scan(head_scan(MATRIX, SLICES, COILS, FACTOR), path)
@@ -117,7 +117,7 @@ def write_repetitions(path: Path, n_repetitions: int, matrix: int = 256, n_coils
     from kspace.simulation.acquisition import Protocol, cartesian
     from kspace.simulation.measurement import measure
     from kspace.simulation.phantom import head_coils
-    from recon.demo import head_phantom
+    from recon.commands.demo import head_phantom
 
     protocol = Protocol(matrix=(matrix, matrix, 1), fov_m=(0.24, 0.24, 0.005))
     scan = cartesian(protocol, head_phantom(), head_coils(n_coils))

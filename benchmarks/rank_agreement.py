@@ -28,15 +28,15 @@ from torch import Tensor
 from kspace.container import Header, KSpace
 from kspace.masks import MaskSpec
 from kspace.operators import Sense as Op
-from recon import metrics
-from recon.comparing.held_out import Comparison, Reconstruct
-from recon.comparing.holding import hold_out
+from recon.commands.simulate import simulate
+from recon.compare.held_out import Comparison, Reconstruct
+from recon.compare.holding import hold_out
 from recon.datasets.example import Example
 from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.methods.choose import choose
 from recon.methods.classical import L1Wavelet, Sense, TotalVariation, ZeroFilled
 from recon.methods.weights import shipped
-from recon.simulate import simulate
+from recon.metrics import image as metrics
 
 MASKS = ("random1d:4", "random1d:8", "poisson2d:4", "poisson2d:8")
 SCANS = ("brain_8ch", "ge_fruit_8ch")

@@ -48,47 +48,56 @@ COMMANDS = {
         (("output", "-o"), ("method", "-m"), ("force", "-f")),
     ),
     "info": Command(
-        "recon.info:info", "say what is in a raw file: matrix, coils, acceleration, slices, noise, warnings", ("inputs",)
+        "recon.commands.info:info",
+        "say what is in a raw file: matrix, coils, acceleration, slices, noise, warnings",
+        ("inputs",),
     ),
     "demo": Command(
-        "recon.demo:demo", "make a synthetic multi-coil scan and reconstruct it", (), (("output", "-o"), ("force", "-f"))
+        "recon.commands.demo:demo",
+        "make a synthetic multi-coil scan and reconstruct it",
+        (),
+        (("output", "-o"), ("force", "-f")),
     ),
-    "mask": Command("recon.mask:mask", "draw an undersampling mask to look at", ("spec",), (("output", "-o"), ("force", "-f"))),
+    "mask": Command(
+        "recon.commands.mask:mask", "draw an undersampling mask to look at", ("spec",), (("output", "-o"), ("force", "-f"))
+    ),
     "convert": Command(
-        "recon.convert:convert",
+        "recon.commands.convert:convert",
         "turn ISMRMRD, Siemens twix or NumPy k-space into fastMRI-style HDF5 or ISMRMRD",
         ("source", "output"),
         (("force", "-f"),),
     ),
     "simulate": Command(
-        "recon.simulate:simulate",
+        "recon.commands.simulate:simulate",
         "turn folders of images into multi-coil k-space volumes for training",
         ("images", "output"),
         (("force", "-f"),),
     ),
     "train": Command(
-        "recon.train:train", "train a system on fastMRI-style volumes or on scans simulated from pictures", raw=True
+        "recon.commands.train:train", "train a system on fastMRI-style volumes or on scans simulated from pictures", raw=True
     ),
     "train-features": Command(
-        "recon.training.features:train_features",
+        "recon.train.features:train_features",
         "train the feature network of perceptual losses and distances on pictures with boxes",
         ("images", "output"),
         (("force", "-f"),),
     ),
     "export": Command(
-        "recon.models_command:export",
+        "recon.commands.models:export",
         "make a file of weights, with a card inside, of a training run",
         ("run",),
         (("output", "-o"), ("force", "-f")),
     ),
-    "models": Command("recon.models_command:models", "list the weights that ship, and what their cards say", ("name",)),
+    "models": Command("recon.commands.models:models", "list the weights that ship, and what their cards say", ("name",)),
     "compare": Command(
-        "recon.compare:compare",
+        "recon.commands.compare:compare",
         "compare classical methods and generators on the same data and masks, with statistics and a report",
         ("data",),
         (("output", "-o"), ("methods", "-m"), ("force", "-f")),
     ),
-    "evaluate": Command("recon.evaluate:evaluate", "fastMRI's volume metrics of reconstructions", ("targets", "predictions")),
+    "evaluate": Command(
+        "recon.commands.evaluate:evaluate", "fastMRI's volume metrics of reconstructions", ("targets", "predictions")
+    ),
 }
 
 EXIT_INPUT_ERROR = 2

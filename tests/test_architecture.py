@@ -14,8 +14,8 @@ OWNERS = {
     "twixtools": ("kspace/io/twix/file.py", "kspace/io/twix/header.py"),
     "pydicom": ("recon/output/dicom.py", "kspace/io/images.py", "recon/datasets/patients.py"),
     "nibabel": ("recon/output/nifti.py", "kspace/io/images.py"),
-    "pytorch_lightning": ("recon/train.py", "recon/training/"),
-    "jsonargparse": ("recon/cli.py", "recon/train.py"),
+    "pytorch_lightning": ("recon/commands/train.py", "recon/train/"),
+    "jsonargparse": ("recon/cli.py", "recon/commands/train.py"),
 }
 FILES = sorted(
     p.relative_to(ROOT).as_posix() for folder in ("kspace", "models", "recon") for p in (ROOT / folder).rglob("*.py")

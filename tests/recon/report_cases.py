@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.comparing import store
-from recon.metrics import FASTMRI
+from recon.compare import store
+from recon.metrics.image import FASTMRI
 
 Truth = Callable[[int, int], NDArray[np.float32]]
 METHODS = ("zero-filled", "sense", "l1-wavelet", "refinegan")
@@ -222,7 +222,7 @@ def _statistics(case: Case, rows: Sequence[store.VolumeRow]) -> list[dict[str, A
 
 
 def held_out(methods: Sequence[str]) -> dict[str, Any]:
-    """What `recon.comparing.held_out.compare_scan` gives."""
+    """What `recon.compare.held_out.compare_scan` gives."""
     rng = np.random.default_rng(0)
     entries = []
     for i, name in enumerate(methods):

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
-from recon import report
-from recon.comparing import store
+from recon.compare import store
 from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.methods import bart, classical
-from recon.metrics import psnr
+from recon.metrics.image import psnr
+from recon.report import report
 from tests import rawfiles
 from tests.recon.comparison_cases import MASK, SHAPE, run, volume, volumes
 from tests.recon.test_weights import written

@@ -19,14 +19,14 @@ from tqdm import tqdm
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
-from recon.comparing import figures, runs, store, tuning
-from recon.comparing.cases import find_data, groups_of, is_full, make_case, parse_masks, spread, undersample
-from recon.comparing.methods import Method
-from recon.comparing.statistics import holm, interval, signed_rank, smallest_p, statistics
-from recon.comparing.store import Group, SliceLog, SliceRow, VolumeRow
-from recon.comparing.tables import escape, latex, markdown
-from recon.comparing.timing import measure
-from recon.comparing.verdict import verdict
+from recon.compare import metrics, runs, store, tuning
+from recon.compare.cases import find_data, groups_of, is_full, make_case, parse_masks, spread, undersample
+from recon.compare.methods import Method
+from recon.compare.statistics import holm, interval, signed_rank, smallest_p, statistics
+from recon.compare.store import Group, SliceLog, SliceRow, VolumeRow
+from recon.compare.tables import escape, latex, markdown
+from recon.compare.timing import measure
+from recon.compare.verdict import verdict
 from recon.methods import classical
 from tests import rawfiles
 from tests.recon.comparison_cases import MASK, volume
@@ -178,7 +178,7 @@ def test_tuning_finds_the_weight_that_brute_force_finds(tmp_path: Path) -> None:
     (curve,) = done
     grid = 10.0 ** np.arange(-5, 1.01, 1 / 3)
     scores = [
-        figures.slice_figure("psnr_support", case.truth, case.deliver(classical.Sense(lamda=w)(case.y, case.op))) for w in grid
+        metrics.slice_figure("psnr_support", case.truth, case.deliver(classical.Sense(lamda=w)(case.y, case.op))) for w in grid
     ]
     assert curve["chosen"] == pytest.approx(grid[int(np.argmax(scores))], rel=1e-3)
     assert max(curve["values"]) == pytest.approx(max(scores), abs=1e-3)

@@ -24,7 +24,7 @@ from kspace.simulation.acquisition import (
 )
 from kspace.simulation.measurement import true_image, write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
-from recon.convert import convert
+from recon.commands.convert import convert
 
 N_COILS = 4
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import recon.demo
+import recon.commands.demo
 from kspace.errors import InputError
 from kspace.simulation.acquisition import Scan
-from recon.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan, read_slices, truth_of
+from recon.commands.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan, read_slices, truth_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from fastmri import evaluate as fastmri_evaluate
 
 from kspace.errors import InputError
-from recon.evaluate import evaluate
+from recon.commands.evaluate import evaluate
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from kspace.fourier import fft
 from kspace.io import fastmri
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
-from recon.comparing.held_out import Comparison, compare_scan
-from recon.comparing.holding import Candidates, NoiseLevel, hold_out
-from recon.convert import convert
+from recon.commands.convert import convert
+from recon.compare.held_out import Comparison, compare_scan
+from recon.compare.holding import Candidates, NoiseLevel, hold_out
 from recon.methods import classical
 from tests import rawfiles
 from tests.models.scans import coil_maps, ellipses

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kspace.container import ImageIndex
-from recon import info
+from recon.commands import info
 from recon.run.selection import by_reason
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from kspace.errors import InputError
 from kspace.masks import MaskSpec, digest
 from recon.cli import execute
-from recon.mask import mask
+from recon.commands.mask import mask
 
 
 @pytest.mark.parametrize("text", ["random1d:4", "poisson2d:6"])

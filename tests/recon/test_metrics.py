@@ -11,7 +11,7 @@ from fastmri.data import transforms
 from scipy.ndimage import gaussian_laplace
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from recon.metrics import (
+from recon.metrics.image import (
     DAGAN,
     FASTMRI,
     GANCS,

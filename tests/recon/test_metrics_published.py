@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recon.metrics import REFINEGAN
+from recon.metrics.image import REFINEGAN
 
 # Percent sampled: mean over the 100 training slices, in dB. RefineGAN's masks have the zero frequency in the corner.
 TABLE = {10: 22.284, 20: 25.817, 30: 29.013, 40: 31.717}

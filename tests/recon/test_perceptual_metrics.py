@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from models import features
 from models.features import MrFeatures
 from models.perceptual import Vgg
-from recon import perceptual_metrics
-from recon.perceptual_metrics import HEADS, TAPS, dists, lpips, mr_distance, why_not
+from recon.metrics import perceptual
+from recon.metrics.perceptual import HEADS, TAPS, dists, lpips, mr_distance, why_not
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_dists_is_torchmetrics(backbone: Path, monkeypatch: pytest.MonkeyPatch) 
     theirs: Any = pytest.importorskip("torchmetrics.functional.image.dists", reason="needs torchmetrics with DISTS")
     monkeypatch.setattr(theirs, "vgg16", lambda **_: SimpleNamespace(features=layers(backbone)))
     network = theirs.DISTSNetwork(load_weights=False)
-    state = perceptual_metrics._head("dists")
+    state = perceptual._head("dists")
     network.alpha.data, network.beta.data = state["alpha"], state["beta"]
     target, image = pair()
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_without_weights_there_is_no_number_but_a_reason(
 
 
 def test_heads_that_are_not_the_known_ones_are_not_used(monkeypatch: pytest.MonkeyPatch, backbone: Path) -> None:
-    perceptual_metrics._lpips.cache_clear()
+    perceptual._lpips.cache_clear()
     monkeypatch.setitem(HEADS, "lpips", (HEADS["lpips"][0], "0" * 64))
     assert lpips(*pair(), backbone) is None
     assert "not the known weights of lpips" in (why_not("lpips", backbone) or "")

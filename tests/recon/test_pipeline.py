@@ -246,8 +246,8 @@ def test_outputs_are_not_overwritten_and_inputs_not_touched(tmp_path: Path) -> N
 def test_a_fastmri_volume_gives_a_submission_in_the_units_of_its_target(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from recon.convert import convert
-    from recon.evaluate import evaluate
+    from recon.commands.convert import convert
+    from recon.commands.evaluate import evaluate
 
     case = rawfiles.noisy(tmp_path / "scan.h5", noise=0.01)
     convert(case.path, tmp_path / "volume.h5")

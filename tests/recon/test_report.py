@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kspace.errors import InputError
-from recon import report
-from recon.comparing import store
-from recon.reporting import comparison, page, planes, selection
-from recon.reporting.wording import metric_name
+from recon.compare import store
+from recon.report import comparison, page, planes, report, selection
+from recon.report.wording import metric_name
 from tests.recon import report_cases
 from tests.recon.report_cases import Case
 

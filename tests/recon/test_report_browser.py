@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recon.comparing import store
-from recon.reporting import comparison, page
+from recon.compare import store
+from recon.report import comparison, page
 from tests.recon import report_cases
 from tests.recon.report_cases import Case
 

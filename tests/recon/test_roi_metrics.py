@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from recon.roi_metrics import box_mask, contrast_errors, contrasts, measure
+from recon.metrics.roi import box_mask, contrast_errors, contrasts, measure
 
 BOX = (1, 0, 10.0, 12.0, 18.0, 20.0)
 

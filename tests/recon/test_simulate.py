@@ -19,10 +19,10 @@ from kspace.simulation.acquisition import Protocol, accelerate, add_noise_scan, 
 from kspace.simulation.from_images import crop_to_matrix
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
-from recon.comparing.cases import find_data, make_case
+from recon.commands.simulate import measure_receiver, simulate
+from recon.compare.cases import find_data, make_case
 from recon.datasets.augment import Augment
 from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes
-from recon.simulate import measure_receiver, simulate
 
 MATRIX = (32, 24)
 

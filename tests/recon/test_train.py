@@ -16,8 +16,8 @@ from torch import Tensor
 
 from models.interface import Gan, LearningRate, LossTerm, Optimiser, Schedule, Step
 from models.systems import build
-from recon.training.callbacks import Interrupted
-from recon.training.module import Diverged, Options, batches_per_step, regions
+from recon.train.callbacks import Interrupted
+from recon.train.module import Diverged, Options, batches_per_step, regions
 from tests.recon.training_cases import Scans, setup, small, state
 
 
@@ -281,7 +281,7 @@ def test_resuming_from_the_checkpoint_of_a_validation_goes_on_bit_for_bit(tmp_pa
 
 
 def test_the_second_interrupt_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recon.training.callbacks.SAME_WISH_S", -1.0)  # as if it came long after the first
+    monkeypatch.setattr("recon.train.callbacks.SAME_WISH_S", -1.0)  # as if it came long after the first
     trainer, module, loaders = setup(tmp_path, callbacks=[Press(1, times=2)])
     before = signal.getsignal(signal.SIGINT)
     try:

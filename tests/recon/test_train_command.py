@@ -10,9 +10,10 @@ import torch
 import yaml
 
 from kspace.errors import InputError
-from recon import cli, models_command, train
+from recon import cli
+from recon.commands import models, train
+from recon.commands.simulate import simulate
 from recon.methods import generator, weights
-from recon.simulate import simulate
 from tests.conftest import ROOT
 from tests.models.scans import scan
 from tests.recon.training_cases import pictures
@@ -38,7 +39,7 @@ def test_every_config_trains_two_steps_and_its_export_reconstructs_the_same_imag
 ) -> None:
     assert train.train(arguments(images, tmp_path / "run", "--card.anatomies", "[head]", config=name)) == 0
     assert "2 generator steps" in capsys.readouterr().out
-    models_command.export(tmp_path / "run", tmp_path / "out.safetensors", licence="CC0")
+    models.export(tmp_path / "run", tmp_path / "out.safetensors", licence="CC0")
     card = weights.read_card(tmp_path / "out.safetensors")
     assert card.system == name
     assert card.training["steps"] == 2

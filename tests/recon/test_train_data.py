@@ -21,16 +21,16 @@ from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions
 from models.interface import LossTerm, Step
 from models.systems import build
-from recon import metrics
 from recon.datasets.example import Example, Key, collate
 from recon.datasets.kspace_dataset import Draw, ShapeBatchSampler
 from recon.datasets.patients import group_files
 from recon.methods import classical
-from recon.training import health
-from recon.training.data import DataOptions, make_data
-from recon.training.examples import Kept, PlainImages, Simulations, Strips, cut_strip, read_example, write_example
-from recon.training.loaders import Stream
-from recon.training.validation import Recorder, SliceResult
+from recon.metrics import image as metrics
+from recon.train import health
+from recon.train.data import DataOptions, make_data
+from recon.train.examples import Kept, PlainImages, Simulations, Strips, cut_strip, read_example, write_example
+from recon.train.loaders import Stream
+from recon.train.validation import Recorder, SliceResult
 from tests.models.scans import scan
 from tests.recon.training_cases import Scans, pictures, small
 
@@ -316,7 +316,7 @@ def test_validation_is_by_volume_and_the_gain_is_over_sense() -> None:
 
 def test_sense_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("recon.training.validation.sense", lambda: lambda y, op: calls.append(1) or op.adjoint(y))
+    monkeypatch.setattr("recon.train.validation.sense", lambda: lambda y, op: calls.append(1) or op.adjoint(y))
     recorder = Recorder()
     batch = collate([Scans(1)[Draw(0)]])
     for _ in range(3):

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from recon.train import _gather
+from recon.commands.train import _gather
 from tests.recon.training_cases import setup, small
 
 torch.set_num_threads(1)

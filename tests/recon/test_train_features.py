@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from kspace.errors import InputError
 from models.features import load_mr_features
-from recon.training import features
+from recon.train import features
 
 
 @pytest.mark.parametrize("turns", range(4))

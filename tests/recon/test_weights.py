@@ -17,7 +17,7 @@ from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from models.interface import Generator
 from models.systems import build_generator, find_systems, resolve
-from recon import models_command
+from recon.commands import models
 from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.methods import classical, generator, weights
 from recon.methods.choose import choose
@@ -285,9 +285,9 @@ def test_writing_refuses_what_could_not_be_read(tmp_path: Path) -> None:
 def test_export_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run, ships = tmp_path / "run", tmp_path / "weights"
     with pytest.raises(InputError, match=r"the run has no best.safetensors"):
-        models_command.export(run, ships / "brain.safetensors")
+        models.export(run, ships / "brain.safetensors")
     path = written(run, "best.safetensors")
-    models_command.export(run, ships / "brain.safetensors", licence="CC BY 4.0", attribution="Cheng", notes="T1c only")
+    models.export(run, ships / "brain.safetensors", licence="CC BY 4.0", attribution="Cheng", notes="T1c only")
     card = weights.read_card(ships / "brain.safetensors")
     assert (card.name, card.notes) == ("brain", "T1c only")
     assert card.data == {"licence": "CC BY 4.0", "attribution": "Cheng"}
@@ -296,10 +296,10 @@ def test_export_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert torch.equal(generator.load(path)(y, op), generator.load(ships / "brain.safetensors")(y, op))
 
     monkeypatch.setattr(weights, "shipped", lambda: {"brain": ships / "brain.safetensors"})
-    models_command.models()
+    models.models()
     assert "brain: dagan (raw)" in (listing := capsys.readouterr().out)
     assert "+1.2 dB over SENSE, R 2.0 to 4.0, 2 to 4 coils" in listing
-    models_command.models("brain", json_output=True)
+    models.models("brain", json_output=True)
     assert json.loads(capsys.readouterr().out)["sha256"] == card.sha256
     assert generator.load("brain").name == "brain"
 

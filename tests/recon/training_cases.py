@@ -13,14 +13,14 @@ from PIL import Image
 from kspace.operators import Sense
 from models.interface import Gan
 from models.systems import build
+from recon.commands.train import make_trainer, planned_steps
 from recon.datasets.example import Example, Key, Shape
 from recon.datasets.kspace_dataset import Draw
 from recon.methods.weights import Card
-from recon.train import make_trainer, planned_steps
-from recon.training.data import DataSets
-from recon.training.loaders import DataModule
-from recon.training.module import GanModule, Options
-from recon.training.validation import Recorder
+from recon.train.data import DataSets
+from recon.train.loaders import DataModule
+from recon.train.module import GanModule, Options
+from recon.train.validation import Recorder
 from tests.models.scans import coil_maps, ellipses, mask_of
 
 

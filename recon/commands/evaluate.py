@@ -1,0 +1,183 @@
+"""`recon evaluate`: fastMRI's volume metrics of reconstructions in files."""
+
+from __future__ import annotations
+
+import csv as csv_module
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from kspace.errors import InputError
+from kspace.io.atomic import written_whole
+from recon.metrics.image import CONVENTIONS, Convention, foreground, mean_and_spread
+
+Challenge = Literal["multicoil", "singlecoil"]
+SUFFIXES = (".h5", ".hdf5")
+_TARGETS = {"multicoil": ("reconstruction_rss",), "singlecoil": ("reconstruction_esc",)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The metrics of one volume: its file's name, its number of slices, the name of its target, and the mean of each metric."""
+
+    name: str
+    n_slices: int
+    target: str
+    metrics: dict[str, float]
+
+
+def evaluate(
+    targets: Path,
+    predictions: Path,
+    challenge: Challenge | None = None,
+    acquisition: str | None = None,
+    acceleration: int | None = None,
+    convention: str = "fastmri",
+    csv: Path | None = None,
+) -> None:
+    """Compare reconstructions with their targets, volume by volume, as fastMRI's evaluation does.
+
+    Prints the mean over the volumes and twice the standard deviation of each metric, on the whole image and on the support (the
+    target above a tenth of its 99th percentile, holes filled).
+
+    Parameters
+    ----------
+    targets
+        A fastMRI-style file with reconstruction_rss or reconstruction_esc, or a folder of them.
+    predictions
+        A file with the data set reconstruction, or a folder with files named as the targets.
+    challenge
+        multicoil compares with reconstruction_rss, singlecoil with reconstruction_esc. Left out: whichever the target has,
+        reconstruction_rss first.
+    acquisition
+        Only volumes of this acquisition (attribute of the targets, for example CORPD_FBK or AXT2).
+    acceleration
+        Only volumes of this acceleration (attribute of the targets).
+    convention
+        Whose metrics: fastmri, reconglgan, reconglgan-roi, dagan, refinegan, gancs or seitzer. All but the first two groups
+        expect a certain range of intensities.
+    csv
+        Also write the metrics of each volume to this file.
+
+    Raises
+    ------
+    InputError
+        If a target has no prediction, they differ in the number of slices or the prediction is smaller, or a file is damaged.
+    """
+    chosen = _convention(convention)
+    pairs = select(pair_files(targets, predictions), acquisition, acceleration)
+    if not pairs:
+        raise InputError(f"no volume has acquisition {acquisition} and acceleration {acceleration}", targets)
+    rows = [compare_files(target, prediction, challenge, chosen) for target, prediction in pairs]
+    if csv is not None:
+        write_csv(csv, rows)
+    print(summary(rows, chosen))
+
+
+def pair_files(targets: Path, predictions: Path) -> list[tuple[Path, Path]]:
+    """Targets and predictions of the same name, in the order of their names; predictions without a target are left alone.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to compare, or predictions are missing (all of them are counted, the first named).
+    """
+    for path in (targets, predictions):
+        if not path.exists():
+            raise InputError("no such file or folder", path)
+    files = sorted(p for p in targets.iterdir() if p.suffix in SUFFIXES and p.is_file()) if targets.is_dir() else [targets]
+    if not files:
+        raise InputError("there are no .h5 files", targets)
+    if not predictions.is_dir():
+        if len(files) > 1:
+            raise InputError(f"one prediction was given for {len(files)} targets", predictions, "give a folder")
+        return [(files[0], predictions)]
+    missing = [file.name for file in files if not (predictions / file.name).is_file()]
+    if missing:
+        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise InputError(f"{len(missing)} of {len(files)} targets have no prediction ({named})", predictions)
+    return [(file, predictions / file.name) for file in files]
+
+
+def select(pairs: Sequence[tuple[Path, Path]], acquisition: str | None, acceleration: int | None) -> list[tuple[Path, Path]]:
+    """The pairs whose target has these attributes; None does not choose."""
+    from kspace.io.hdf5 import read_attributes
+
+    if acquisition is None and acceleration is None:
+        return list(pairs)
+    kept = []
+    for target, prediction in pairs:
+        attributes = read_attributes(target)
+        if acquisition is not None and attributes.get("acquisition") != acquisition:
+            continue
+        if acceleration is not None and attributes.get("acceleration") != acceleration:
+            continue
+        kept.append((target, prediction))
+    return kept
+
+
+def compare_files(target_file: Path, prediction_file: Path, challenge: Challenge | None, convention: Convention) -> Row:
+    """The metrics of one volume.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or the two do not fit together.
+    """
+    # Imported here: h5py takes a while, and `recon --help` must not.
+    from kspace.io.hdf5 import read_images
+
+    names = _TARGETS[challenge] if challenge else ("reconstruction_rss", "reconstruction_esc")
+    target_name, target = read_images(target_file, names)
+    _, prediction = read_images(prediction_file, ("reconstruction",))
+    if len(target) != len(prediction):
+        raise InputError(f"{len(prediction)} slices, the target has {len(target)}", prediction_file)
+    side = min(target.shape[-2:])
+    if min(prediction.shape[-2:]) < side:
+        shapes = f"{prediction.shape[-1]} x {prediction.shape[-2]}, the target {target.shape[-1]} x {target.shape[-2]}"
+        raise InputError(f"images are {shapes}: too small", prediction_file)
+    target, prediction = _cut_to(target, side), _cut_to(prediction, side)
+    values = convention.measure(target, prediction, foreground(target))
+    return Row(target_file.name, len(target), target_name, {name: float(v.mean()) for name, v in values.items()})
+
+
+def summary(rows: Sequence[Row], convention: Convention) -> str:
+    """The text that `evaluate` prints: one line for the whole image, one for the support, one that says the convention."""
+    parts: dict[str, list[str]] = {"whole": [], "support": []}
+    for name in rows[0].metrics:
+        mean, spread = mean_and_spread(np.array([row.metrics[name] for row in rows]))
+        region = "support" if name.endswith("_support") else "whole"
+        spread_text = f"{spread:.4g}" if len(rows) > 1 else "-"
+        parts[region].append(f"{name.removesuffix('_support').upper()} = {mean:.4g} +/- {spread_text}")
+    volumes = f"{len(rows)} volume{'s' * (len(rows) > 1)}, {sum(row.n_slices for row in rows)} slices"
+    targets = ", ".join(sorted({row.target for row in rows}))
+    lines = [f"{region:8}{'  '.join(entries)}" for region, entries in parts.items()]
+    return "\n".join([*lines, f"{volumes}, against {targets}; {convention.name}: {convention.says}; +/- 2 standard deviations"])
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line per volume; the file appears whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    with written_whole(path) as beside, beside.open("w", newline="") as file:
+        writer = csv_module.writer(file)
+        writer.writerow(["volume", "slices", "target", *rows[0].metrics])
+        writer.writerows([row.name, row.n_slices, row.target, *row.metrics.values()] for row in rows)
+
+
+def _convention(name: str) -> Convention:
+    if name not in CONVENTIONS:
+        raise InputError(f"unknown convention '{name}'", "--convention", f"one of {', '.join(CONVENTIONS)}")
+    return CONVENTIONS[name]
+
+
+def _cut_to(volume: np.ndarray, side: int) -> np.ndarray:
+    top, left = ((n - side) // 2 for n in volume.shape[-2:])
+    return volume[:, top : top + side, left : left + side]

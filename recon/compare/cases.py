@@ -1,0 +1,350 @@
+"""What methods are compared on: fully sampled volumes of any kind of file, and one slice of them under a mask."""
+
+from __future__ import annotations
+
+import glob
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kspace import coils
+from kspace.container import ImageIndex, KSpace
+from kspace.errors import InputError
+from kspace.fourier import resize
+from kspace.io import fastmri
+from kspace.masks import MaskSpec, acceleration, digest
+from kspace.operators import Sense
+from recon.compare.store import Group
+from recon.methods.classical import rss
+from recon.run.input import FastmriSource, MrdSource
+from recon.run.log import Journal
+from recon.run.options import Options
+from recon.run.prepare import prepare
+from recon.run.selection import index_name
+
+T = TypeVar("T")
+
+SUFFIXES = (".h5", ".hdf5", ".mrd")
+CENTRED = 2  # samples by which the measured part of k-space may be off the centre and still count as all of it
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A fully sampled volume.
+
+    Attributes
+    ----------
+    dataset, name
+        The collection that it belongs to, and its file (with the contrast or repetition where a file holds several volumes).
+    path, kind
+        Its file, ``fastmri`` or ``mrd``.
+    n_slices
+        How many slices it has.
+    plane
+        Number of a slice to its prepared k-space ``(coil ky kx)``: whitened where the noise is known, without oversampling.
+    truth
+        Number of a slice to what a simulation imaged, without noise, ``(y x)``; None where nobody knows.
+    boxes
+        Float32 ``(n 6)``: slice, class, y0, x0, y1, x1 in points of the image delivered.
+    simulated, attribution
+        As the file says.
+    """
+
+    dataset: str
+    name: str
+    path: Path
+    kind: str
+    n_slices: int
+    plane: Callable[[int], KSpace] = field(repr=False)
+    boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 6), np.float32), repr=False)
+    simulated: bool = False
+    attribution: str | None = None
+    truth: Callable[[int], Tensor | None] | None = field(default=None, repr=False)
+
+    def slices(self, at_most: int | None = None) -> tuple[int, ...]:
+        """Numbers of slices, at most so many, spread evenly."""
+        return tuple(spread(range(self.n_slices), at_most))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One slice under one mask: what every method is given, and what it should show.
+
+    Attributes
+    ----------
+    y, op
+        k-space ``(coil ky kx)``, zero where not acquired, and the operator with maps of the acquired samples.
+    truth
+        Float32 ``(y x)``: root sum of squares of the coil images of all samples, cut to `shape`; what was imaged, without
+        noise, where a simulation says so.
+    shape
+        Points ``(y x)`` of the image delivered.
+    maps_seconds
+        Wall time of the estimation of the maps.
+    """
+
+    y: Tensor
+    op: Sense
+    truth: NDArray[np.float32]
+    shape: tuple[int, int]
+    maps_seconds: float
+
+    def deliver(self, image: Tensor) -> NDArray[np.float32]:
+        """The magnitude of an image ``(y x)``, cut to `shape`."""
+        return resize(image.detach().cpu().abs(), self.shape).float().numpy()
+
+
+def make_case(volume: Volume, number: int, spec: MaskSpec, maps: str = "espirit") -> Case:
+    """A slice of a volume under the mask that is drawn for the volume.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or no coil maps can be made of what is left.
+    """
+    k = volume.plane(number)
+    case = undersample(k, spec.draw((k.data.shape[-2], k.data.shape[-1]), volume.name), maps)
+    if volume.truth is None or (imaged := volume.truth(number)) is None:
+        return case
+    return replace(case, truth=resize(imaged, case.shape).numpy())
+
+
+def undersample(k: KSpace, drawn: Tensor, maps: str = "espirit") -> Case:
+    """Fully sampled k-space `k` as a scan with the mask `drawn` would have acquired it; only the truth sees the rest.
+
+    Raises
+    ------
+    InputError
+        If no coil maps can be made of what is left.
+    """
+    mask = k.mask & drawn
+    n_averages = None if k.n_averages is None else k.n_averages * mask
+    acquired = k.after("undersample", data=torch.where(mask, k.data, 0), mask=mask, n_averages=n_averages)
+    start = time.perf_counter()
+    sensitivities = coils.estimate_maps(acquired, maps)
+    seconds = time.perf_counter() - start
+    op = Sense(sensitivities, mask, k.header.noise_std or 1.0, n_averages)
+    shape = delivered_shape(k)
+    return Case(acquired.data, op, resize(rss(k.data), shape).float().numpy(), shape, seconds)
+
+
+def delivered_shape(k: KSpace) -> tuple[int, int]:
+    """Points ``(y x)`` of the recon field of view in the image of a prepared plane, without interpolation."""
+    header = k.header
+    axes = (2, 1) if "decouple" in header.steps else (1, 0)
+    found = []
+    for axis, n in zip(axes, k.data.shape[-2:], strict=True):
+        old, new = header.encoded_fov_m[axis], header.recon_fov_m[axis]
+        m = round(n * new / old) if old > 0 and new > 0 else header.recon_matrix[axis]
+        found.append(min(n, m) if m > 0 else n)
+    return found[0], found[1]
+
+
+def groups_of(volume: Volume, specs: Sequence[MaskSpec]) -> list[tuple[Volume, MaskSpec, Group]]:
+    """The volume under each of the masks, every one of them drawn once for all of its slices.
+
+    Raises
+    ------
+    InputError
+        If there is no such mask for this shape, or the volume cannot be read.
+    """
+    k = volume.plane(volume.slices(1)[0])
+    shape = k.data.shape[-2], k.data.shape[-1]
+    found = []
+    for spec in specs:
+        acquired = k.mask & spec.draw(shape, volume.name)
+        group = Group(volume.dataset, volume.name, str(spec), digest(acquired, shape), acceleration(acquired, shape))
+        found.append((volume, spec, group))
+    return found
+
+
+def parse_masks(text: str, seed: int = 0) -> list[MaskSpec]:
+    """``random1d:4,poisson2d:8,centre=24``: specifications separated by commas, as their options are.
+
+    `seed` is that of those which have none.
+
+    Raises
+    ------
+    InputError
+        If one cannot be read, or is given twice.
+    """
+    words: list[str] = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        name = word.partition("=")[0]
+        if "=" in word and ":" not in name and words:
+            words[-1] += f",{word}"
+        else:
+            words.append(word)
+    specs = [MaskSpec.parse(word) for word in words]
+    specs = [replace(spec, seed=seed) if seed and not spec.seed else spec for spec in specs]
+    if not specs:
+        raise InputError("no masks", "--masks", "name some, e.g. --masks random1d:4,random1d:8")
+    if len(set(map(str, specs))) < len(specs):
+        raise InputError("a mask is given twice", "--masks", "leave one out")
+    return specs
+
+
+def find_data(
+    given: Sequence[str], but_not: Path | None = None, at_most: int | None = None
+) -> tuple[list[Volume], list[tuple[str, Path]]]:
+    """The fully sampled volumes, and the scans without truth (name of the data set, path), among files and folders.
+
+    Parameters
+    ----------
+    given
+        Files, folders (looked through with their subfolders) or patterns, each with ``NAME=`` before it to name its data set.
+        Without, a data set is called by the folder that its files lie in.
+    but_not
+        A folder that is passed over.
+    at_most
+        At most so many volumes of a data set, spread evenly.
+
+    Raises
+    ------
+    InputError
+        If there are none, or some cannot be used (all are named), or two volumes have one name.
+    """
+    volumes: list[Volume] = []
+    scans: list[tuple[str, Path]] = []
+    failures = []
+    for dataset, path in _files(given, but_not):
+        try:
+            found = _volumes(dataset, path)
+        except InputError as error:
+            failures.append(f"{path} ({error.what})")
+            continue
+        volumes += found
+        scans += [] if found else [(dataset, path)]
+    if failures:
+        more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
+        raise InputError(f"{len(failures)} files cannot be used: {', '.join(failures[:5])}{more}", fix="leave them out")
+    names = [(volume.dataset, volume.name) for volume in volumes]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"two volumes are called {twice[1]} in {twice[0]}", "the data", "give them as NAME=FOLDER each")
+    datasets = dict.fromkeys(volume.dataset for volume in volumes)
+    kept = [v for d in datasets for v in spread([v for v in volumes if v.dataset == d], at_most)]
+    return kept, scans
+
+
+def spread(items: Sequence[T], at_most: int | None) -> list[T]:
+    """At most so many items, from the middles of equal parts: the ends of a stack show little."""
+    if at_most is None or at_most >= len(items):
+        return list(items)
+    return [items[int((i + 0.5) * len(items) / at_most)] for i in range(at_most)]
+
+
+def _files(given: Sequence[str], but_not: Path | None) -> Iterator[tuple[str, Path]]:
+    seen: set[Path] = set()
+    for text in given:
+        name, equals, rest = text.partition("=")
+        named = bool(equals) and "/" not in name and not Path(text).exists()
+        pattern = rest if named else text
+        starts = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob.glob(pattern))]
+        if not starts:
+            raise InputError("no such file or folder", pattern, "check the path")
+        for path in (path for start in starts for path in _below(start)):
+            passed_over = but_not is not None and but_not.resolve() in path.resolve().parents
+            if not passed_over and path.resolve() not in seen:
+                seen.add(path.resolve())
+                yield name if named else path.resolve().parent.name, path
+    if not seen:
+        raise InputError("there are no .h5 files", ", ".join(given), "give files, or folders of them")
+
+
+def _below(start: Path) -> list[Path]:
+    return sorted(p for p in start.rglob("*") if p.suffix.lower() in SUFFIXES) if start.is_dir() else [start]
+
+
+def _volumes(dataset: str, path: Path) -> list[Volume]:
+    """The fully sampled volumes of a file; none where it is undersampled."""
+    if fastmri.is_fastmri(path):
+        return _fastmri_volumes(dataset, path)
+    return _mrd_volumes(dataset, path)
+
+
+def _fastmri_volumes(dataset: str, path: Path) -> list[Volume]:
+    volume = FastmriSource(path).volume
+    if volume.has_mask:
+        return []
+    noise = volume.noise
+
+    def plane(i: int) -> KSpace:
+        k = volume.load(i)
+        # Volumes with a target are whitened too: methods shall see what they see of a scan.
+        return prepare(k, None if "whiten" in k.header.steps else noise, Options(), Journal())
+
+    boxes = np.asarray(volume.boxes, dtype=np.float32).reshape(-1, 6)
+    simulated, attribution = bool(volume.attributes.get("simulated")), volume.attributes.get("attribution")
+    about = simulated, attribution and str(attribution), volume.truth if volume.has_truth else None
+    return [Volume(dataset, path.name, path, "fastmri", volume.n_slices, plane, boxes, *about)]
+
+
+def _mrd_volumes(dataset: str, path: Path) -> list[Volume]:
+    source = MrdSource(path)
+    stacks: dict[tuple[int, ImageIndex], list[ImageIndex]] = {}
+    for encoding in source.encodings:
+        for index in source.images(encoding):
+            stacks.setdefault((encoding, replace(index, slice=0)), []).append(index)
+    if not stacks:
+        raise InputError("no complete image", path, "see recon info")
+    found = []
+    for (encoding, first), members in stacks.items():
+        name = path.name if len(stacks) == 1 else f"{path.name} ({index_name(first)}, encoding {encoding})"
+        members = sorted(members, key=lambda index: index.slice)
+        n_planes, plane = _planes(source, encoding, members)
+        if not is_full(plane(n_planes // 2).mask):
+            return []
+        found.append(Volume(dataset, name, path, "mrd", n_planes, plane))
+    return found
+
+
+def _planes(source: MrdSource, encoding: int, members: Sequence[ImageIndex]) -> tuple[int, Callable[[int], KSpace]]:
+    """The number of 2-D planes of a stack of slices, or of a 3-D scan, and how to get one."""
+
+    def load(i: int) -> KSpace:
+        return prepare(source.load(encoding, members[i]), source.noise, Options(), Journal())
+
+    whole = lru_cache(maxsize=1)(load)  # a 3-D scan is read once for all of its planes
+    first = load(0)
+    if first.data.ndim == 3:
+        return len(members), load
+    n = first.data.shape[0]
+
+    def plane(i: int) -> KSpace:
+        k, x = whole(i // n), i % n
+
+        def of(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[x if len(values) > 1 else 0]
+
+        data, mask = of(k.data), of(k.mask)
+        assert data is not None
+        assert mask is not None
+        return KSpace(data, mask, k.header, of(k.n_averages), of(k.calibration))
+
+    return n * len(members), plane
+
+
+def is_full(mask: Tensor) -> bool:
+    """Whether a box around the centre of k-space was sampled completely, and nothing outside: all that an image could need.
+
+    A margin that was not measured on either side is resolution that nobody asked for; on one side only it is partial Fourier.
+    """
+    plane = mask.reshape(-1, *mask.shape[-2:])[0]
+    for axis in (0, 1):
+        lines = plane.any(1 - axis)
+        if len(lines) == 1:  # whole lines along this axis
+            continue
+        where = lines.nonzero()[:, 0]
+        first, last = int(where.min()), int(where.max())
+        if abs(first - (len(lines) - 1 - last)) > CENTRED + (len(lines) % 2 == 0):
+            return False
+        plane = plane.narrow(axis, first, last - first + 1)
+    return bool(plane.all())

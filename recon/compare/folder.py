@@ -1,0 +1,112 @@
+"""The folder of a comparison: begun, found again, or refused because it holds another one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+import recon
+from kspace.errors import InputError
+from recon.compare import store
+from recon.compare.cases import Volume
+from recon.compare.methods import BART, Method
+from recon.compare.metrics import not_measured
+from recon.compare.plan import Options, Plan
+from recon.compare.timing import cpu_name
+from recon.methods import bart as bart_program
+from recon.versions import versions
+
+OURS = (store.SUMMARY, store.SLICES, store.RESULTS, store.IMAGES, "table.md", "table.tex", "figures", "index.html")
+
+
+def begin(plan: Plan) -> dict[str, Any]:
+    """What `compare.json` of the folder says so far: of an earlier run of the same comparison, or nothing yet.
+
+    Raises
+    ------
+    InputError
+        If it holds another comparison.
+    """
+    folder = plan.output
+    if folder.exists() and not folder.is_dir():
+        raise InputError("a file, not a folder", folder, "choose another -o")
+    if plan.options.force and (folder / store.SUMMARY).exists():
+        for name in OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    before = store.read_summary(folder)
+    if before is not None:
+        differing = [name for name in plan.identity if before["options"].get(name) != plan.identity[name]]
+        if differing:
+            name = differing[0]
+            was, is_now = (_short(options.get(name)) for options in (before["options"], plan.identity))
+            more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+            fix = "choose another folder with -o, or give --force to start anew"
+            raise InputError(f"the folder holds another comparison ({name}: {was}; now {is_now}{more})", folder, fix)
+        return before | {"finished": False, "methods": _restored(before["methods"], plan.methods)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder cannot be made ({error.strerror or error})", folder, "choose another -o") from error
+    summary = _new_summary(plan)
+    store.write_summary(folder, summary)
+    return summary
+
+
+def _restored(before: Sequence[Mapping[str, Any]], methods: Sequence[Method]) -> list[dict[str, Any]]:
+    outside = {m["name"]: m.get("outside", {}) for m in before}
+    return [method.says() | {"outside": outside.get(method.name, {})} for method in methods]
+
+
+def _new_summary(plan: Plan) -> dict[str, Any]:
+    datasets: dict[tuple[str, str], list[Volume]] = {}
+    for volume in plan.volumes:
+        datasets.setdefault((volume.dataset, volume.kind), []).append(volume)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and plan.options.device != "cpu" else None
+    said = versions() | ({"bart": bart_program.version()} if any(m.family == BART for m in plan.methods) else {})
+    return {
+        "version": store.VERSION,
+        "recon": recon.__version__,
+        "command": ["recon", *sys.argv[1:]],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": False,
+        "machine": {
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+            "versions": said,
+        },
+        "options": plan.identity,
+        "data": [_described(dataset, kind, volumes, plan.options) for (dataset, kind), volumes in datasets.items()],
+        "masks": [str(spec) for spec in plan.specs],
+        "maps": plan.options.maps,
+        "metric": plan.options.tune_metric,
+        "methods": [method.says() for method in plan.methods],
+        "not_measured": not_measured(),
+        **{name: [] for name in ("tuning", "convergence", "statistics", "held_out", "verdict")},
+    }
+
+
+def _described(dataset: str, kind: str, volumes: Sequence[Volume], options: Options) -> dict[str, Any]:
+    attributions = dict.fromkeys(volume.attribution for volume in volumes if volume.attribution)
+    folders = dict.fromkeys(volume.path.resolve().parent.name for volume in volumes)
+    return {
+        "dataset": dataset,
+        "path": volumes[0].path.name if len(volumes) == 1 else ", ".join(folders),
+        "kind": kind,
+        "volumes": [volume.name for volume in volumes],
+        "n_slices": sum(len(volume.slices(options.max_slices)) for volume in volumes),
+        "simulated": any(volume.simulated for volume in volumes),
+        "noise_free": all(volume.truth is not None for volume in volumes),
+        "attribution": "; ".join(attributions) or None,
+    }
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) < 80 else f"{text[:77]}..."

@@ -1,0 +1,214 @@
+"""The methods of a comparison: classical ones, generators, and BART's, all called ``(y, op) -> image``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kspace.errors import InputError
+from kspace.operators import Sense
+from recon.compare.store import TAKEN
+from recon.methods import bart as bart_program
+from recon.methods import classical
+from recon.methods.classical import Reconstructor
+from recon.methods.generator import GeneratorReconstructor
+from recon.methods.precision import Precision
+
+CLASSICAL, GENERATOR, BART = "classical", "generator", "bart"
+LABELS = {
+    "zero-filled": "Zero-filled",
+    "sense": "SENSE",
+    "l1-wavelet": "L1-wavelet",
+    "tv": "TV",
+    "dagan": "DAGAN",
+    "refinegan": "RefineGAN",
+    "gancs": "GANCS",
+    "reconglgan": "Recon-GLGAN",
+    "bart-l1-wavelet": "BART L1-wavelet",
+    "bart-tv": "BART TV",
+}
+# Weights that suit whitened brains; they are tuned where --tune-on says on what.
+BARTS: dict[str, Callable[[], bart_program.Pics]] = {
+    "bart-l1-wavelet": lambda: bart_program.Pics("W", 3e-3),
+    "bart-tv": lambda: bart_program.Pics("T", 8e-3),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A method that takes part.
+
+    Attributes
+    ----------
+    name, label
+        As it was asked for, and as tables call it.
+    family
+        ``classical``, ``generator`` or ``bart``.
+    reconstruct
+        ``(y, op) -> image``, complex ``(*batch y x)``.
+    details
+        What determines it, for the record.
+    tuned
+        By mask, the regularisation weight that was chosen; the default counts elsewhere.
+    """
+
+    name: str
+    label: str
+    family: str
+    reconstruct: Reconstructor
+    details: dict[str, str] = field(default_factory=dict)
+    tuned: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> float | None:
+        """The default regularisation weight; None where there is none to tune."""
+        value = self.options.get("lamda")
+        return None if value is None else float(value)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of a classical method."""
+        return {} if self.family == GENERATOR else _options(self.reconstruct)
+
+    @property
+    def generator(self) -> GeneratorReconstructor | None:
+        """The network, where it is one."""
+        return self.reconstruct if isinstance(self.reconstruct, GeneratorReconstructor) else None
+
+    def at(self, weight: float) -> Reconstructor:
+        """The reconstructor with another regularisation weight."""
+        return replace(self.reconstruct, lamda=weight)  # type: ignore[type-var]
+
+    def under(self, mask: str) -> Reconstructor:
+        """The reconstructor with the weight that was tuned for `mask`."""
+        return self.at(self.tuned[mask]) if mask in self.tuned else self.reconstruct
+
+    def says(self) -> dict[str, Any]:
+        """What `compare.json` says of it."""
+        network = self.generator
+        return {
+            "name": self.name,
+            "label": self.label,
+            "family": self.family,
+            "details": self.details,
+            "weights_sha256": None if network is None else network.sha256,
+            "options": self.options,
+            "tuned": dict(self.tuned),
+            "outside": {},
+        }
+
+
+def choose(
+    names: str | None, weights: Sequence[str] = (), bart: bool = False, device: str = "auto", precision: Precision = "auto"
+) -> list[Method]:
+    """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
+
+    Without names: every classical method, every generator that ships, and those of `weights`.
+
+    Raises
+    ------
+    InputError
+        If one is not known or given twice, a file of weights cannot be used, or BART is asked for and not installed.
+    """
+    from recon.methods.weights import shipped
+
+    own = _own_weights(weights)
+    if names is None:
+        chosen = [*classical.METHODS, *(name for name in shipped() if name not in own), *own]
+    else:
+        chosen = [name.strip() for name in names.split(",") if name.strip()]
+    chosen += [name for name in BARTS if bart and name not in chosen]
+    if twice := next((name for name in chosen if chosen.count(name) > 1), None):
+        raise InputError(f"{twice} is given twice", "--methods", "leave one out")
+    if unused := [name for name in own if name not in chosen]:
+        raise InputError(f"weights for {unused[0]}, which is none of the methods", "--weights", "name it in --methods too")
+    if not chosen:
+        raise InputError("no methods", "--methods", "name some, e.g. --methods sense,tv")
+    known = list(dict.fromkeys([*classical.METHODS, *BARTS, *shipped(), *own]))
+    for name in chosen:  # all names before any weights are read
+        if name not in known:
+            raise InputError(
+                f"there is no method '{name}'", "--methods", f"choose from {', '.join(known)}, or --weights name=FILE"
+            )
+    return [_make(name, own.get(name), device, precision) for name in chosen]
+
+
+def _make(name: str, own: Path | None, device: str, precision: Precision) -> Method:
+    label = LABELS.get(name, name)
+    if name in classical.METHODS:
+        made = classical.make(name)
+        return Method(name, label, CLASSICAL, made, {"reconstructor": repr(made)})
+    if name in BARTS:
+        pics = BARTS[name]()
+        return Method(
+            name, label, BART, pics, {"command": f"bart pics -S {' '.join(pics.options)}", "bart": bart_program.version()}
+        )
+    from recon.methods.choose import choose as choose_one
+
+    if own is None:
+        network = choose_one(name, device=device, precision=precision).generator
+    else:
+        from recon.methods import generator
+
+        network = generator.load(own, _place(device), precision=precision)
+    assert network is not None
+    card = network.card
+    details = {
+        "system": card.system,
+        "preset": card.preset,
+        "weights": card.name,
+        "precision": network.precision,
+        "envelope": str(dict(card.envelope)),
+    }
+    return Method(name, label, GENERATOR, network, details)
+
+
+def _place(device: str) -> str:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device", "--device", "use --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _own_weights(given: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise InputError(f"'{text}' is not name=file", "--weights", "write for example --weights mine=run/mine.safetensors")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) or name in TAKEN:
+            raise InputError(f"'{name}' is no name for a method", "--weights", "use letters, digits, ., _, + and -")
+        if name in classical.METHODS or name in BARTS:
+            raise InputError(f"{name} has no weights", "--weights", "choose another name")
+        if name in found:
+            raise InputError(f"weights for {name} are given twice", "--weights", "leave one out")
+        found[name] = Path(path)
+    return found
+
+
+def _options(reconstructor: Any) -> dict[str, Any]:
+    return {f.name: getattr(reconstructor, f.name) for f in fields(reconstructor)} if is_dataclass(reconstructor) else {}
+
+
+def call(reconstruct: Reconstructor, y: Tensor, op: Sense) -> Tensor:
+    """The image of one slice, checked: complex ``(y x)`` and finite.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    import torch
+
+    image = reconstruct(y, op)
+    if image.shape != y.shape[-2:]:
+        raise ValueError(f"an image of shape {tuple(image.shape)}, expected {tuple(y.shape[-2:])}")
+    if not bool(torch.isfinite(image.abs()).all()):
+        raise ValueError("the image is not finite")
+    return image

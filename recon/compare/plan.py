@@ -1,0 +1,167 @@
+"""What a comparison is asked to do, looked at as a whole before anything long begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import recon
+from kspace.errors import InputError
+from kspace.masks import MaskSpec
+from recon.compare import merge as merging
+from recon.compare import tuning
+from recon.compare.cases import Volume, find_data, groups_of, parse_masks
+from recon.compare.methods import Method, choose
+from recon.compare.metrics import check_metric, conventions
+from recon.compare.store import Group, VolumeRow
+from recon.methods.precision import Precision
+from recon.metrics.image import Convention
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare.
+
+    Attributes
+    ----------
+    methods
+        Separated by commas: zero-filled, sense, l1-wavelet, tv, and generators that ship (recon models) or have --weights.
+        Default: all of them.
+    masks
+        Separated by commas, e.g. random1d:4,random1d:8,poisson2d:8; see docs/MASKS.md. Each is drawn once for a volume.
+    weights
+        NAME=FILE: a generator of your own, exported by recon export. May be given several times.
+    bart
+        Add BART's pics (wavelets and total variation), with the same coil maps; the program bart has to be installed.
+    tune_on
+        Files or folders, none of them reported, on which the regularisation weights of the classical methods are chosen for
+        every mask. Left out: their default weights, and the tables say so.
+    tune_metric
+        What is tuned for; the best classical method is the best by it, and the verdict speaks of it.
+    tune_slices
+        On how many slices, spread over the volumes.
+    conventions
+        Metrics of other groups too, separated by commas: dagan, refinegan, gancs, seitzer, reconglgan, reconglgan-roi.
+    max_volumes
+        At most so many volumes of a data set, spread evenly.
+    max_slices
+        At most so many slices of a volume, spread evenly.
+    seed
+        Seed of masks that state none, and of the lines held out of scans without truth.
+    maps
+        Coil maps, one set for all methods: espirit or jsense, from the acquired samples.
+    draws
+        How often lines are held out of a scan without truth.
+    merge
+        results.csv of an earlier comparison, to stand beside the new rows. May be given several times.
+    device
+        Where networks run; the classical methods run on the CPU.
+    precision
+        Of the networks: auto is bf16 where the hardware multiplies it, else fp32. The rest is fp32.
+    force
+        Start anew in a folder that holds another comparison, which is deleted.
+    """
+
+    methods: str | None = None
+    masks: str = "random1d:4"
+    weights: tuple[str, ...] = ()
+    bart: bool = False
+    tune_on: tuple[str, ...] = ()
+    tune_metric: str = "psnr_support"
+    tune_slices: int = 4
+    conventions: str | None = None
+    max_volumes: int | None = None
+    max_slices: int | None = None
+    seed: int = 0
+    maps: Literal["espirit", "jsense"] = "espirit"
+    draws: int = 5
+    merge: tuple[Path, ...] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
+    force: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is to be done, checked.
+
+    Attributes
+    ----------
+    output, options
+        As given.
+    methods, specs, conventions
+        Which methods, masks and further metrics.
+    volumes, scans
+        Fully sampled volumes, and (data set, path) of the scans without truth.
+    groups
+        Every volume under every mask.
+    tuning
+        The slices to tune on.
+    merged
+        Rows of earlier comparisons.
+    identity
+        What makes this comparison another one than another.
+    """
+
+    output: Path
+    options: Options
+    methods: list[Method]
+    specs: list[MaskSpec]
+    conventions: list[Convention]
+    volumes: list[Volume]
+    scans: list[tuple[str, Path]]
+    groups: list[tuple[Volume, MaskSpec, Group]]
+    tuning: list[tuning.TuningSlice]
+    merged: list[VolumeRow]
+    identity: dict[str, Any]
+
+
+def make_plan(data: Sequence[str], output: Path, options: Options) -> Plan:
+    """Look at everything that was asked for, before anything long begins.
+
+    Raises
+    ------
+    InputError
+        If any of it cannot be used.
+    """
+    check_metric(options.tune_metric, "--tune-metric")
+    for name in ("tune_slices", "max_volumes", "max_slices", "draws"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"{value} is too few", f"--{name.replace('_', '-')}", "give 1 or more")
+    specs, others = parse_masks(options.masks, options.seed), conventions(options.conventions)
+    methods = choose(options.methods, options.weights, options.bart, options.device, options.precision)
+    volumes, scans = find_data(data, output, options.max_volumes)
+    tuned: list[tuning.TuningSlice] = []
+    if options.tune_on:
+        apart, undersampled = find_data(options.tune_on, output)
+        if undersampled:
+            raise InputError(f"{undersampled[0][1].name} is undersampled: it has no truth", "--tune-on", "leave it out")
+        tuning.check_apart(apart, volumes)
+        tuned = tuning.tuning_slices(apart, options.tune_slices)
+    groups = [group for volume in volumes for group in groups_of(volume, specs)]
+    merged = merging.read_merged(options.merge, [group for *_, group in groups])
+    identity = _identity(options, methods, specs, volumes, scans, tuned)
+    return Plan(output, options, methods, specs, others, volumes, scans, groups, tuned, merged, identity)
+
+
+def _identity(
+    options: Options,
+    methods: Sequence[Method],
+    specs: Sequence[MaskSpec],
+    volumes: Sequence[Volume],
+    scans: Sequence[tuple[str, Path]],
+    tuned: Sequence[tuning.TuningSlice],
+) -> dict[str, Any]:
+    """What has to be equal for rows to belong to one comparison, in terms of JSON."""
+    files = [[v.dataset, v.name, v.path.stat().st_size] for v in volumes] + [[d, p.name, p.stat().st_size] for d, p in scans]
+    kept = ("tune_metric", "conventions", "max_slices", "seed", "maps", "draws", "device", "precision")
+    return {
+        "recon": recon.__version__,
+        "data": files,
+        "methods": [[m.name, "" if m.generator is None else m.generator.sha256] for m in methods],
+        "masks": [str(spec) for spec in specs],
+        "tuned on": [s.name for s in tuned],
+        **{name: getattr(options, name) for name in kept},
+    }

@@ -1,0 +1,196 @@
+"""Every method on every slice of a volume under one mask: the same objects for all, results kept as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from kspace.errors import InputError
+from kspace.masks import MaskSpec, acceleration, digest
+from recon.compare import store
+from recon.compare.cases import Case, Volume, make_case
+from recon.compare.methods import Method, call
+from recon.compare.metrics import figures, support
+from recon.compare.store import Group, GroupImages, SliceLog, SliceRow, VolumeRow
+from recon.compare.timing import Cost, measure
+from recon.metrics.image import Convention
+
+REASON = 300  # characters
+
+
+@dataclass(eq=False)
+class Runner:
+    """Runs what has not been run yet.
+
+    Attributes
+    ----------
+    folder
+        Of the comparison.
+    methods
+        All of them.
+    log
+        The rows of slices so far.
+    maps
+        How coil maps are made.
+    progress
+        Counts pairs of slice and method.
+    outside
+        By method and mask: in what the data differ from all that a generator was trained on.
+    """
+
+    folder: Path
+    methods: Sequence[Method]
+    log: SliceLog
+    maps: str
+    progress: tqdm[None]
+    outside: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    _warm: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
+
+    def run(self, volume: Volume, slices: Sequence[int], spec: MaskSpec, group: Group) -> GroupImages | None:
+        """All slices of one volume and mask; their images, None where not one slice could be read."""
+        images = self._begun(group, slices)
+        rows = self.log.of(group)
+
+        def done(position: int, method: Method) -> bool:
+            row = rows.get((slices[position], method.name))
+            return row is not None and (row.failed or (images is not None and images.made(method.name, position)))
+
+        for position, number in enumerate(slices):
+            missing = [method for method in self.methods if not done(position, method)]
+            self.progress.update(len(self.methods) - len(missing))
+            if not missing:
+                continue
+            try:
+                case = self._case(volume, number, spec, group)
+            except Exception as error:  # whatever a file or an estimate can raise: the others go on
+                for method in missing:
+                    self.log.append(self._row(group, number, method, _reason(error), None, Cost(0.0)))
+                continue
+            if images is None:
+                images = _empty(group, slices, case, volume)
+            images.truth[position] = case.truth
+            made = [self._one(group, number, position, method, case, images) for method in missing]
+            images.support = support(images.truth)
+            store.write_images(self.folder, images)
+            for row in made:  # behind the images: a row says that its image is there
+                self.log.append(row)
+        return images
+
+    def _case(self, volume: Volume, number: int, spec: MaskSpec, group: Group) -> Case:
+        case = make_case(volume, number, spec, self.maps)
+        shape = tuple(case.y.shape)
+        if digest(case.op.mask, (shape[-2], shape[-1])) != group.digest:
+            raise InputError(f"slice {number} was acquired otherwise than the others: its mask is not that of the volume")
+        if ("coil maps", shape) not in self._warm:  # the first call planned transforms and loaded libraries
+            self._warm.add(("coil maps", shape))
+            case = make_case(volume, number, spec, self.maps)
+        return case
+
+    def _one(self, group: Group, number: int, position: int, method: Method, case: Case, images: GroupImages) -> SliceRow:
+        """One method on one slice: an image, or a row that says why there is none."""
+        self.progress.set_postfix_str(f"{group.volume} {number}, {group.mask}: {method.name}")
+        reconstruct = method.under(group.mask)
+        image = images.images.setdefault(method.name, np.full_like(images.truth, np.nan))
+        cost, reason = Cost(0.0), ""
+        try:
+            if (method.name, tuple(case.y.shape)) not in self._warm:
+                call(reconstruct, case.y, case.op)
+                self._warm.add((method.name, tuple(case.y.shape)))
+            result, cost = measure(lambda: call(reconstruct, case.y, case.op))
+            image[position] = case.deliver(result)
+        except Exception as error:  # whatever a method can raise: its row says so, the others go on
+            reason = _reason(error)
+        self._note_outside(method, group, case)
+        return self._row(group, number, method, reason, case, cost)
+
+    def _row(self, group: Group, number: int, method: Method, reason: str, case: Case | None, cost: Cost) -> SliceRow:
+        self.progress.update()
+        return SliceRow(
+            *(group.dataset, group.volume, number, group.mask, group.digest, group.acceleration, method.name),
+            status="failed" if reason else "ok",
+            reason=reason,
+            seconds=None if reason else _rounded(cost.seconds),
+            maps_seconds=None if case is None else _rounded(case.maps_seconds),
+            peak_cpu_mb=_rounded(cost.peak_cpu_mb),
+            peak_gpu_mb=_rounded(cost.peak_gpu_mb),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _note_outside(self, method: Method, group: Group, case: Case) -> None:
+        if method.generator is None:
+            return
+        said = self.outside.setdefault(method.name, {}).setdefault(group.mask, [])
+        rate = acceleration(case.op.mask, (case.y.shape[-2], case.y.shape[-1]))
+        said += [text for text in method.generator.outside(case.op, rate) if text not in said]
+
+    def _begun(self, group: Group, slices: Sequence[int]) -> GroupImages | None:
+        """What an earlier, interrupted run left of this group."""
+        path = self.folder / group.file
+        if not path.exists():
+            return None
+        images = store.read_images(path)
+        if images.group != group or images.slices != tuple(slices):
+            raise InputError("the images are of another comparison", path, "give --force, or another folder with -o")
+        return images
+
+
+def volume_rows(
+    group: Group,
+    n_slices: int,
+    images: GroupImages | None,
+    log: SliceLog,
+    methods: Sequence[Method],
+    others: Sequence[Convention],
+) -> list[VolumeRow]:
+    """One row for each method, with the metrics of the volume where no slice failed."""
+    found = []
+    for method in methods:
+        rows = [row for (_, name), row in log.of(group).items() if name == method.name]
+        failures = [row for row in rows if row.failed]
+        metrics = {} if failures or images is None or len(rows) < n_slices else figures(images, method.name, others)
+        found.append(
+            VolumeRow(
+                *(group.dataset, group.volume, group.mask, group.digest, group.acceleration, method.name, method.label),
+                n_slices=n_slices,
+                n_failed=len(failures),
+                reason=failures[0].reason if failures else "",
+                seconds_per_slice=_mean([row.seconds for row in rows]),
+                maps_seconds_per_slice=_mean([row.maps_seconds for row in rows]),
+                peak_cpu_mb=_largest([row.peak_cpu_mb for row in rows]),
+                peak_gpu_mb=_largest([row.peak_gpu_mb for row in rows]),
+                metrics=metrics,
+            )
+        )
+    return found
+
+
+def _empty(group: Group, slices: Sequence[int], case: Case, volume: Volume) -> GroupImages:
+    shape = (len(slices), *case.shape)
+    boxes = volume.boxes[np.isin(volume.boxes[:, 0], slices)]
+    mask = case.op.mask[0].cpu().numpy()
+    return GroupImages(group, tuple(slices), np.full(shape, np.nan, np.float32), np.zeros(shape, bool), boxes, mask)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return f"{name}{text}"[:REASON] or type(error).__name__
+
+
+def _rounded(value: float | None) -> float | None:
+    """To four digits, as files keep it: a resumed run gives the same means as one that was not interrupted."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

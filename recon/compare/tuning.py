@@ -1,0 +1,214 @@
+"""Fair baselines: regularisation weights chosen on slices that are not reported, and how far the iterations have come."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kspace.errors import InputError
+from kspace.masks import MaskSpec
+from recon.compare.cases import Case, Volume, make_case, spread
+from recon.compare.methods import CLASSICAL, Method, call
+from recon.compare.metrics import is_better, slice_figure
+from recon.methods.classical import L1Wavelet, Reconstructor, Sense, TotalVariation
+
+STEPS_PER_DECADE = 3
+REACH = 3  # steps of the grid on either side of the default
+FURTHER = 4  # steps on top of that, one by one, while the best weight is the outermost
+BEYOND = 3  # times the iteration at which a method stops, for the curve of its convergence
+POINTS = 16  # of that curve
+
+
+@dataclass(frozen=True, eq=False)
+class TuningSlice:
+    """A slice that weights are chosen on."""
+
+    volume: Volume
+    number: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.volume.name} slice {self.number}"
+
+
+def tuning_slices(volumes: Sequence[Volume], n: int) -> list[TuningSlice]:
+    """About `n` slices, spread over the volumes and within them."""
+    if n < 1:
+        raise InputError(f"{n} slices to tune on", "--tune-slices", "give 1 or more")
+    chosen = spread(volumes, n)
+    counts = [n // len(chosen) + (i < n % len(chosen)) for i in range(len(chosen))]
+    return [TuningSlice(volume, i) for volume, count in zip(chosen, counts, strict=True) for i in volume.slices(count)]
+
+
+def check_apart(tuning: Sequence[Volume], reported: Sequence[Volume]) -> None:
+    """Refuse to tune on what is reported: no file of one name, and none of one content.
+
+    Raises
+    ------
+    InputError
+        If they overlap.
+    """
+    fix = "tune on other volumes, or the baselines know the answers"
+    names = {volume.path.name for volume in reported}
+    if same := [volume.path for volume in tuning if volume.path.name in names]:
+        raise InputError(f"{same[0].name} is reported too", "--tune-on", fix)
+    sizes: dict[int, set[Path]] = {}
+    for volume in reported:
+        sizes.setdefault(volume.path.stat().st_size, set()).add(volume.path)
+    for volume in tuning:
+        for other in sizes.get(volume.path.stat().st_size, set()):  # files of other lengths have other contents
+            if _sha256(volume.path) == _sha256(other):
+                raise InputError(f"{volume.path.name} holds the same as {other.name}, which is reported", "--tune-on", fix)
+
+
+def tune(
+    methods: Sequence[Method],
+    masks: Sequence[MaskSpec],
+    slices: Sequence[TuningSlice],
+    metric: str,
+    done: list[dict[str, Any]],
+    keep: Callable[[], None],
+    maps: str,
+) -> None:
+    """Choose the weight of every method that has one, for every mask; set it, and add the curve to `done`.
+
+    `done` may hold curves of an earlier, interrupted run; `keep` is called after each new one.
+    """
+    tunable = [method for method in methods if method.weight is not None]
+    known = {(entry["method"], entry["mask"]): entry for entry in done}
+    progress = tqdm(total=len(tunable) * len(masks), desc="tuning", unit="weight", disable=None, leave=False)
+    for spec in masks:
+        mask = str(spec)
+        cases: list[Case] = []
+        for method in tunable:
+            entry = known.get((method.name, mask))
+            if entry is None:
+                progress.set_postfix_str(f"{mask}: {method.name}")
+                cases = cases or [make_case(s.volume, s.number, spec, maps) for s in slices]
+                entry = _search(method, cases, metric)
+                entry |= {"mask": mask, "on": [s.name for s in slices]}
+                done.append(entry)
+                keep()
+            method.tuned[mask] = entry["chosen"]
+            progress.update()
+    progress.close()
+
+
+def _search(method: Method, cases: Sequence[Case], metric: str) -> dict[str, Any]:
+    """The best weight of a logarithmic grid around the default, which grows while the best is at its edge."""
+    default = method.weight
+    assert default is not None
+    centre = default if default > 0 else 1e-3
+    scores: dict[int, float | None] = {}
+
+    def look(step: int) -> None:
+        scores[step] = _score(method.at(centre * 10 ** (step / STEPS_PER_DECADE)), cases, metric)
+
+    for step in range(-REACH, REACH + 1):
+        look(step)
+    while (best := _best(scores, metric)) in (low := min(scores), high := max(scores)) and high - low < 2 * REACH + FURTHER:
+        look(best - 1 if best == low else best + 1)
+    steps = sorted(scores)
+    return {
+        "method": method.name,
+        "metric": metric,
+        "weights": [_rounded(centre * 10 ** (step / STEPS_PER_DECADE)) for step in steps],
+        "values": [scores[step] for step in steps],
+        "default": default,
+        "chosen": _rounded(centre * 10 ** (best / STEPS_PER_DECADE)),
+        "at_edge": best in (steps[0], steps[-1]),
+    }
+
+
+def _score(reconstruct: Reconstructor, cases: Sequence[Case], metric: str) -> float | None:
+    """Mean of the metric over the slices; None where the method fails or the value is not finite."""
+    try:
+        values = [slice_figure(metric, case.truth, case.deliver(call(reconstruct, case.y, case.op))) for case in cases]
+    except (ValueError, ArithmeticError, RuntimeError):  # with this weight; others may do
+        return None
+    mean = sum(values) / len(values)
+    return mean if math.isfinite(mean) else None
+
+
+def _best(scores: dict[int, float | None], metric: str) -> int:
+    """The step with the best score; the default's where all failed."""
+    best, value = 0, scores[0]
+    for step, score in scores.items():
+        if score is not None and (value is None or is_better(metric, score, value)):
+            best, value = step, score
+    return best
+
+
+def converge(method: Method, mask: str, case: Case, metric: str) -> dict[str, Any] | None:
+    """Metric and relative change of the image against iterations, up to `BEYOND` times where the method's own rule stops.
+
+    None for methods that are not ours, or do not iterate.
+    """
+    reconstruct = method.under(mask)
+    if method.family != CLASSICAL or not isinstance(reconstruct, Sense | L1Wavelet | TotalVariation):
+        return None
+    from recon.methods.solvers import Plane
+
+    plane = Plane.of(case.y, case.op)
+    if plane.scale == 0:
+        return None
+    stop = [0]
+    _solve(reconstruct, plane, reconstruct.iterations, reconstruct.tolerance, lambda n, _: stop.__setitem__(0, n))
+    last = max(BEYOND * stop[0], 2)
+    wanted = {round(last ** (i / (POINTS - 1))) for i in range(POINTS)} | {stop[0]}
+    curve: list[tuple[int, float, float]] = []
+    support = (plane.maps != 0).any(0)  # outside, iterates wander, and are cut off at the end
+    before = [torch.zeros_like(plane.rhs) if isinstance(reconstruct, Sense) else plane.rhs * support]
+
+    def watch(n: int, x: Tensor) -> None:
+        x = x * support
+        if n in wanted:
+            change = torch.linalg.vector_norm(x - before[0]) / torch.linalg.vector_norm(x).clamp(min=1e-30)
+            curve.append((n, slice_figure(metric, case.truth, case.deliver(plane.finish(x))), float(change)))
+        if n + 1 in wanted:
+            before[0] = x
+
+    _solve(reconstruct, plane, last, 0.0, watch)
+    return {
+        "method": method.name,
+        "mask": mask,
+        "metric": metric,
+        "iterations": [n for n, _, _ in curve],
+        "values": [value if math.isfinite(value) else None for _, value, _ in curve],
+        "relative_change": [change for _, _, change in curve],
+        "stop": stop[0],
+        "tolerance": reconstruct.tolerance,
+    }
+
+
+def _solve(
+    method: Sense | L1Wavelet | TotalVariation,
+    plane: Any,
+    iterations: int,
+    tolerance: float,
+    watch: Callable[[int, Tensor], None],
+) -> None:
+    from recon.methods import solvers
+
+    if isinstance(method, Sense):
+        solvers.least_squares(plane, method.lamda, iterations, tolerance, watch)
+    else:
+        solvers.sparse(plane, method.regulariser(plane.shape), method.lamda, iterations, tolerance, watch)
+
+
+def _rounded(weight: float) -> float:
+    return float(f"{weight:.4g}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Metrics of images, of regions of interest, and between features of networks."""

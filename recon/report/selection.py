@@ -1,0 +1,198 @@
+"""Which slices the page holds, and how finely: as many as fit, spread over all volumes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from recon.report.comparison import ImageFile
+from recon.report.planes import Scale, encode, encode_mask, text
+
+BITS = (12, 11, 10)
+"""Bits of a code, tried in this order: fewer bits before fewer slices, but not fewer than these."""
+PROBES = 6
+"""Slices from which the size of all is estimated."""
+REFERENCE = 24
+"""Characters, at most, with which the page names the block of a plane."""
+
+Encoded = tuple[tuple[str, int, str], str, str]
+"""(file, slice, series) of a plane, name and content of its block."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The images of one volume under every mask."""
+
+    files: tuple[ImageFile, ...]
+    reference: float
+    bright: float
+
+    @property
+    def slices(self) -> tuple[int, ...]:
+        """Numbers of all planes."""
+        return tuple(sorted({s for file in self.files for s in file.planes}))
+
+
+@dataclass
+class Held:
+    """What the page holds of the images.
+
+    Attributes
+    ----------
+    bits
+        Bits of a code.
+    blocks
+        Contents in base64 by name; equal contents (the truth under several masks) are held once.
+    planes
+        Name of the block by (file, slice, series).
+    sampling
+        Name of the block and shape of the mask, by file.
+    n_slices, n_total
+        Slices held, and slices there are, over all volumes.
+    """
+
+    bits: int
+    blocks: dict[str, str] = field(default_factory=dict)
+    planes: dict[tuple[str, int, str], str] = field(default_factory=dict)
+    sampling: dict[str, tuple[str, tuple[int, int]]] = field(default_factory=dict)
+    n_slices: int = 0
+    n_total: int = 0
+
+
+def volumes(images: Sequence[ImageFile]) -> list[Volume]:
+    """Gather the files of each volume; their range is that of the truth, or of the methods where there is none."""
+    groups: dict[tuple[str, str], list[ImageFile]] = {}
+    for file in images:
+        groups.setdefault((file.dataset, file.volume), []).append(file)
+    return [Volume(tuple(files), *_range(files)) for files in groups.values()]
+
+
+def _range(files: Sequence[ImageFile]) -> tuple[float, float]:
+    """The largest value, and the one that is shown white (99.5th percentile)."""
+    with_truth = [f for f in files if f.has_truth][:1]
+    found = [with_truth[0].read("truth")] if with_truth else [files[0].read(m) for m in files[0].methods]
+    finite = [x[np.isfinite(x)] for x in found]
+    tops = [(float(x.max()), float(np.percentile(x, 99.5))) for x in finite if x.size and x.max() > 0]
+    if not tops:
+        return 1.0, 1.0
+    # The median over the methods: one that diverged must not darken the others.
+    top, bright = (float(np.median(column)) for column in zip(*tops, strict=True))
+    return top, bright if bright > 0 else top
+
+
+def spread(n: int) -> list[int]:
+    """The numbers below `n`, the middle one first, each further one far from those before it."""
+    order: list[int] = []
+    level = 1
+    while len(order) < n:
+        order += [k for k in dict.fromkeys(int((2 * i + 1) / 2**level * n) for i in range(2 ** (level - 1))) if k not in order]
+        level += 1
+    return order
+
+
+def in_turn(found: Sequence[Volume]) -> list[tuple[Volume, int]]:
+    """Slices in the order of their importance: one of each volume, then a second of each, ..."""
+    queues = [[(volume, volume.slices[k]) for k in spread(len(volume.slices))] for volume in found]
+    longest = max((len(q) for q in queues), default=0)
+    return [q[i] for i in range(longest) for q in queues if i < len(q)]
+
+
+def hold(found: Sequence[Volume], budget: int) -> Held:
+    """Choose bits and slices so that all blocks together have at most `budget` characters."""
+    order = in_turn(found)
+    held = Held(_choose_bits(order, budget), n_total=len(order))
+    used = 0
+    for volume, number in order:
+        new = _encoded(volume, number, held.bits)
+        size = _size(new, held.blocks)
+        if used + size > budget:
+            break
+        used += size
+        held.n_slices += 1
+        held.blocks |= {key: block for _, key, block in new}
+        held.planes |= {place: key for place, key, _ in new}
+    _hold_sampling(held, found, budget - used)
+    return held
+
+
+def _choose_bits(order: Sequence[tuple[Volume, int]], budget: int) -> int:
+    """The most bits with which all slices are likely to fit, judged by a few of them."""
+    probes = [order[i] for i in np.linspace(0, len(order) - 1, min(PROBES, len(order))).astype(int)]
+    for bits in BITS:
+        sizes = [_size(_encoded(volume, number, bits)) for volume, number in probes]
+        if not sizes or 1.05 * float(np.mean(sizes)) * len(order) <= budget:
+            return bits
+    return BITS[-1]
+
+
+def _size(planes: Sequence[Encoded], there: Container[str] = ()) -> int:
+    """Characters that planes take in the page, less the blocks that it holds already."""
+    blocks = {key: block for _, key, block in planes if key not in there}
+    return sum(len(wrap(key, block)) for key, block in blocks.items()) + REFERENCE * len(planes)
+
+
+def _encoded(volume: Volume, number: int, bits: int) -> list[Encoded]:
+    """Place, name and content of every plane of a slice."""
+    scale = Scale(volume.reference, bits)
+    return [
+        ((file.path.name, number, series), *_named(encode(scale.codes(file.read(series, number)))))
+        for file in volume.files
+        if number in file.planes
+        for series in file.series
+    ]
+
+
+def _named(block: bytes) -> tuple[str, str]:
+    return hashlib.sha256(block).hexdigest()[:16], text(block)
+
+
+def wrap(key: str, content: str) -> str:
+    """A block as an element of the page that the browser neither runs nor shows."""
+    return f'<script type="text/plain" id="b{key}">{content}</script>\n'
+
+
+def _hold_sampling(held: Held, found: Sequence[Volume], budget: int) -> None:
+    """Masks are small; those that do not fit any more are left out."""
+    for file in (file for volume in found for file in volume.files):
+        mask = file.sampling()
+        if mask is None:
+            continue
+        key, block = _named(encode_mask(mask))
+        size = 0 if key in held.blocks else len(wrap(key, block))
+        if size <= budget:
+            budget -= size
+            held.blocks[key] = block
+            held.sampling[file.path.name] = (key, (int(mask.shape[0]), int(mask.shape[1])))
+
+
+def describe(found: Sequence[Volume], held: Held) -> dict[str, Any]:
+    """What the viewer must know, as JSON."""
+    files = [_describe_file(volume, file, held) for volume in found for file in volume.files]
+    return {"bits": held.bits, "held": held.n_slices, "total": held.n_total, "files": files}
+
+
+def _describe_file(volume: Volume, file: ImageFile, held: Held) -> dict[str, Any]:
+    scale = Scale(volume.reference, held.bits)
+    name = file.path.name
+    numbers = [s for s in sorted(file.planes) if (name, s, file.series[0]) in held.planes]
+    return {
+        "dataset": file.dataset,
+        "volume": file.volume,
+        "mask": file.mask,
+        "shape": file.shape,
+        "step": scale.step,
+        "reference": scale.reference,
+        "bright": volume.bright / scale.reference,
+        "truth": file.has_truth,
+        "transposed": file.transposed,
+        "methods": file.methods,
+        "n_slices": len(file.planes),
+        "slices": numbers,
+        "planes": [[held.planes[name, s, m] for m in file.series] for s in numbers],
+        "boxes": [[float(v) for v in box] for box in file.boxes],
+        "sampling": held.sampling.get(name),
+    }

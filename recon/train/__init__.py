@@ -1,0 +1,1 @@
+"""The parts of `recon.commands.train`: examples, the Lightning module, what is logged, and what is kept."""

@@ -1,0 +1,299 @@
+"""What is trained on and what it is validated with, from options to examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import recon
+from kspace.errors import InputError
+from kspace.io.images import find_images
+from kspace.masks import MaskSpec
+from kspace.simulation.from_images import SynthesisOptions
+from recon.datasets.augment import Augment
+from recon.datasets.example import Example
+from recon.datasets.image_dataset import SimulatedDataset
+from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes, split_by_patient
+from recon.datasets.patients import Group, group_files, split_groups
+from recon.train.examples import Examples, Kept, PlainImages, Simulations, Strips
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What to train on, and how it is undersampled.
+
+    Parameters
+    ----------
+    path
+        fastMRI-style volumes: a folder with train/ and val/, or a folder or file that is divided by patient.
+    val_path
+        Volumes to validate with, in place of a part of `path`.
+    images
+        Folder of pictures that multi-coil scans are simulated from, in place of `path`.
+    plain
+        Take the pictures as published presets expect them, in place of simulated scans: one coil, no noise, no phase,
+        magnitudes in [0, 1].
+    group_size
+        Pictures of a folder whose numbers lie within this many consecutive ones are one patient.
+    val_fraction
+        Share of the patients (with `group_size`, of each folder's pictures) to validate with.
+    gap
+        Pictures before those of validation that are left out of everything; goes with `group_size`.
+    masks
+        One of these is drawn for each slice, e.g. random1d:4, poisson2d:8 (`recon mask` shows them).
+    val_masks
+        Validate with each of these in turn; default: `masks`.
+    val_volumes
+        At most so many volumes, spread over all, to validate with.
+    matrix
+        Points (ky, kx) of simulated k-space.
+    coils
+        Simulated numbers of coils to choose from.
+    val_coils
+        Simulated number of coils in validation.
+    snr
+        Smallest and largest simulated signal-to-noise ratio.
+    phase_std
+        Standard deviation of the simulated phase, in radians.
+    variants
+        Scans simulated of each picture in each epoch.
+    maps
+        How coil maps are made from the undersampled centre: espirit or jsense.
+    calibration_width
+        At most this many central lines and points are used for the maps.
+    strip
+        Train on strips of so many points along x where whole lines are sampled; 0 for whole slices.
+    strips
+        Strips of each slice in one pass; default: as many as fit. Fewer give slices that are sampled in points a larger share.
+    augment
+        Flip, turn, shrink and add phase at random; not together with `cache`.
+    cache
+        Folder in which examples are kept once made, so that they are the same in every epoch and cost little. Without it maps
+        are made anew each time.
+    batch_size
+        Slices (or strips) of a batch on each device; default: the system's. Larger slices come in smaller batches.
+    workers
+        Processes that make examples; 0 for none but the main one.
+    seed
+        Seed of everything that is drawn.
+    """
+
+    path: Path | None = None
+    val_path: Path | None = None
+    images: Path | None = None
+    plain: bool = False
+    group_size: int | None = None
+    val_fraction: float = 0.1
+    gap: int = 0
+    masks: tuple[str, ...] = ("random1d:4",)
+    val_masks: tuple[str, ...] = ()
+    val_volumes: int | None = None
+    matrix: tuple[int, int] = (256, 256)
+    coils: tuple[int, ...] = (8,)
+    val_coils: int = 8
+    snr: tuple[float, float] = (10.0, 50.0)
+    phase_std: float = 1.0
+    variants: int = 1
+    maps: str = "espirit"
+    calibration_width: int = 24
+    strip: int = 0
+    strips: int | None = None
+    augment: bool = False
+    cache: Path | None = None
+    batch_size: int | None = None
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.images is None):
+            raise InputError("nothing to train on" if self.path is None else "volumes and pictures at once", "--data",
+                             "give --data.path (fastMRI-style volumes) or --data.images (a folder of pictures)")  # fmt: skip
+        if self.plain and (self.images is None or self.strip or self.augment or self.cache):
+            raise InputError("plain pictures", "--data.plain", "needs --data.images, and no strip, augmentation or cache")
+        if not self.masks:
+            raise InputError("no masks", "--data.masks", "give at least one")
+        if self.augment and self.cache is not None:
+            raise InputError("augmentation makes every example new, a cache keeps them", "--data", "choose one")
+        for name in ("val_coils", "variants", "calibration_width", "strips"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 1", f"--data.{name}")
+        if not self.coils or min(self.coils) < 1:
+            raise InputError(f"the numbers of coils are {list(self.coils)}", "--data.coils", "give positive numbers")
+
+
+@dataclass(frozen=True, eq=False)
+class DataSets:
+    """What the options stand for.
+
+    Attributes
+    ----------
+    train
+        Examples to learn from.
+    val
+        Name of each mask, and examples to validate with.
+    summary
+        What was used, in words, for the card of the weights.
+    by_batch
+        Items of `train` are drawn with the number of their batch in place of that of the pass.
+    """
+
+    train: Examples
+    val: dict[str, Examples]
+    summary: dict[str, Any]
+    by_batch: bool = False
+
+
+def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
+    """Find the files, divide them, and say how examples are made of them.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to train on or to validate with, or options contradict each other.
+    """
+    masks = [MaskSpec.parse(text) for text in options.masks]
+    val_masks = [MaskSpec.parse(text) for text in options.val_masks or options.masks]
+    if mask_per == "batch" and not options.plain:
+        raise InputError(
+            "one mask per batch is for plain pictures", "schedule.mask_per", "choose slice or run, or --data.plain"
+        )
+    sources: list[Any] = [OneMask(mask) for mask in masks] if mask_per == "run" else list(masks)
+    if options.plain:
+        train, val, summary = _from_plain(options, masks, val_masks, mask_per)
+    else:
+        make = _from_images if options.images is not None else _from_volumes
+        train, val, summary = make(options, sources, val_masks)
+    if options.strip:
+        train = Strips(train, options.strip, options.strips, options.seed)
+        if not any(train.lines):
+            raise InputError(
+                "strips need masks of whole lines", "--data.strip", "leave it out, or choose masks such as random1d:4"
+            )
+    summary |= {
+        "n_train": len(train),
+        "n_val": {name: len(part) for name, part in val.items()},
+        "masks": [mask_name(mask) for mask in masks],
+    }
+    return DataSets(train, val, summary, by_batch=mask_per == "batch")
+
+
+def mask_name(spec: MaskSpec) -> str:
+    """The mask as it is written; of a file its name only, since folders of a machine are nobody else's business."""
+    options = dict(spec.options)
+    return str(spec).replace(options["path"], Path(options["path"]).name) if spec.family == "file" else str(spec)
+
+
+@dataclass(frozen=True)
+class OneMask:
+    """Always the same mask, whatever the slice."""
+
+    spec: MaskSpec
+
+    def draw(self, shape: tuple[int, int], key: str = "") -> torch.Tensor:
+        """The mask of `spec` for `shape`; `key` does not matter."""
+        return self.spec.draw(shape, "")
+
+
+def _from_volumes(
+    options: DataOptions, masks: list[Any], val_masks: list[MaskSpec]
+) -> tuple[Examples, dict[str, Examples], dict]:
+    assert options.path is not None
+    inside = options.path / "train", options.path / "val"
+    if options.val_path is not None:
+        train_files, val_files = find_volumes(options.path), find_volumes(options.val_path)
+    elif inside[0].is_dir() and inside[1].is_dir():
+        train_files, val_files = (find_volumes(folder) for folder in inside)
+    else:
+        files = find_volumes(options.path)
+        train_files, val_files = split_by_patient(files, (1 - options.val_fraction, options.val_fraction), options.seed)
+    val_files = _spread(val_files, options.val_volumes)
+    maps: dict[str, Any] = {"maps": options.maps, "calibration_width": options.calibration_width, "seed": options.seed}
+    train: Any = KSpaceDataset(
+        train_files, masks, resample=options.cache is None, augment=Augment() if options.augment else None, **maps
+    )
+    val: dict[str, Any] = {mask_name(mask): KSpaceDataset(val_files, [mask], **maps) for mask in val_masks}
+    summary = {"source": str(options.path), "simulated": all(v.attributes.get("simulated") for v in train.volumes)}
+    if options.cache is None:
+        return train, val, summary
+    about = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in (*train_files, *val_files)]
+    keep = partial(_kept, options, about)
+    return keep("train", train), {name: keep(f"val {name}", part) for name, part in val.items()}, summary
+
+
+def _from_images(
+    options: DataOptions, masks: list[Any], val_masks: list[MaskSpec]
+) -> tuple[Examples, dict[str, Examples], dict]:
+    assert options.images is not None
+    train_groups, val_groups, n_left_out = _groups(options)
+    scans = SynthesisOptions(options.matrix, options.val_coils, options.snr, options.phase_std)
+    maps: dict[str, Any] = {"maps": options.maps, "calibration_width": options.calibration_width, "seed": options.seed}
+    train: Any = Simulations(
+        train_groups, scans, options.coils, masks, variants=options.variants, resample=options.cache is None,
+        augment=Augment() if options.augment else None, **maps,
+    )  # fmt: skip
+    val: dict[str, Any] = {mask_name(mask): _Volumes(val_groups, scans, [mask], resample=False, **maps) for mask in val_masks}
+    summary = {
+        "source": str(options.images), "simulated": True, "coils": list(options.coils), "snr": list(options.snr),
+        "matrix": list(options.matrix), "n_left_out": n_left_out,
+    }  # fmt: skip
+    if options.cache is None:
+        return train, val, summary
+    about = ["targets without noise", *([g.name, [f.name for f in g.files]] for g in (*train_groups, *val_groups))]
+    keep = partial(_kept, options, about)
+    return keep("train", train), {name: keep(f"val {name}", part) for name, part in val.items()}, summary
+
+
+def _from_plain(
+    options: DataOptions, masks: list[MaskSpec], val_masks: list[MaskSpec], mask_per: str
+) -> tuple[Examples, dict[str, Examples], dict]:
+    train_groups, val_groups, n_left_out = _groups(options)
+    train = PlainImages(train_groups, options.matrix, masks, mask_per, options.seed)
+    val: dict[str, Examples] = {
+        mask_name(mask): PlainImages(val_groups, options.matrix, [mask], "run", options.seed) for mask in val_masks
+    }
+    about = {"simulated": True, "coils": [1], "matrix": list(options.matrix), "n_left_out": n_left_out}
+    return train, val, {"source": str(options.images), **about}
+
+
+def _groups(options: DataOptions) -> tuple[list[Group], list[Group], int]:
+    """Pictures to train on, to validate with, and how many are left out of both."""
+    assert options.images is not None
+    groups = group_files(find_images(options.images), options.images, options.group_size)
+    by_number = options.group_size is not None
+    train, val, left_out = split_groups(groups, options.val_fraction, options.gap, by_number)
+    return train, _spread(val, options.val_volumes), len(left_out)
+
+
+class _Volumes(SimulatedDataset):
+    """Pictures of one patient as slices of one volume, for metrics by volume."""
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Example:
+        example = super().__getitem__(item)
+        index = item[0] if isinstance(item, tuple) else item
+        group, _, _ = self.items[index]
+        return replace(example, keys=(example.keys[0]._replace(file=group.name, slice=index),))
+
+
+def _kept(options: DataOptions, files: Sequence[Any], role: str, source: Examples) -> Kept:
+    unimportant = ("path", "val_path", "images", "strip", "strips", "cache", "batch_size", "workers", "val_masks", "augment")
+    about = {k: v for k, v in asdict(options).items() if k not in unimportant}
+    if role != "train":
+        about = {k: v for k, v in about.items() if k not in ("masks", "coils", "variants")}
+    text = json.dumps([role, about, files, recon.__version__], default=str)
+    assert options.cache is not None
+    return Kept(source, options.cache, text)
+
+
+def _spread(items: Sequence[T], n: int | None) -> list[T]:
+    """At most `n` of them, evenly spread."""
+    if n is None or n >= len(items):
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]

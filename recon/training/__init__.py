@@ -1,1 +1,0 @@
-"""The parts of `recon.train`: examples, the Lightning module, what is logged, and what is kept."""
