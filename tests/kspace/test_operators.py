@@ -18,19 +18,9 @@ from kspace.operators import (
     Sensitivity,
     nearest_circulant,
 )
+from tests.support.operators import normalised_maps, some_mask
 
 SIZES = [(8, 8), (7, 9), (8, 5), (1, 6)]
-
-
-def normalised_maps(*shape: int, dtype: torch.dtype = torch.complex128) -> Tensor:
-    maps = torch.randn(*shape, dtype=dtype)
-    return maps / maps.abs().square().sum(-3, keepdim=True).sqrt()
-
-
-def some_mask(kind: str, ny: int, nx: int) -> Tensor:
-    mask = torch.rand(ny, 1 if kind == "lines" else nx) < 0.6
-    mask[ny // 2] = True
-    return mask
 
 
 def cases() -> list[tuple[str, LinearOperator, tuple[int, ...], tuple[int, ...]]]:

@@ -20,7 +20,7 @@ from models.interface import Gan, Generator, total
 from models.layers import Measurement, starting_image
 from models.systems import build, build_generator, find_systems, resolve
 from tests.conftest import ROOT
-from tests.models.scans import scan
+from tests.support.scans import scan
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 RAW = [name for name, presets in find_systems().items() if "raw" in presets]

@@ -31,7 +31,7 @@ from models.layers import (
     starting_image,
     to_channels,
 )
-from tests.models.scans import scan
+from tests.support.scans import scan
 
 
 def test_channels_and_back() -> None:

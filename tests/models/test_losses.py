@@ -16,7 +16,7 @@ from models import losses
 from models.adversarial import adversarial, critic, feature_matching, gradient_penalty, r1
 from models.interface import Discriminator, Generator, LossTerm, Step, frozen, terms, total
 from models.layers import PatchCritic, PatchCriticOptions, Spectral, magnitude, to_channels
-from tests.models.scans import scan
+from tests.support.scans import scan
 
 
 class Adjoint(Generator):

@@ -17,7 +17,7 @@ from models.features import MrFeatures, load_mr_features
 from models.interface import Generator, Step
 from models.perceptual import SOURCES, Perceptual, Vgg, _Source, feature_extractor, load_vgg
 from models.systems import build
-from tests.models.scans import scan
+from tests.support.scans import scan
 
 SHALLOW = ("relu1_2", "pool2")
 

@@ -16,7 +16,7 @@ from models import dagan, gancs, reconglgan, refinegan
 from models.interface import Gan, LearningRate, total
 from models.layers import to_channels
 from models.systems import build, build_generator
-from tests.models.scans import ellipses, scan
+from tests.support.scans import ellipses, scan
 
 
 def count(network: nn.Module) -> int:

@@ -11,7 +11,7 @@ from kspace.errors import InputError
 from models import dagan
 from models.interface import total
 from models.systems import build, build_generator, find_systems, resolve
-from tests.models.scans import scan
+from tests.support.scans import scan
 
 
 def test_the_four_are_found() -> None:

@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 import pytest
 
-from tests import rawfiles
 from tests.conftest import ROOT
-from tests.recon.warm import Ending, commands
+from tests.support import raw_files
+from tests.support.warm import Ending, commands
 
 WITHIN_S = 30  # a limit for hangs; what it takes is about a tenth of a second
 MEMORY = 300 * 2**20  # beyond what the imports take; the files are smaller than 1 MB
@@ -55,7 +55,7 @@ def set_xml(path: Path, change: Callable[[str], str]) -> None:
 
 def altered(pattern: str, replacement: str) -> Callable[[Path], None]:
     def build(path: Path) -> None:
-        rawfiles.simple(path)
+        raw_files.simple(path)
         set_xml(path, lambda xml: re.sub(pattern, replacement, xml, flags=re.DOTALL))
 
     return build
@@ -94,10 +94,10 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("name", [*rawfiles.BAD, *MORE_BAD])
+@pytest.mark.parametrize("name", [*raw_files.BAD, *MORE_BAD])
 def test_a_bad_file_is_one_line_and_nothing_else(name: str, tmp_path: Path, recon: Callable[..., Ending]) -> None:
     path = tmp_path / f"{name}.h5"
-    (rawfiles.BAD | MORE_BAD)[name](path)
+    (raw_files.BAD | MORE_BAD)[name](path)
     before = contents(tmp_path)
     for method in ("sense", "rss"):
         line = one_line(recon("run", str(path), "-o", str(tmp_path / "out"), "-m", method), path)
@@ -110,11 +110,11 @@ def test_all_bad_files_at_once_through_the_real_command(tmp_path: Path) -> None:
     """One line each, in their order, and the good file among them is reconstructed."""
     folder = tmp_path / "in"
     folder.mkdir()
-    for name, build in (rawfiles.BAD | MORE_BAD).items():
+    for name, build in (raw_files.BAD | MORE_BAD).items():
         build(folder / f"{name}.h5")
-    rawfiles.simple(folder / "good.h5")
+    raw_files.simple(folder / "good.h5")
     before = contents(folder)
-    names = [*rawfiles.BAD, "good", *MORE_BAD]
+    names = [*raw_files.BAD, "good", *MORE_BAD]
     command = [sys.executable, "-m", "recon", "run", *(str(folder / f"{n}.h5") for n in names), "-o", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("recon: warning: ")]
@@ -134,7 +134,7 @@ def test_all_bad_files_at_once_through_the_real_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["file", "below-a-file", "/proc", "name-too-long"])
 def test_an_output_folder_that_cannot_be(where: str, tmp_path: Path, recon: Callable[..., Ending]) -> None:
-    case = rawfiles.simple(tmp_path / "scan.h5")
+    case = raw_files.simple(tmp_path / "scan.h5")
     (tmp_path / "file").write_text("not a folder")
     out = {
         "file": tmp_path / "file",
@@ -148,7 +148,7 @@ def test_an_output_folder_that_cannot_be(where: str, tmp_path: Path, recon: Call
 
 
 def test_an_existing_output_stays_as_it_is(tmp_path: Path, recon: Callable[..., Ending]) -> None:
-    case = rawfiles.simple(tmp_path / "scan.h5")
+    case = raw_files.simple(tmp_path / "scan.h5")
     assert recon("run", str(case.path), "-o", str(tmp_path / "out"), "-m", "rss").status == 0
     before = contents(tmp_path)
     ending = recon("run", str(case.path), "-o", str(tmp_path / "out"))
@@ -189,7 +189,7 @@ for beyond in sizes:
 
 def test_out_of_memory_at_any_moment(tmp_path: Path) -> None:
     """With less memory than it takes, the command ends wherever the memory ends: while opening, reading, or computing."""
-    case = rawfiles.accelerated(tmp_path / "scan.h5", matrix=(128, 128, 1))
+    case = raw_files.accelerated(tmp_path / "scan.h5", matrix=(128, 128, 1))
     out = tmp_path / "out"
     before = contents(tmp_path)
     done = program(STARVED, json.dumps([2, 8, 24, 40, 400]), "run", str(case.path), "-o", str(out), "-m", "sense")
@@ -216,7 +216,7 @@ def test_out_of_memory_at_any_moment(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kib", [8, 40])
 def test_a_file_that_may_not_grow(kib: int, tmp_path: Path) -> None:
     """Whichever of the formats meets the limit first: none is left."""
-    case = rawfiles.simple(tmp_path / "scan.h5")
+    case = raw_files.simple(tmp_path / "scan.h5")
     body = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({kib * 1024}, resource.RLIM_INFINITY))\nsys.exit(main())"
     before = contents(tmp_path)
     done = program(body, "run", str(case.path), "-o", str(tmp_path / "out"), "-m", "rss")
@@ -231,7 +231,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     """A real one: a file system of 64 KiB, seen by the command alone."""
     out = tmp_path / "out"
     out.mkdir()
-    case = rawfiles.simple(tmp_path / "scan.h5")
+    case = raw_files.simple(tmp_path / "scan.h5")
     mount = f"mount -t tmpfs -o size=64k none '{out}'"
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system (root)")
@@ -310,7 +310,7 @@ def test_interruptions_leave_nothing_behind(tmp_path: Path) -> None:
     for i, (stage, name, whom, _, _) in enumerate(INTERRUPTIONS.values()):
         folder = tmp_path / str(i)
         folder.mkdir()
-        rawfiles.simple(folder / "scan.h5")
+        raw_files.simple(folder / "scan.h5")
         cases.append((str(folder), str(folder / "scan.h5"), stage, name, whom))
         befores.append(contents(folder))
     done = program(INTERRUPT, json.dumps(cases))
@@ -330,11 +330,11 @@ def test_interruptions_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def _bytes(path: Path, seed: int) -> None:
-    rawfiles.damage(path, seed)
+    raw_files.damage(path, seed)
 
 
 def _few_bytes(path: Path, seed: int) -> None:
-    rawfiles.damage(path, seed, n_bytes=4)
+    raw_files.damage(path, seed, n_bytes=4)
 
 
 def _hole(path: Path, seed: int) -> None:
@@ -391,11 +391,11 @@ def _characters(path: Path, seed: int) -> None:
 
 DAMAGES: list[Callable[[Path, int], None]] = [_bytes, _few_bytes, _hole, _cut, _heads, _numbers, _characters]
 SOUND: dict[str, Callable[[Path], Any]] = {
-    "simple": rawfiles.simple,
-    "noisy": rawfiles.noisy,
-    "accelerated": rawfiles.accelerated,
-    "counters": rawfiles.counters,
-    "volume": rawfiles.volume,
+    "simple": raw_files.simple,
+    "noisy": raw_files.noisy,
+    "accelerated": raw_files.accelerated,
+    "counters": raw_files.counters,
+    "volume": raw_files.volume,
 }
 
 
@@ -444,7 +444,7 @@ def test_many_damaged_files(tmp_path: Path, recon: Callable[..., Ending]) -> Non
 
 def test_zeros_within_a_heap_do_not_hang(tmp_path: Path, recon: Callable[..., Ending]) -> None:
     """HDF5 itself goes round for ever where an object of a heap has no size."""
-    sound = rawfiles.simple(tmp_path / "scan.h5").path.read_bytes()
+    sound = raw_files.simple(tmp_path / "scan.h5").path.read_bytes()
     heaps = [found.start() for found in re.finditer(b"GCOL", sound)]
     assert len(heaps) > 1
     for start in (heaps[0], heaps[-1]):

@@ -35,7 +35,7 @@ ENDINGS = [
 def test_every_ending_is_one_line_and_a_status(how: str, status: int, line: str) -> None:
     program = (
         "import sys; from recon import cli;"
-        "cli.COMMANDS['crash'] = cli.Command('tests.recon.failing:crash', 'end badly', ('how',));"
+        "cli.COMMANDS['crash'] = cli.Command('tests.support.failing:crash', 'end badly', ('how',));"
         f"sys.argv = ['recon', 'crash', {how!r}]; sys.exit(cli.main())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)

@@ -1,0 +1,1 @@
+"""Scan builders and helpers that several test files share."""
