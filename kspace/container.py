@@ -52,6 +52,12 @@ class ImageIndex:
     repetition: int = 0
     slice: int = 0
 
+    @property
+    def name(self) -> str:
+        """The non-zero counters in words: ``slice 3, repetition 2``."""
+        parts = [f"{name} {value}" for name, value in vars(self).items() if value]
+        return ", ".join(reversed(parts)) or "slice 0"
+
 
 @dataclass(frozen=True)
 class Header:

@@ -40,6 +40,8 @@ def test_imports(name: str) -> None:
     roots = {m.split(".")[0] for m in modules}
     if package == "kspace":
         assert not roots & {"models", "recon"}
+    if name.startswith("kspace/") and name.count("/") == 1:
+        assert not any(m.startswith("kspace.io") for m in modules), "kspace/*.py reads no files"
     if package == "models":
         assert "recon" not in roots
         ours = {m for m in modules if m.startswith("kspace.")}

@@ -11,6 +11,7 @@ import numpy as np
 from kspace.container import ImageIndex
 from kspace.errors import InputError
 from kspace.io import fastmri, mrd
+from kspace.noise import Noise
 from recon.run.input import FastmriSource, MrdSource, open_source
 from recon.run.selection import by_reason
 
@@ -92,7 +93,7 @@ def _describe_encoding(scan: mrd.Scan, encoding: mrd.Encoding) -> Iterator[str]:
         yield f"    first image at {_lps(header.geometry.position_m)}{', directions nominal' * header.geometry.nominal}"
 
 
-def _describe_noise(noise: mrd.Noise | None) -> str:
+def _describe_noise(noise: Noise | None) -> str:
     if noise is None:
         return "no noise scan (reconstruction goes on unwhitened; --noise FILE gives a separate one)"
     std = np.sqrt(np.real(np.diag(noise.covariance)))

@@ -28,7 +28,6 @@ from recon.run.input import FastmriSource, MrdSource
 from recon.run.log import Journal
 from recon.run.options import Options
 from recon.run.prepare import prepare
-from recon.run.selection import index_name
 
 T = TypeVar("T")
 
@@ -297,7 +296,7 @@ def _mrd_volumes(dataset: str, path: Path) -> list[Volume]:
         raise InputError("no complete image", path, "see recon info")
     found = []
     for (encoding, first), members in stacks.items():
-        name = path.name if len(stacks) == 1 else f"{path.name} ({index_name(first)}, encoding {encoding})"
+        name = path.name if len(stacks) == 1 else f"{path.name} ({first.name}, encoding {encoding})"
         members = sorted(members, key=lambda index: index.slice)
         n_planes, plane = _planes(source, encoding, members)
         if not is_full(plane(n_planes // 2).mask):

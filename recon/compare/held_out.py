@@ -41,10 +41,8 @@ A method that fails on one image of one draw has no values at all: a mean over f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +55,12 @@ from kspace.errors import InputError
 from kspace.masks import MaskSpec, acceleration, digest
 from kspace.operators import Sense
 from recon import memory
-from recon.compare.held_out_summary import rows, sentence
+from recon.compare.held_out_summary import Energies, rows, sentence
 from recon.compare.holding import Candidates, NoiseLevel, hold_out
 from recon.run.input import FastmriSource, Source, open_source
 from recon.run.log import Journal
 from recon.run.options import Options
 from recon.run.prepare import prepare
-from recon.run.selection import index_name
 
 Reconstruct = Callable[[Tensor, Sense], Tensor]
 Progress = Callable[[int, int, str], None]
@@ -136,44 +133,10 @@ def compare_scan(
                     result.add(draw, name, k, held, op, *_attempt(reconstruct, rest.data, op))
                     done += 1
                     if progress is not None:
-                        progress(done, total, f"{index_name(index)}, draw {draw + 1}: {name}")
+                        progress(done, total, f"{index.name}, draw {draw + 1}: {name}")
             memory.release()
-        about = {"scan": scan.path.name, "kind": scan.kind, "encoding": number, "slices": [index_name(i) for i in indices]}
+        about = {"scan": scan.path.name, "kind": scan.kind, "encoding": number, "slices": [i.name for i in indices]}
     return {**about, "mask": None if mask is None else str(mask), **result.summary()}
-
-
-@dataclass
-class Energies:
-    """Sums over the held-out samples of one draw: of all its images, and of all coils."""
-
-    signal: float = 0.0  # noise included
-    noise: float | None = 0.0  # expected; None where unknown
-    noise_variance: float = 0.0  # of that energy
-    errors: dict[str, float] = field(default_factory=dict)
-    digest: str = ""
-
-    @property
-    def clean(self) -> float:
-        """Energy of the signal."""
-        return self.signal - (self.noise or 0.0)
-
-    def wrong(self, name: str) -> float:
-        """Energy of a method's error, without the noise."""
-        return self.errors[name] - (self.noise or 0.0)
-
-    def share(self, every: Energies) -> float | None:
-        """Part of the signal energy of all draws; None where that is nothing but noise."""
-        return self.clean / every.clean if every.clean > 0 else None
-
-    @property
-    def floor(self) -> float | None:
-        """Expected noise energy over signal energy; None where the noise is unknown, or all there is."""
-        return None if self.noise is None or self.clean <= 0 else self.noise / self.clean
-
-    @property
-    def resolution(self) -> float | None:
-        """Standard deviation that the noise gives the error of a perfect prediction; None as for `floor`."""
-        return None if self.noise is None or self.clean <= 0 else math.sqrt(self.noise_variance) / self.clean
 
 
 class Comparison:

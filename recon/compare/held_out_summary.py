@@ -4,18 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from recon.compare.held_out import Energies
 
 CERTAIN = 2.0  # standard errors
 STATISTICS = ("values", "mean", "spread", "behind", "behind_error", "tied")
 
 Energy = NDArray[np.float64]
+
+
+@dataclass
+class Energies:
+    """Sums over the held-out samples of one draw: of all its images, and of all coils."""
+
+    signal: float = 0.0  # noise included
+    noise: float | None = 0.0  # expected; None where unknown
+    noise_variance: float = 0.0  # of that energy
+    errors: dict[str, float] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def clean(self) -> float:
+        """Energy of the signal."""
+        return self.signal - (self.noise or 0.0)
+
+    def wrong(self, name: str) -> float:
+        """Energy of a method's error, without the noise."""
+        return self.errors[name] - (self.noise or 0.0)
+
+    def share(self, every: Energies) -> float | None:
+        """Part of the signal energy of all draws; None where that is nothing but noise."""
+        return self.clean / every.clean if every.clean > 0 else None
+
+    @property
+    def floor(self) -> float | None:
+        """Expected noise energy over signal energy; None where the noise is unknown, or all there is."""
+        return None if self.noise is None or self.clean <= 0 else self.noise / self.clean
+
+    @property
+    def resolution(self) -> float | None:
+        """Standard deviation that the noise gives the error of a perfect prediction; None as for `floor`."""
+        return None if self.noise is None or self.clean <= 0 else math.sqrt(self.noise_variance) / self.clean
 
 
 def rows(

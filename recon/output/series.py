@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from kspace.container import Header, Image
 from kspace.errors import InputError
 from recon.output.geometry import check_geometry, slice_stacks, voxel_m
-from recon.run.selection import index_name
 
 NOTICE = "NOT FOR DIAGNOSTIC USE"
 CLASSICAL = frozenset({"rss", "zero-filled", "sense", "l1-wavelet", "tv"})
@@ -157,7 +156,7 @@ def check_images(images: Sequence[Image]) -> None:
             )
         if not bool(torch.isfinite(torch.view_as_real(image.data) if image.data.is_complex() else image.data).all()):
             raise InputError(
-                f"the {image.role} image ({index_name(image.header.index)}) holds values that are not finite",
+                f"the {image.role} image ({image.header.index.name}) holds values that are not finite",
                 where,
                 "the samples may be damaged: copy or convert the scan again",
             )

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kspace.io.atomic import written_whole
-from recon.compare.store import VolumeRow
 from recon.report.comparison import Comparison
+from recon.report.slice_figure import draw_slice
+from recon.report.theme import MATPLOTLIB, Theme, plain
 from recon.report.wording import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLOURS = ("#3b7dd8", "#e0652b", "#2a9d5c", "#b06fd6", "#bd9414", "#d6487e", "#159fb3", "#8a9099", "#9a6b3f", "#6c5ce7")
-MARKERS = "osD^PX*vhp"
-DASHES = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e3e8ed",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 5,
-    "pdf.fonttype": 42,  # text stays text
-}
-LONGEST = 24
-"""Characters of a label."""
-PREFERRED = ("psnr_support", "ssim_support", "mr_distance")
-"""Metrics that are plotted where they were measured; otherwise the first that was."""
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
@@ -53,77 +32,23 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from recon.report.slice_figure import picture
-
     drawn: list[Path] = []
-    with matplotlib.rc_context(STYLE):
-        look = Look(comparison)
+    with matplotlib.rc_context(MATPLOTLIB):
+        theme = Theme(comparison)
         for dataset in comparison.datasets:
             for name, draw in (("boxes", boxes), ("acceleration", acceleration), ("speed", speed)):
                 drawn += _save(
-                    Figure(layout="constrained"), folder / f"{name}_{file_name(dataset)}", _bound(draw, look, dataset)
+                    Figure(layout="constrained"), folder / f"{name}_{file_name(dataset)}", _bound(draw, theme, dataset)
                 )
         for name, draw_all in (("tuning", tuning), ("convergence", convergence)):
-            drawn += _save(Figure(layout="constrained"), folder / name, _bound(draw_all, look))
+            drawn += _save(Figure(layout="constrained"), folder / name, _bound(draw_all, theme))
         for scan in comparison.about.get("held_out") or []:
             name = f"held_out_{file_name(str(scan.get('scan', 'scan')))}"
-            drawn += _save(Figure(layout="constrained"), folder / name, _bound(held_out, look, scan))
+            drawn += _save(Figure(layout="constrained"), folder / name, _bound(held_out, theme, scan))
         for file in {f.dataset: f for f in reversed(comparison.images)}.values():
             name = f"images_{file_name(file.dataset)}"
-            drawn += _save(Figure(layout="constrained"), folder / name, _bound(picture, look, file))
+            drawn += _save(Figure(layout="constrained"), folder / name, _bound(draw_slice, theme, file))
     return drawn
-
-
-@dataclass(frozen=True)
-class Look:
-    """How methods look, the same in every figure."""
-
-    comparison: Comparison
-
-    @property
-    def names(self) -> list[str]:
-        """Methods in their order."""
-        return [str(m["name"]) for m in self.comparison.methods]
-
-    @property
-    def masks(self) -> list[str]:
-        """Masks in their order."""
-        return list(dict.fromkeys([*(self.comparison.about.get("masks") or []), *(r.mask for r in self.comparison.results)]))
-
-    def label(self, method: str) -> str:
-        """What people call it, safe from matplotlib's formulas, cut where it would leave no room for the plot."""
-        found = next((str(m["label"]) for m in self.comparison.methods if m["name"] == method), method)
-        return plain(found if len(found) <= LONGEST else f"{found[: LONGEST - 1]}…")
-
-    def line(self, method: str) -> dict[str, Any]:
-        """Colour, dashes and marker."""
-        i = self.names.index(method) if method in self.names else len(self.names)
-        return {"color": COLOURS[i % 10], "linestyle": DASHES[i % 5], "marker": MARKERS[i % 10]}
-
-    def metrics(self, dataset: str) -> list[str]:
-        """What is plotted of a data set."""
-        there = dict.fromkeys(name for r in self.comparison.results if r.dataset == dataset for name in r.metrics)
-        return [m for m in PREFERRED if m in there] or list(there)[:1]
-
-    def rows(self, dataset: str, mask: str, method: str, metric: str) -> list[VolumeRow]:
-        """Rows with a finite value of the metric."""
-        return [
-            r
-            for r in self.comparison.results
-            if (r.dataset, r.mask, r.method) == (dataset, mask, method) and np.isfinite(r.metrics.get(metric, np.nan))
-        ]
-
-    def statistic(self, dataset: str, mask: str, method: str, metric: str) -> dict[str, Any] | None:
-        """Mean and interval; None where there are too few volumes."""
-        wanted = {"dataset": dataset, "mask": mask, "method": method, "metric": metric}
-        rows = self.comparison.about.get("statistics") or []
-        found = next((s for s in rows if all(s.get(k, v) == v for k, v in wanted.items())), None)
-        return found if found and found.get("low") is not None and found.get("high") is not None else None
-
-
-def plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
 
 
 def file_name(text: str) -> str:
@@ -171,85 +96,85 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), per_row))
 
 
-def boxes(figure: Figure, look: Look, dataset: str) -> bool:
+def boxes(figure: Figure, theme: Theme, dataset: str) -> bool:
     """Box plots over volumes: a row per metric, a column per mask."""
-    metrics, masks = look.metrics(dataset), [m for m in look.masks if any(r.mask == m for r in look.comparison.results)]
-    methods = [n for n in look.names if any(r.method == n and r.dataset == dataset for r in look.comparison.results)]
+    metrics, masks = theme.metrics(dataset), [m for m in theme.masks if any(r.mask == m for r in theme.comparison.results)]
+    methods = [n for n in theme.names if any(r.method == n and r.dataset == dataset for r in theme.comparison.results)]
     if not metrics or not masks:
         return False
     axes = _axes(figure, len(metrics), len(masks), width=max(2.2, 0.42 * len(methods) + 0.8))
     for i, metric in enumerate(metrics):
         for j, mask in enumerate(masks):
             ax = axes[i, j]
-            found = [[r.metrics[metric] for r in look.rows(dataset, mask, n, metric)] for n in methods]
+            found = [[r.metrics[metric] for r in theme.rows(dataset, mask, n, metric)] for n in methods]
             drawn = ax.boxplot(found, showmeans=True, meanline=True, patch_artist=True, widths=0.6, showfliers=False)
             for method, box, values, at in zip(methods, drawn["boxes"], found, range(1, len(methods) + 1), strict=True):
-                line = look.line(method)
+                line = theme.line(method)
                 box.set(facecolor=line["color"] + "55", edgecolor=line["color"])
                 # Spread sideways evenly, not at random: the same data give the same figure.
                 aside = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
                 ax.plot(at + aside, values, line["marker"], color=line["color"], markersize=2.5)
             for part in (*drawn["medians"], *drawn["means"]):
                 part.set_color("#16202b")
-            ax.set_xticks(range(1, len(methods) + 1), [look.label(n) for n in methods], rotation=40, ha="right")
+            ax.set_xticks(range(1, len(methods) + 1), [theme.label(n) for n in methods], rotation=40, ha="right")
             ax.set(title=plain(mask) if i == 0 else "", ylabel=axis_label(metric) if j == 0 else "")
     return True
 
 
-def acceleration(figure: Figure, look: Look, dataset: str) -> bool:
+def acceleration(figure: Figure, theme: Theme, dataset: str) -> bool:
     """Means with intervals against the acceleration of the masks drawn; masks of one family are joined."""
-    metrics = look.metrics(dataset)
-    families = list(dict.fromkeys(m.split(":")[0] for m in look.masks))
-    if not metrics or len({r.mask for r in look.comparison.results if r.dataset == dataset}) < 2:
+    metrics = theme.metrics(dataset)
+    families = list(dict.fromkeys(m.split(":")[0] for m in theme.masks))
+    if not metrics or len({r.mask for r in theme.comparison.results if r.dataset == dataset}) < 2:
         return False
     axes = _axes(figure, len(metrics), len(families), height=2.2)
     for i, metric in enumerate(metrics):
         for j, family in enumerate(families):
             ax = axes[i, j]
-            for method in look.names:
-                _draw_line(ax, look, dataset, [m for m in look.masks if m.split(":")[0] == family], method, metric)
+            for method in theme.names:
+                _draw_line(ax, theme, dataset, [m for m in theme.masks if m.split(":")[0] == family], method, metric)
             ax.set(title=plain(family) if i == 0 else "", ylabel=axis_label(metric) if j == 0 else "")
             ax.set_xlabel("acceleration" if i == len(metrics) - 1 else "")
     _legend(figure, list(axes.flat))
     return True
 
 
-def _draw_line(ax: Axes, look: Look, dataset: str, masks: Sequence[str], method: str, metric: str) -> None:
+def _draw_line(ax: Axes, theme: Theme, dataset: str, masks: Sequence[str], method: str, metric: str) -> None:
     points = []
     for mask in masks:
-        rows = look.rows(dataset, mask, method, metric)
+        rows = theme.rows(dataset, mask, method, metric)
         if rows:
-            found = look.statistic(dataset, mask, method, metric)
+            found = theme.statistic(dataset, mask, method, metric)
             mean = float(np.mean([r.metrics[metric] for r in rows]))
             low, high = (float(found["low"]), float(found["high"])) if found else (mean, mean)
             points.append((float(np.mean([r.acceleration for r in rows])), mean, max(0, mean - low), max(0, high - mean)))
     if points:
         x, y, below, above = zip(*sorted(points), strict=True)
-        ax.errorbar(x, y, [below, above], label=look.label(method), capsize=2, elinewidth=0.8, **look.line(method))
+        ax.errorbar(x, y, [below, above], label=theme.label(method), capsize=2, elinewidth=0.8, **theme.line(method))
 
 
-def speed(figure: Figure, look: Look, dataset: str) -> bool:
+def speed(figure: Figure, theme: Theme, dataset: str) -> bool:
     """Quality against seconds per slice, a panel per mask."""
-    metrics, masks = look.metrics(dataset), [m for m in look.masks if any(r.mask == m for r in look.comparison.results)]
-    timed = [r for r in look.comparison.results if r.dataset == dataset and (r.seconds_per_slice or 0) > 0]
+    metrics, masks = theme.metrics(dataset), [m for m in theme.masks if any(r.mask == m for r in theme.comparison.results)]
+    timed = [r for r in theme.comparison.results if r.dataset == dataset and (r.seconds_per_slice or 0) > 0]
     if not metrics or not timed:
         return False
     axes = _axes(figure, 1, len(masks))
     for ax, mask in zip(axes[0], masks, strict=True):
-        for method in look.names:
-            rows = [r for r in look.rows(dataset, mask, method, metrics[0]) if r in timed]
+        for method in theme.names:
+            rows = [r for r in theme.rows(dataset, mask, method, metrics[0]) if r in timed]
             if rows:
                 seconds = np.average([r.seconds_per_slice or 0 for r in rows], weights=[max(1, r.n_slices) for r in rows])
-                style = {**look.line(method), "linestyle": "none"}
-                ax.plot(seconds, np.mean([r.metrics[metrics[0]] for r in rows]), label=look.label(method), **style)
+                style = {**theme.line(method), "linestyle": "none"}
+                ax.plot(seconds, np.mean([r.metrics[metrics[0]] for r in rows]), label=theme.label(method), **style)
         ax.set(xscale="log", title=plain(mask), xlabel="seconds per slice", ylabel=axis_label(metrics[0]))
     _legend(figure, list(axes[0]))
     return True
 
 
-def tuning(figure: Figure, look: Look) -> bool:
+def tuning(figure: Figure, theme: Theme) -> bool:
     """Tuning curves, a panel per mask; a circle marks the weight chosen."""
-    curves = look.comparison.about.get("tuning") or []
+    curves = theme.comparison.about.get("tuning") or []
     masks = list(dict.fromkeys(c["mask"] for c in curves))
     if not masks:
         return False
@@ -257,7 +182,7 @@ def tuning(figure: Figure, look: Look) -> bool:
     for ax, mask in zip(axes[0], masks, strict=True):
         for curve in (c for c in curves if c["mask"] == mask):
             values = np.array([np.nan if v is None else v for v in curve["values"]], dtype=float)
-            ax.plot(curve["weights"], values, label=look.label(curve["method"]), **look.line(curve["method"]))
+            ax.plot(curve["weights"], values, label=theme.label(curve["method"]), **theme.line(curve["method"]))
             at = int(np.argmin(np.abs(np.asarray(curve["weights"], dtype=float) - curve["chosen"])))
             ax.plot(curve["chosen"], values[at], "o", mfc="none", mec="#16202b", mew=1.4, markersize=10)
         ax.set(xscale="log", title=plain(mask), xlabel="regularisation weight", ylabel=axis_label(str(curves[0]["metric"])))
@@ -265,20 +190,20 @@ def tuning(figure: Figure, look: Look) -> bool:
     return True
 
 
-def convergence(figure: Figure, look: Look) -> bool:
+def convergence(figure: Figure, theme: Theme) -> bool:
     """Convergence curves, a panel per mask; the marker stands where the method's own rule stops."""
-    curves = look.comparison.about.get("convergence") or []
+    curves = theme.comparison.about.get("convergence") or []
     masks = list(dict.fromkeys(c["mask"] for c in curves))
     if not masks:
         return False
     axes = _axes(figure, 1, len(masks))
     for ax, mask in zip(axes[0], masks, strict=True):
         for curve in (c for c in curves if c["mask"] == mask):
-            style = look.line(curve["method"])
+            style = theme.line(curve["method"])
             values = np.array([np.nan if v is None else v for v in curve["values"]], dtype=float)
             iterations = np.asarray(curve["iterations"], dtype=float)
             marker = style.pop("marker")
-            ax.plot(iterations, values, label=look.label(curve["method"]), **style)
+            ax.plot(iterations, values, label=theme.label(curve["method"]), **style)
             if curve.get("stop") is not None:
                 at = int(np.argmin(np.abs(iterations - curve["stop"])))
                 ax.plot(curve["stop"], values[at], marker, color=style["color"], mec="#16202b", mew=1, markersize=8)
@@ -287,14 +212,14 @@ def convergence(figure: Figure, look: Look) -> bool:
     return True
 
 
-def held_out(figure: Figure, look: Look, scan: dict[str, Any]) -> bool:
+def held_out(figure: Figure, theme: Theme, scan: dict[str, Any]) -> bool:
     """Error on held-out samples of a scan without truth, with the noise floor."""
     found = [m for m in scan.get("methods") or [] if m.get("values")]
     if not found:
         return False
     ax = _axes(figure, 1, 1, width=max(3.4, 0.5 * len(found) + 1))[0, 0]
     for at, method in enumerate(found, start=1):
-        style = {**look.line(str(method["name"])), "linestyle": "none"}
+        style = {**theme.line(str(method["name"])), "linestyle": "none"}
         values = [v for v in method["values"] if v is not None]
         ax.plot(np.full(len(values), at), values, **style, alpha=0.6)
         if method.get("mean") is not None:  # weighted by signal energy: not the mean of the points
@@ -302,6 +227,6 @@ def held_out(figure: Figure, look: Look, scan: dict[str, Any]) -> bool:
     if scan.get("floor") is not None:
         ax.axhline(scan["floor"], color="#51606f", linestyle="--", linewidth=1, label="noise floor")
         ax.legend(loc="best")
-    ax.set_xticks(range(1, len(found) + 1), [look.label(str(m["name"])) for m in found], rotation=40, ha="right")
+    ax.set_xticks(range(1, len(found) + 1), [theme.label(str(m["name"])) for m in found], rotation=40, ha="right")
     ax.set(ylabel=f"error on held-out {scan.get('unit') or 'samples'} ↓", title=plain(str(scan.get("scan") or "")))
     return True

@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.report.comparison import ImageFile
+from recon.report.theme import Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from recon.report.figures import Look
 
 ERROR_SCALE = 0.1
-"""White in the pictures of errors, relative to the largest value of the truth."""
+"""White in the error images, relative to the largest value of the truth."""
 
 
-def picture(figure: Figure, look: Look, file: ImageFile) -> bool:
+def draw_slice(figure: Figure, theme: Theme, file: ImageFile) -> bool:
     """Truth and methods in the upper row, absolute errors below; the slice with a box, or the middle one."""
     if not file.planes or not file.series:
         return False
@@ -36,7 +36,7 @@ def picture(figure: Figure, look: Look, file: ImageFile) -> bool:
     axes: Any = figure.subplots(rows, len(planes), squeeze=False)
     for column, (name, plane) in enumerate(planes.items()):
         _show(axes[0, column], plane, white if white > 0 else top)
-        axes[0, column].set_title("truth" if name == "truth" else look.label(name), fontsize=7)
+        axes[0, column].set_title("truth" if name == "truth" else theme.label(name), fontsize=7)
         if file.has_truth and name == "truth":
             axes[1, column].axis("off")
         elif file.has_truth:

@@ -13,7 +13,7 @@ from typing import Protocol
 from kspace.container import Image, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.io import fastmri, mrd
-from kspace.io.mrd import Noise
+from kspace.noise import Noise
 
 
 class Source(Protocol):

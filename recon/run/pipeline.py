@@ -14,8 +14,9 @@ from kspace import preprocess
 from kspace.container import Image, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft
-from kspace.io.mrd import Noise, read_noise
+from kspace.io.mrd import read_noise
 from kspace.masks import acceleration, digest
+from kspace.noise import Noise
 from kspace.operators import Sense
 from recon import memory
 from recon.methods import classical
@@ -25,7 +26,7 @@ from recon.run.input import Source, open_source
 from recon.run.log import Journal
 from recon.run.options import FORMATS, Options
 from recon.run.prepare import MapMaker, prepare
-from recon.run.selection import by_reason, index_name, parse_selection
+from recon.run.selection import by_reason, parse_selection
 from recon.versions import versions
 
 __all__ = ["FORMATS", "Options", "reconstruct_file", "run"]
@@ -135,7 +136,7 @@ def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, journal: Journa
     """
     shape = (k.data.shape[-2], k.data.shape[-1])
     sampled = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
-    journal.masks.append({"image": index_name(k.header.index), **sampled})
+    journal.masks.append({"image": k.header.index.name, **sampled})
     if method.reconstruct is None:
         with journal.step("reconstruct"):
             # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
@@ -175,7 +176,7 @@ def _check_support(k: KSpace, op: Sense, journal: Journal) -> None:
     inside = float((energy * op.support).sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny))
     if energy.max() > 0 and inside < SUPPORT_HOLDS:
         journal.warn(
-            f"{index_name(k.header.index)}: the coil maps cover {100 * inside:.0f} % of the signal's energy; "
+            f"{k.header.index.name}: the coil maps cover {100 * inside:.0f} % of the signal's energy; "
             "with few calibration lines try --maps jsense, or give --maps FILE"
         )
 

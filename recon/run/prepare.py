@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from kspace import coils, preprocess
+from kspace.compression import compress, to_virtual
 from kspace.container import ImageIndex, KSpace
-from kspace.io.mrd import Noise
+from kspace.io.coil_maps import load_maps
+from kspace.noise import Noise
+from kspace.partial_fourier import pocs
 from recon.run.input import Source
 from recon.run.log import Journal
 from recon.run.options import Options
@@ -28,9 +31,9 @@ def prepare(k: KSpace, noise: Noise | None, options: Options, journal: Journal) 
         k = preprocess.whiten(k, noise)
     k = preprocess.remove_oversampling(k)
     if options.virtual_coils is not None:
-        k = coils.compress(k, options.virtual_coils)
+        k = compress(k, options.virtual_coils)
     if options.partial_fourier == "pocs":
-        k = preprocess.pocs(k)
+        k = pocs(k)
     if k.header.encoded_matrix[2] > 1:
         k = preprocess.decouple(k)
     return k
@@ -54,7 +57,7 @@ class MapMaker:
             If there is nothing to make them from, or a file of maps cannot be used.
         """
         if self._options.maps not in coils.METHODS:
-            return coils.load_maps(Path(self._options.maps), k, self._noise)
+            return load_maps(Path(self._options.maps), k, self._noise)
         if k.calibration is not None:
             if self._separate is None or not torch.equal(self._separate[0], k.calibration):
                 self._separate = k.calibration, self._estimate(k)
@@ -63,7 +66,7 @@ class MapMaker:
             return self._estimate(k)
         except coils.NoCalibration:
             # With all coils, then combined as those of `k` were: compression of its own would choose other virtual coils.
-            return coils.to_virtual(self._of_average(k), k)
+            return to_virtual(self._of_average(k), k)
 
     def _of_average(self, k: KSpace) -> Tensor:
         index = replace(k.header.index, repetition=0)

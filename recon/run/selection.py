@@ -36,12 +36,6 @@ def parse_selection(text: str | None, available: Iterable[int], option: str) -> 
     return chosen
 
 
-def index_name(index: ImageIndex) -> str:
-    """``slice 3, repetition 2``: what of an index is not zero, for people."""
-    parts = [f"{name} {value}" for name, value in vars(index).items() if value]
-    return ", ".join(reversed(parts)) or "slice 0"
-
-
 def by_reason(incomplete: Iterable[tuple[ImageIndex, str]]) -> Iterator[str]:
     """A line for each reason: the first few images that have it, how many more there are, and the reason."""
     grouped: dict[str, list[ImageIndex]] = {}
@@ -49,4 +43,4 @@ def by_reason(incomplete: Iterable[tuple[ImageIndex, str]]) -> Iterator[str]:
         grouped.setdefault(reason, []).append(index)
     for reason, indices in grouped.items():
         more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
-        yield f"{'; '.join(index_name(index) for index in indices[:NAMED])}{more}: {reason}"
+        yield f"{'; '.join(index.name for index in indices[:NAMED])}{more}: {reason}"

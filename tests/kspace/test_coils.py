@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from kspace import coils
-from kspace.coils import NoCalibration, calibration_region, compress, estimate_maps, load_maps
+from kspace.coils import NoCalibration, calibration_region, estimate_maps
+from kspace.compression import compress
 from kspace.container import Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
+from kspace.io.coil_maps import load_maps
 
 
 def scan(shape: tuple[int, int] = (48, 40), n_coils: int = 5, noise: float = 1e-3) -> tuple[KSpace, Tensor, Tensor]:

@@ -14,7 +14,9 @@ from kspace import preprocess
 from kspace.container import Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft, interpolate
-from kspace.io.mrd import Noise, open_scan, read_noise
+from kspace.io.mrd import open_scan, read_noise
+from kspace.noise import Noise, noise_covariance
+from kspace.partial_fourier import pocs
 from kspace.simulation import acquisition as acquire
 from kspace.simulation.acquisition import Protocol
 from kspace.simulation.measurement import true_image, write_scan
@@ -74,7 +76,7 @@ def test_the_noise_covariance_is_a_mean_without_mean_subtraction() -> None:
     rng = np.random.default_rng(0)
     samples = rng.standard_normal((3, 50)) + 1j * rng.standard_normal((3, 50)) + 0.5
     before = samples.copy()
-    covariance, n = preprocess.noise_covariance([samples[:, :20], samples[:, 20:]])
+    covariance, n = noise_covariance([samples[:, :20], samples[:, 20:]])
     naive = sum(np.outer(column, column.conj()) for column in samples.T) / 50
     np.testing.assert_allclose(covariance, naive, rtol=1e-12)
     np.testing.assert_array_equal(samples, before)
@@ -254,7 +256,7 @@ def test_pocs_fills_what_partial_fourier_left_out(axis: int, first: int) -> None
     box[axis] = slice(first, None) if first else slice(0, 46)
     mask[tuple(box)] = True
     k = KSpace(torch.where(mask, y, 0), mask, Header(encoded_matrix=(48, 64, 1)), n_averages=mask.int() * 2)
-    filled = preprocess.pocs(k)
+    filled = pocs(k)
     before, after = nrmse(ifft(k.data), image), nrmse(ifft(filled.data), image)
     assert after < 0.4 * before, (before, after)
     assert torch.equal(filled.data[mask], k.data[mask])
@@ -274,7 +276,7 @@ def test_pocs_along_partitions() -> None:
     mask = torch.zeros(24, 1, 40, 1, dtype=torch.bool)
     mask[6:] = True
     k = KSpace(torch.where(mask, k3, 0), mask, Header(encoded_matrix=(32, 40, 24)))
-    filled = preprocess.pocs(k)
+    filled = pocs(k)
     assert nrmse(filled.data, k3) < 0.5 * nrmse(k.data, k3)
 
 
@@ -288,11 +290,11 @@ def test_pocs_refuses_what_it_cannot_fill() -> None:
         return KSpace(torch.where(mask, data, 0), mask, header)
 
     with pytest.raises(InputError, match="sampled symmetrically"):
-        preprocess.pocs(lines(*range(32)))
+        pocs(lines(*range(32)))
     with pytest.raises(InputError, match="these are undersampled"):
-        preprocess.pocs(lines(*range(10, 32, 2)))
+        pocs(lines(*range(10, 32, 2)))
     with pytest.raises(InputError, match="reach 2 samples beyond the centre, POCS needs 4"):
-        preprocess.pocs(lines(*range(14, 32)))
+        pocs(lines(*range(14, 32)))
 
 
 def naive_resample(image: np.ndarray, n: int, m: int, old: float, new: float) -> np.ndarray:

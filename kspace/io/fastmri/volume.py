@@ -27,7 +27,7 @@ from kspace.io.hdf5 import find_dataset, open_h5, plain_attributes
 from kspace.io.hdf5_heap import check_list
 
 if TYPE_CHECKING:
-    from kspace.io.mrd.noise import Noise
+    from kspace.noise import Noise
 
 __all__ = ["Volume", "is_fastmri", "open_volume"]
 
@@ -106,7 +106,7 @@ class Volume:
     @property
     def noise(self) -> Noise | None:
         """`noise_covariance` as the noise of a scan whose imaging samples have just this covariance; None where not known."""
-        from kspace.io.mrd.noise import Noise  # not needed to read a volume
+        from kspace.noise import Noise  # not needed to read a volume
 
         if self.noise_covariance is None:
             return None

@@ -16,8 +16,9 @@ from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
 from kspace.io.mrd.header import Encoding, ScanHeader, parse_header
-from kspace.io.mrd.noise import Noise, read_noise_readouts
+from kspace.io.mrd.noise import read_noise_readouts
 from kspace.io.mrd.sort import Plan, check_heads, plan_encoding
+from kspace.noise import Noise
 
 
 class Scan:

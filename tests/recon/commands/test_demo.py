@@ -17,7 +17,7 @@ from recon.commands.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan, re
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Scan:
     scan = head_scan(matrix=96, n_slices=2)
-    monkeypatch.setattr(recon.demo, "head_scan", lambda: scan)
+    monkeypatch.setattr(recon.commands.demo, "head_scan", lambda: scan)
     return scan
 
 

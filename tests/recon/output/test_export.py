@@ -211,7 +211,7 @@ def _fail(error: BaseException) -> Callable[..., None]:
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    monkeypatch.setattr(recon.montage, "write_montage", _fail(error))
+    monkeypatch.setattr(recon.output.png, "write_montage", _fail(error))
     expected, message = (InputError, "No space left") if isinstance(error, OSError) else (type(error), None)
     with pytest.raises(expected, match=message):
         export([make_image()], make_record(), tmp_path / "new" / "out", "scan")
@@ -244,7 +244,7 @@ def test_a_failure_while_moving_into_place_restores_the_old_set(
 
 def test_a_failure_of_the_dicom_writer_keeps_the_old_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export([make_image()], make_record(description="old"), tmp_path, "scan")
-    monkeypatch.setattr(recon.dicom, "_set_pixels", _fail(RuntimeError("broken")))
+    monkeypatch.setattr(recon.output.dicom, "_set_pixels", _fail(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         export([make_image()], make_record(), tmp_path, "scan", force=True)
     assert names(tmp_path) == MAIN

@@ -1,0 +1,59 @@
+"""Coil compression by singular value decomposition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kspace.container import KSpace
+from kspace.errors import InputError
+
+
+def compress(k: KSpace, n_virtual: int) -> KSpace:
+    """Replace the coils by `n_virtual` orthonormal combinations that hold most of the signal.
+
+    Singular value decomposition of the acquired samples, Huang et al. 2008, doi:10.1016/j.mri.2007.04.010. The combinations
+    are orthonormal, so white noise stays white and `Header.noise_std` stands; whiten first. One matrix serves all planes.
+
+    Parameters
+    ----------
+    k
+        k-space ``(*batch coil ky kx)``.
+    n_virtual
+        Number of virtual coils, at most the number of coils.
+
+    Returns
+    -------
+    KSpace
+        The same with `n_virtual` coils, strongest first, in the data and in the separate calibration.
+
+    Raises
+    ------
+    InputError
+        If `n_virtual` is not between 1 and the number of coils, or compression was applied before.
+    """
+    if not 1 <= n_virtual <= k.n_coils:
+        raise InputError(
+            f"{n_virtual} virtual coils asked for, the data have {k.n_coils}",
+            k.header.source or None,
+            f"choose 1 to {k.n_coils}",
+        )
+    acquired = torch.where(k.mask, k.data, 0)
+    samples = acquired.movedim(-3, 0).reshape(k.n_coils, -1)
+    samples = (samples / samples.abs().max().clamp(min=torch.finfo(samples.real.dtype).tiny)).to(torch.complex128)
+    _, vectors = torch.linalg.eigh(samples @ samples.mH)
+    matrix = vectors.flip(-1)[:, :n_virtual].mH.to(k.data.dtype)
+
+    def combine(data: Tensor) -> Tensor:
+        return torch.einsum("vc,...cyx->...vyx", matrix, data)
+
+    calibration = None if k.calibration is None else combine(k.calibration)
+    # Kept, for coil maps that come from elsewhere have to be combined alike.
+    study = {**k.header.study, "virtual_coils": matrix}
+    return k.after("compress", header={"study": study}, data=combine(acquired), calibration=calibration)
+
+
+def to_virtual(maps: Tensor, k: KSpace) -> Tensor:
+    """Maps ``(*batch coil y x)`` of the coils that `k` had before `compress`, of its virtual coils; as they are without."""
+    matrix = k.header.study.get("virtual_coils")
+    return maps if matrix is None else torch.einsum("vc,...cyx->...vyx", matrix.to(maps.device), maps)
