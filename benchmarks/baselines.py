@@ -29,7 +29,7 @@ from kspace.fourier import fft, ifft, to_centre
 from kspace.masks import MaskSpec
 from kspace.operators import Sense as Op
 from recon.methods import bart
-from recon.methods.classical import L1Wavelet, Sense, TotalVariation, ZeroFilled, objective, rss
+from recon.methods.classical import CgSense, L1Wavelet, TotalVariation, ZeroFilled, objective, rss
 
 TUNING, SHOWN = (3, 23, 43), (53, 61, 69, 77, 85, 93)
 OUR_WEIGHTS = (7e-4, 1.5e-3, 2e-3, 3e-3)
@@ -148,7 +148,7 @@ def brain(data: Path) -> None:
 
 def _brain_methods() -> list[tuple[str, Make, Sequence[float]]]:
     rows: list[tuple[str, Make, Sequence[float]]] = [
-        ("sense", _ours(Sense()), SENSE_WEIGHTS),
+        ("sense", _ours(CgSense()), SENSE_WEIGHTS),
         ("l1-wavelet", _ours(L1Wavelet()), OUR_WEIGHTS),
         ("tv", _ours(TotalVariation()), OUR_WEIGHTS),
     ]
@@ -169,7 +169,7 @@ def weights(data: Path) -> None:
         y, op, truth = scan_case(data, name, shown_index, shown_mask)
         # The weight is tuned on another person where there is one, else on another slice or mask.
         other = scan_case(data, name.replace("6B", "6A"), tuning_index, tuning_mask)
-        for method, grid in ((Sense(), SENSE_WEIGHTS), (L1Wavelet(), _WIDE), (TotalVariation(), _WIDE)):
+        for method, grid in ((CgSense(), SENSE_WEIGHTS), (L1Wavelet(), _WIDE), (TotalVariation(), _WIDE)):
             scores = [psnr(replace(method, lamda=w)(other[0], other[1]), other[2], other[1].support) for w in grid]
             chosen = grid[int(np.argmax(scores))]
             default = psnr(method(y, op), truth, op.support)
@@ -199,7 +199,7 @@ def convergence(data: Path) -> None:
     }
     print("| case | method | objective above the long run's | image, relative difference | seconds |\n|---|---|---|---|---|")
     for name, (y, op, _) in cases.items():
-        for method in (Sense(), L1Wavelet(), TotalVariation()):
+        for method in (CgSense(), L1Wavelet(), TotalVariation()):
             long = replace(method, iterations=10 * method.iterations, tolerance=0.0)
             (a, seconds), (b, _) = timed(method, y, op), timed(long, y, op)
             ratio = objective(method, a, y, op) / objective(long, b, y, op)
@@ -239,7 +239,7 @@ def _stages(data: Path) -> Iterator[tuple[str, float, float | None, float | None
     yield "coil maps (JSENSE)", timed(estimate_maps, k, "jsense")[1], None, sigpys(apps.JsenseRecon, scaled)
     wavelet, variation = L1Wavelet(), TotalVariation()
     rows: list[tuple[str, Any, tuple[str, ...], Any, float]] = [
-        ("sense", Sense(), ("-l2", "-r", "0.01", "-i30"), apps.SenseRecon, 0.01),
+        ("sense", CgSense(), ("-l2", "-r", "0.01", "-i30"), apps.SenseRecon, 0.01),
         ("l1-wavelet", wavelet, ("-R", "W:3:0:0.003", "-i100"), apps.L1WaveletRecon, wavelet.lamda * peak),
         ("tv", variation, ("-R", "T:3:0:0.008", "-i100"), apps.TotalVariationRecon, variation.lamda * peak),
     ]

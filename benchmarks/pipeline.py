@@ -66,12 +66,12 @@ def _stages(folder: Path) -> Iterator[Row]:
 
 def _seconds(path: Path, out: Path, method: str) -> dict[str, float]:
     """CPU seconds of every stage of a run, by its own record."""
-    from recon.run.pipeline import Options, reconstruct_file
+    from recon.run.pipeline import RunOptions, reconstruct_file
 
     records = []
     for _ in range(ROUNDS):
         with mock.patch("time.perf_counter", time.process_time):
-            reconstruct_file(path, out, Options(method=method, force=True))
+            reconstruct_file(path, out, RunOptions(method=method, force=True))
         records.append(json.loads((out / "scan.json").read_text())["seconds"])
     return {stage: float(np.median([record.get(stage, 0.0) for record in records])) for stage in STAGES}
 
@@ -114,12 +114,12 @@ def _memory(folder: Path) -> Iterator[Row]:
 def write_repetitions(path: Path, n_repetitions: int, matrix: int = 256, n_coils: int = 16) -> None:
     """A fully sampled scan whose repetitions are alike but for their counter; 17 MB each at 256x256 with 16 coils."""
     from kspace.io.mrd.write import header_xml, write_raw
-    from kspace.simulation.acquisition import Protocol, cartesian
+    from kspace.simulation.acquisition import ScanProtocol, cartesian
     from kspace.simulation.measurement import measure
     from kspace.simulation.phantom import head_coils
     from recon.commands.demo import head_phantom
 
-    protocol = Protocol(matrix=(matrix, matrix, 1), fov_m=(0.24, 0.24, 0.005))
+    protocol = ScanProtocol(matrix=(matrix, matrix, 1), fov_m=(0.24, 0.24, 0.005))
     scan = cartesian(protocol, head_phantom(), head_coils(n_coils))
     lines = measure(scan)
     heads = np.tile(scan.heads, n_repetitions)
@@ -139,12 +139,12 @@ def peak_bytes(path: Path, method: str) -> int:
 
 
 def _peak_bytes(path: str, method: str) -> int:
-    from recon.run.pipeline import Options, reconstruct_file
+    from recon.run.pipeline import RunOptions, reconstruct_file
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the imports: forget it
     before = _status("VmRSS")
     with tempfile.TemporaryDirectory(prefix="recon-bench-") as out:
-        reconstruct_file(Path(path), Path(out), Options(method=method))
+        reconstruct_file(Path(path), Path(out), RunOptions(method=method))
     return _status("VmHWM") - before
 
 

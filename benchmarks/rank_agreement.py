@@ -29,12 +29,12 @@ from kspace.container import Header, KSpace
 from kspace.masks import MaskSpec
 from kspace.operators import Sense as Op
 from recon.commands.simulate import simulate
-from recon.compare.held_out import Comparison, Reconstruct
+from recon.compare.held_out import HeldOutComparison, Reconstruct
 from recon.compare.holding import hold_out
 from recon.datasets.example import Example
 from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.methods.choose import choose
-from recon.methods.classical import L1Wavelet, Sense, TotalVariation, ZeroFilled
+from recon.methods.classical import CgSense, L1Wavelet, TotalVariation, ZeroFilled
 from recon.methods.weights import shipped
 from recon.metrics import image as metrics
 
@@ -89,7 +89,7 @@ class Outcome:
 def methods() -> dict[str, Reconstruct]:
     """Classical methods at several weights, and the generators that ship."""
     found: dict[str, Reconstruct] = {"zero-filled": ZeroFilled()}
-    found |= {f"sense {w:g}": Sense(lamda=w) for w in SENSE_WEIGHTS}
+    found |= {f"sense {w:g}": CgSense(lamda=w) for w in SENSE_WEIGHTS}
     found |= {f"l1-wavelet {w:g}": L1Wavelet(lamda=w) for w in SPARSE_WEIGHTS}
     found |= {f"tv {w:g}": TotalVariation(lamda=w) for w in SPARSE_WEIGHTS}
     for name in shipped():
@@ -105,7 +105,7 @@ def measure(
     """Both figures of every method on one undersampled slice, for each of the truths ``(y x)``."""
     op = example.op
     k = KSpace(example.y, op.mask, Header(noise_std=op.noise_std if known_noise else None, steps=("whiten",) * known_noise))
-    comparison = Comparison(tuple(made), draws)
+    comparison = HeldOutComparison(tuple(made), draws)
     for draw, held in comparison.begin(k):
         rest = hold_out(k, held)
         # The calibration area is whole in every draw, so ESPIRiT's maps are the same.

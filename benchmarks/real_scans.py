@@ -33,11 +33,11 @@ from kspace.fourier import fft, ifft
 from kspace.io.mrd import open_scan
 from kspace.io.mrd.images import read_images
 from kspace.operators import Sense
-from kspace.simulation.acquisition import Protocol, add_noise_scan, cartesian, coil_covariance
+from kspace.simulation.acquisition import ScanProtocol, add_noise_scan, cartesian, coil_covariance
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 from recon.methods import classical
-from recon.run.pipeline import Options, reconstruct_file
+from recon.run.pipeline import RunOptions, reconstruct_file
 
 BSSFP, GRE, GE = "skyra_bssfp_14ch_grappa3.h5", "skyra_gre_2ch_oversampled.h5", "ge_gre_8ch_7slices.h5"
 GENERATE, RECONSTRUCT = "ismrmrd_generate_cartesian_shepp_logan", "ismrmrd_recon_cartesian_2d"
@@ -68,7 +68,7 @@ def generated_covariance(folder: Path) -> float:
     """Largest deviation from the identity of the true noise covariance, whitened by what 1e5 noise samples told of it."""
     covariance = coil_covariance(8, std=0.05, seed=3)
     ball = Phantom((ellipsoid((0.0, 0.0, 0.0), (0.06, 0.08, 0.07), 0.0),))
-    scan = cartesian(Protocol(matrix=(32, 30, 1), fov_m=(0.2, 0.2, 0.005)), ball, head_coils(8), covariance)
+    scan = cartesian(ScanProtocol(matrix=(32, 30, 1), fov_m=(0.2, 0.2, 0.005)), ball, head_coils(8), covariance)
     write_scan(add_noise_scan(scan, n_readouts=1000, n_samples=100), folder / "known.h5", seed=3)
     read = open_scan(folder / "known.h5")
     assert read.noise is not None
@@ -130,7 +130,7 @@ def held_out_error(path: Path) -> float:
 
 def run_all(path: Path, out: Path, method: str = "sense", **options: object) -> list[Path]:
     """`recon run` on one file."""
-    return reconstruct_file(path, out, Options(method=method, force=True, **options))  # type: ignore[arg-type]
+    return reconstruct_file(path, out, RunOptions(method=method, force=True, **options))  # type: ignore[arg-type]
 
 
 def slice_centres(out: Path, stem: str) -> dict[str, NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""Chance that is the same everywhere: in every process, on every platform, under every global seed."""
+"""Reproducible random numbers: the same in every process, on every platform, under every global seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Chance:
+class RandomGenerator:
     """A stream of random numbers that depends on a text alone.
 
     The raw words of NumPy's PCG64, which NumPy promises never to change (it makes no such promise for distributions), seeded

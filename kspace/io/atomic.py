@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kspace.errors import InputError
 
 
 @contextmanager
-def written_whole(
+def atomic_write(
     path: Path,
     failed: str = "cannot write",
     fix: str = "choose a writable folder with free space",
     make_folder: bool = False,
 ) -> Iterator[Path]:
-    """Where to write what shall take the name `path` when it is complete: a name beside it that nobody else uses.
+    """Write to a temporary file and rename it to `path` on success.
 
     Parameters
     ----------
@@ -28,6 +28,11 @@ def written_whole(
         What the error says.
     make_folder
         Make the folder where it is missing.
+
+    Yields
+    ------
+    Path
+        The temporary file, in the folder of `path`.
 
     Raises
     ------

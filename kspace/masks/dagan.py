@@ -2,8 +2,8 @@
 
 The files of Yang et al. (IEEE TMI 37(6):1310-1321, 2018, doi:10.1109/TMI.2017.2785879) carry no licence and are not part of
 this project; the family `file` reads them. Their percentages are nominal: at the percentages that were published, 1, 5, 10,
-20, 30, 40 and 50, these masks have the lines, rates and fully sampled centres of the files (30 % Poisson is 35.5 %); at
-others, the rate that is written, and a centre in between. How fast the density falls was fitted, such that the zero-filled
+20, 30, 40 and 50, these masks have the lines, fractions and fully sampled centres of the files (30 % Poisson is 35.5 %); at
+others, the fraction that is written, and a centre in between. How fast the density falls was fitted, such that the zero-filled
 images of RefineGAN's brain slices have the PSNR that they have with the files. DAGAN samples columns; here lines of ky are.
 """
 
@@ -28,7 +28,7 @@ GAUSSIAN_1D: Mapping[int, tuple[float, ...]] = {
     40: (105, 18, 19, 0.255),
     50: (127, 24, 24, 0.391),
 }
-# per cent: (rate, side of the fully sampled centre, standard deviation of the density / n)
+# per cent: (fraction, side of the fully sampled centre, standard deviation of the density / n)
 GAUSSIAN_2D: Mapping[int, tuple[float, ...]] = {
     1: (0.0096, 3, 0.05),
     5: (0.0497, 5, 0.10),
@@ -62,23 +62,23 @@ def gaussian1d(ask: Request) -> Mask:
     density = np.where(mask, 0.0, np.exp(-0.5 * (distance(ask.ny) / (width * ask.ny)) ** 2) + 1e-9)
     if stop - start > 1 and ask.ny >= 8:
         density[[start - 1, stop]] = 0.0  # so that the centre is as wide as in the files, and no wider
-    mask[ask.chance.choose(density, n_lines - int(mask.sum()))] = True
+    mask[ask.random.choose(density, n_lines - int(mask.sum()))] = True
     return mask
 
 
 def gaussian2d(ask: Request) -> Mask:
     """Points with Gaussian density around a fully sampled square."""
     percent = _percent(ask)
-    rate, side, width = _row(GAUSSIAN_2D, percent)
-    n_points = _count(ask, rate if percent in GAUSSIAN_2D else percent / 100, ask.ny * ask.nx, "point")
+    fraction, side, width = _row(GAUSSIAN_2D, percent)
+    n_points = _count(ask, fraction if percent in GAUSSIAN_2D else percent / 100, ask.ny * ask.nx, "point")
     return _fill(ask, _square(ask, side, n_points), n_points, width)
 
 
 def poisson2d(ask: Request) -> Mask:
     """A Poisson disc around a fully sampled square, made denser near the centre by points with Gaussian density."""
     percent = _percent(ask)
-    rate, side, width = _row(POISSON_2D, percent)
-    n_points = _count(ask, rate if percent in POISSON_2D else percent / 100, ask.ny * ask.nx, "point")
+    fraction, side, width = _row(POISSON_2D, percent)
+    n_points = _count(ask, fraction if percent in POISSON_2D else percent / 100, ask.ny * ask.nx, "point")
     square = _square(ask, side, n_points)
     n_square = int(square.sum())
     disc = disc_mask(ask, square, n_square + round(DISC_PART * (n_points - n_square)), corners=True)
@@ -86,7 +86,7 @@ def poisson2d(ask: Request) -> Mask:
 
 
 def _percent(ask: Request) -> float:
-    percent = 100 * ask.rate
+    percent = 100 * ask.fraction
     if not 1 - 1e-9 <= percent <= 50 + 1e-9:
         nearest = 1 if percent < 1 else 50
         raise ask.refuse(
@@ -100,9 +100,11 @@ def _row(table: Mapping[int, tuple[float, ...]], percent: float) -> list[float]:
     return [float(np.interp(percent, list(table), column)) for column in zip(*table.values(), strict=True)]
 
 
-def _count(ask: Request, rate: float, n: int, unit: str) -> int:
-    if (count := round(rate * n)) < 1:
-        raise ask.refuse(f"{100 * rate:.3g} % of {n} leaves no {unit}", f"the nearest possible is {min(50.0, 100 / n):.3g}%")
+def _count(ask: Request, fraction: float, n: int, unit: str) -> int:
+    if (count := round(fraction * n)) < 1:
+        raise ask.refuse(
+            f"{100 * fraction:.3g} % of {n} leaves no {unit}", f"the nearest possible is {min(50.0, 100 / n):.3g}%"
+        )
     return count
 
 
@@ -121,5 +123,5 @@ def _fill(ask: Request, mask: Mask, n_points: int, width: float) -> Mask:
     squared = (distance(ask.ny) / ask.ny)[:, None] ** 2 + (distance(ask.nx) / ask.nx) ** 2
     density = np.where(mask, 0.0, np.exp(-0.5 * squared / width**2) + 1e-9)
     mask = mask.copy()
-    mask.ravel()[ask.chance.choose(density.ravel(), n_points - int(mask.sum()))] = True
+    mask.ravel()[ask.random.choose(density.ravel(), n_points - int(mask.sum()))] = True
     return mask

@@ -1,7 +1,7 @@
 """fastMRI's own mask functions, with fastMRI's own seeds: for figures that are compared with the challenge's.
 
-Their rates are fastMRI's, not exact: the random mask keeps the expected number of lines, the equispaced and magic ones add
-the calibration to a comb of every R-th line.
+Their accelerations are fastMRI's, not exact: the random mask keeps the expected number of lines, the equispaced and magic ones
+add the calibration to a comb of every R-th line.
 """
 
 from __future__ import annotations

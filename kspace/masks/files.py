@@ -147,15 +147,15 @@ def zero_frequency(mask: Mask, where: Path) -> str:
 
 def _denser(mask: Mask, other: Mask) -> bool:
     """Whether `mask` is sampled more densely around its centre than `other`, beyond what chance would do."""
-    rate = float(mask.mean())
+    fraction = float(mask.mean())
     block = tuple(central(n, min(n, max(3, n // 8))) for n in mask.shape)
     here, there = int(mask[block].sum()), int(other[block].sum())
-    deviation = math.sqrt(2 * mask[block].size * rate * (1 - rate))
+    deviation = math.sqrt(2 * mask[block].size * fraction * (1 - fraction))
     if here > 1.5 * there and here - there > 3 * deviation:
         return True
     # Few lines, but among them a block without gaps, that independent lines would hardly ever make.
     full = _full_centre(mask)
-    return full > 2 * _full_centre(other) and rate ** (full - 1) < 0.01
+    return full > 2 * _full_centre(other) and fraction ** (full - 1) < 0.01
 
 
 def _full_centre(mask: Mask) -> int:

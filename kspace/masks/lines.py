@@ -17,14 +17,15 @@ def random1d(ask: Request) -> Mask:
 def equispaced1d(ask: Request) -> Mask:
     """Calibration lines, and the others spread evenly over the rest: exactly ``round(ny / R)`` lines in all.
 
-    Neighbouring gaps differ by at most one line, apart from the one that holds the calibration block. Chance moves the comb.
+    Neighbouring gaps differ by at most one line, apart from the one that holds the calibration block. RandomGenerator moves
+    the comb.
     """
     n_lines = ask.n_lines()
     mask = _calibrated(ask.ny, ask.centre_lines(n_lines))
     rest = np.flatnonzero(~mask)
     if n_more := n_lines - int(mask.sum()):
         # A comb over the uncalibrated positions: its teeth are distinct, because their pitch is at least 1.
-        mask[rest[((np.arange(n_more) + ask.chance.uniform(1)[0]) * (rest.size / n_more)).astype(int)]] = True
+        mask[rest[((np.arange(n_more) + ask.random.uniform(1)[0]) * (rest.size / n_more)).astype(int)]] = True
     return mask
 
 
@@ -32,8 +33,8 @@ def uniform1d(ask: Request) -> Mask:
     """Every s-th line and a calibration block, as in GRAPPA (Griswold et al. 2002, doi:10.1002/mrm.10171).
 
     With ``spacing=s`` and no acceleration: what a scanner acquires, s-th lines and ``centre`` calibration lines, whatever
-    rate that is. With an acceleration: the calibration block is grown until there are exactly ``round(ny / R)`` lines, at the
-    spacing (or the given one) that needs the block nearest to the default, or the smallest that is at least ``centre``.
+    fraction that is. With an acceleration: the calibration block is grown until there are exactly ``round(ny / R)`` lines, at
+    the spacing (or the given one) that needs the block nearest to the default, or the smallest that is at least ``centre``.
     """
     spacing: int | None = ask.options["spacing"]
     if ask.acceleration is None:
@@ -41,8 +42,8 @@ def uniform1d(ask: Request) -> Mask:
             raise ask.refuse("neither an acceleration nor a spacing is given", "write uniform1d:4 or uniform1d:spacing=4")
         if spacing > ask.ny:
             raise ask.refuse(f"spacing={spacing} is wider than the matrix", f"the nearest possible is spacing={ask.ny}")
-        return _comb(ask.ny, spacing, ask.chance.integer(spacing)) | _calibrated(ask.ny, _plain_centre(ask, spacing))
-    n_lines, draw = ask.n_lines(), float(ask.chance.uniform(1)[0])
+        return _comb(ask.ny, spacing, ask.random.integer(spacing)) | _calibrated(ask.ny, _plain_centre(ask, spacing))
+    n_lines, draw = ask.n_lines(), float(ask.random.uniform(1)[0])
     wanted = ask.centre_lines(n_lines)
     # The drawn phase fits nearly always; the phase of the zero frequency always does, at the widest spacing if at no other.
     for phase in (lambda s: int(draw * s), lambda s: ask.ny // 2 % s):
@@ -60,7 +61,7 @@ def gancs(ask: Request) -> Mask:
     """Lines with probability proportional to ``(1 - |k| / (n/2)) ** alpha``, and ``centre`` (3) lines around zero.
 
     Mardani et al., IEEE TMI 38(1):167-179, 2019, doi:10.1109/TMI.2018.2858752. Their program rounds ``n / R`` down and adds
-    the central lines to it; here ``round(n / R)`` lines include them, so that the rate is the nominal one.
+    the central lines to it; here ``round(n / R)`` lines include them, so that the acceleration is the nominal one.
     """
     n_lines = ask.n_lines()
     density = np.abs(1 - distance(ask.ny) / (ask.ny / 2)) ** ask.options["alpha"]
@@ -74,7 +75,7 @@ def seitzer(ask: Request) -> Mask:
     Seitzer et al., MICCAI 2018, doi:10.1007/978-3-030-00928-1_27; the central lines are included in ``round(n / R)``.
     """
     n_lines = ask.n_lines()
-    density = np.exp(-0.5 * (distance(ask.ny) / (ask.ny / 10)) ** 2) + 0.5 * ask.rate
+    density = np.exp(-0.5 * (distance(ask.ny) / (ask.ny / 10)) ** 2) + 0.5 * ask.fraction
     return _weighted(ask, density, n_lines, ask.centre_lines(n_lines, default=8))
 
 
@@ -92,7 +93,7 @@ def partial(ask: Request) -> Mask:
 
 def _weighted(ask: Request, density: NDArray[np.float64], n_lines: int, centre: int) -> Mask:
     mask = _calibrated(ask.ny, centre)
-    mask[ask.chance.choose(np.where(mask, 0.0, density), n_lines - centre)] = True
+    mask[ask.random.choose(np.where(mask, 0.0, density), n_lines - centre)] = True
     return mask
 
 

@@ -1,4 +1,4 @@
-"""Variable-density Poisson discs: the kernel of `sigpy.mri.poisson`, in a search that ends, at an exact rate."""
+"""Variable-density Poisson discs: the kernel of `sigpy.mri.poisson`, in a search that ends, at an exact acceleration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def poisson2d(ask: Request) -> Mask:
     2007, doi:10.1002/mrm.21391), and so is the kernel that draws the points. SigPy's own search for the slope ``s`` raises
     where its tolerance on R is missed and, for some sizes and R, never ends. Here the slope is searched in a bounded number
     of draws for slightly too many points, of which random ones are taken away until ``round(ny * nx / R)`` are left. Corners
-    outside the ellipse are left out (as SigPy does) unless ``corners=yes`` or the rate needs them.
+    outside the ellipse are left out (as SigPy does) unless ``corners=yes`` or the acceleration needs them.
     """
     n_points = ask.n_points()
     side = ask.centre_side(n_points)
@@ -34,7 +34,7 @@ def disc_mask(ask: Request, calibration: Mask, n_points: int, corners: bool) -> 
     inside = (radius < 1) | calibration
     # Bridson's points fill at most about two thirds of a grid.
     allowed = inside if not corners and n_points <= 0.6 * inside.sum() else np.ones_like(inside)
-    points = _search(radius, allowed, calibration, n_points, ask.chance.integer(2**32))
+    points = _search(radius, allowed, calibration, n_points, ask.random.integer(2**32))
     return _exactly(ask, points | calibration, calibration, allowed, n_points)
 
 
@@ -112,7 +112,7 @@ def _exactly(ask: Request, mask: Mask, calibration: Mask, allowed: Mask, n_point
     """Take random points away, or, where the disc is as full as it gets, add some."""
     surplus = int(mask.sum()) - n_points
     candidates = (mask & ~calibration) if surplus > 0 else (allowed & ~mask)
-    changed = ask.chance.choose(candidates.ravel().astype(float), abs(surplus))
+    changed = ask.random.choose(candidates.ravel().astype(float), abs(surplus))
     mask = mask.copy()
     mask.ravel()[changed] = surplus < 0
     return mask

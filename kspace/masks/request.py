@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.seeds import Chance
+from kspace.seeds import RandomGenerator
 
 Mask = NDArray[np.bool_]
 
@@ -37,7 +37,7 @@ class Request:
         What the drawing depends on besides.
     options
         Values of all options of the family, the defaults filled in.
-    chance
+    random
         The random numbers of this mask.
     """
 
@@ -49,10 +49,10 @@ class Request:
     seed: int
     key: str
     options: dict[str, Any]
-    chance: Chance
+    random: RandomGenerator
 
     @property
-    def rate(self) -> float:
+    def fraction(self) -> float:
         """Nominal sampled fraction, 1 / R."""
         return 1.0 / self.required_acceleration
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from kspace.errors import InputError
 from kspace.masks.families import FAMILIES, Family
 from kspace.masks.request import Request
-from kspace.seeds import Chance
+from kspace.seeds import RandomGenerator
 
 MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """Which mask to draw: family, rate, calibration, seed and the family's own options.
+    """Which mask to draw: family, acceleration, calibration, seed and the family's own options.
 
     Written ``FAMILY:AMOUNT,name=value,...``, for example ``random1d:4``, ``poisson2d:8,centre=24,seed=3``,
     ``dagan-g1d:30%``, ``partial:6/8``, ``uniform1d:spacing=3,centre=24``, ``file:mask.png,dc=corner``. AMOUNT is an
@@ -109,7 +109,7 @@ class MaskSpec:
         return ",".join([self.family if amount is None else f"{self.family}:{amount}", *named])
 
     @property
-    def rate(self) -> float | None:
+    def fraction(self) -> float | None:
         """Nominal sampled fraction, 1 / R."""
         return None if self.acceleration is None else 1.0 / self.acceleration
 
@@ -160,8 +160,8 @@ class MaskSpec:
 
     def _request(self, ny: int, nx: int, key: str) -> Request:
         text = str(self)
-        chance = Chance(f"{text}\n{ny} {nx}\n{key}")
-        return Request(text, ny, nx, self.acceleration, self.centre, self.seed, key, self.values(), chance)
+        random = RandomGenerator(f"{text}\n{ny} {nx}\n{key}")
+        return Request(text, ny, nx, self.acceleration, self.centre, self.seed, key, self.values(), random)
 
     def _family(self) -> Family:
         return self._lookup(self.family, self.family)

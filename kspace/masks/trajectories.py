@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kspace.masks.request import Mask, Request, central
 
-REACH = math.sqrt(2)  # trajectories run on beyond the edges, into the corners: rates up to 1 are possible
+REACH = math.sqrt(2)  # trajectories run on beyond the edges, into the corners: fractions up to 1 are possible
 # Of the spiral. The gradient limits it everywhere and the slew rate nowhere: its samples are evenly spaced along it.
 FOV_M, GRADIENT_T_M, SLEW_T_M_S = 0.24, 0.03, 1e8
 STEP, DENSEST = 0.4, 1.0  # spacing of samples along, and at least of turns across, in samples of the grid
@@ -18,11 +18,11 @@ STEP, DENSEST = 0.4, 1.0  # spacing of samples along, and at least of turns acro
 def radial(ask: Request) -> Mask:
     """Golden-angle spokes from the centre outwards, as many as make ``round(ny * nx / R)`` points; the last one is cut short.
 
-    Winkelmann et al., IEEE TMI 26(1):68-76, 2007, doi:10.1109/TMI.2006.885337. Chance turns all spokes together.
+    Winkelmann et al., IEEE TMI 26(1):68-76, 2007, doi:10.1109/TMI.2006.885337. RandomGenerator turns all spokes together.
     """
     from sigpy.mri import radial as spokes  # imported here: SigPy is heavy
 
-    n_points, turn = ask.n_points(), 2 * math.pi * ask.chance.uniform(1)[0]
+    n_points, turn = ask.n_points(), 2 * math.pi * ask.random.uniform(1)[0]
     # At most half a sample apart, so that no point of the grid is jumped over; a power of two, because SigPy steps by
     # 0.5 / n_readout and fails where that rounds such that one more sample fits.
     n_readout = 1 << math.ceil(math.log2(REACH * max(ask.ny, ask.nx)))
@@ -39,10 +39,10 @@ def spiral(ask: Request) -> Mask:
     """A variable-density spiral of exactly ``round(ny * nx / R)`` points: ``alpha`` sets the density, ``interleaves`` the arms.
 
     Kim, Adalsteinsson and Spielman, MRM 50(1):214-219, 2003, doi:10.1002/mrm.10493. The pitch is searched for slightly too
-    many points, and the outermost are left out; a rate that turns one sample apart do not reach is filled up from the centre.
-    Chance turns the spiral.
+    many points, and the outermost are left out; a fraction that turns one sample apart do not reach is filled up from the
+    centre. The spiral has a random rotation.
     """
-    n_points, turn = ask.n_points(), 2 * math.pi * ask.chance.uniform(1)[0]
+    n_points, turn = ask.n_points(), 2 * math.pi * ask.random.uniform(1)[0]
     if n_points == ask.ny * ask.nx:
         return np.ones((ask.ny, ask.nx), bool)
     n_arms, n = ask.options["interleaves"], math.ceil(REACH * max(ask.ny, ask.nx))

@@ -1,7 +1,8 @@
 """Prescribing a scan: which readouts are acquired, in which order, and what their headers say.
 
-`cartesian` prescribes a plain scan; the functions ``Scan -> Scan`` change it (`accelerate`, `reverse_readouts`, ...) by editing
-acquisition headers only, and are meant to be chained. `kspace.simulation.measurement` then measures what the headers say.
+`cartesian` prescribes a plain scan; the functions ``Acquisition -> Acquisition`` change it (`accelerate`, `reverse_readouts`,
+...) by editing acquisition headers only, and are meant to be chained. `kspace.simulation.measurement` then measures what the
+headers say.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from kspace.container import Geometry, Matrix, Vector
 from kspace.io.mrd.write import Space, flag, new_heads
-from kspace.simulation.phantom import Coils, Phantom
+from kspace.simulation.phantom import AnalyticCoils, Phantom
 
 Rows = NDArray[np.intp]
 COUNTERS = ("average", "slice", "contrast", "phase", "repetition", "set")
@@ -27,7 +28,7 @@ LAST = flag("LAST_IN_SLICE") | flag("LAST_IN_REPETITION") | flag("LAST_IN_MEASUR
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ScanProtocol:
     """What a person prescribes at the scanner.
 
     Attributes
@@ -60,7 +61,7 @@ class Protocol:
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class Acquisition:
     """A scan: what was acquired, of what, with what.
 
     Attributes
@@ -86,7 +87,7 @@ class Scan:
     """
 
     phantom: Phantom
-    coils: Coils
+    coils: AnalyticCoils
     covariance: NDArray[np.complex128]
     dwell_s: float
     heads: NDArray[np.void]
@@ -103,7 +104,9 @@ class Scan:
         return (self.heads["flags"] & ~(REVERSE | CALIBRATION | CALIBRATION_AND_IMAGING | LAST)) == 0
 
 
-def cartesian(protocol: Protocol, phantom: Phantom, coils: Coils, covariance: NDArray[np.complex128] | None = None) -> Scan:
+def cartesian(
+    protocol: ScanProtocol, phantom: Phantom, coils: AnalyticCoils, covariance: NDArray[np.complex128] | None = None
+) -> Acquisition:
     """A fully sampled Cartesian scan, lines from first to last, slice after slice; no noise where `covariance` is None."""
     nx, ny, nz = protocol.matrix
     encoded = (round(nx * protocol.readout_oversampling), round(ny * protocol.phase_oversampling), nz)
@@ -135,7 +138,7 @@ def cartesian(protocol: Protocol, phantom: Phantom, coils: Coils, covariance: ND
         slices.append(heads)
     heads = np.concatenate(slices)
     silent = np.zeros((coils.n_coils, coils.n_coils), np.complex128)
-    return Scan(
+    return Acquisition(
         phantom=phantom,
         coils=coils,
         covariance=silent if covariance is None else covariance,
@@ -160,13 +163,13 @@ def coil_covariance(n_coils: int, std: float, seed: int = 0) -> NDArray[np.compl
 
 
 def accelerate(
-    scan: Scan,
+    scan: Acquisition,
     factor: int,
     factor_z: int = 1,
     calibration: int = 0,
     mode: str | None = "embedded",
     calibration_gain: float = 1.0,
-) -> Scan:
+) -> Acquisition:
     """Keep every `factor`-th line (and every `factor_z`-th partition), counted from the centre.
 
     Parameters
@@ -201,8 +204,8 @@ def accelerate(
 
 
 def partial_fourier(
-    scan: Scan, lines: tuple[int, int] | None = None, partitions: tuple[int, int] | None = None, rebase: bool = False
-) -> Scan:
+    scan: Acquisition, lines: tuple[int, int] | None = None, partitions: tuple[int, int] | None = None, rebase: bool = False
+) -> Acquisition:
     """Keep the lines and partitions whose counters lie in the half-open ranges.
 
     With `rebase` the counters start again from 0, as scanners write them; the centre of k-space then has a lower counter.
@@ -219,7 +222,7 @@ def partial_fourier(
     return replace(kept, centres=tuple((y - y0, z - z0) for y, z in scan.centres))
 
 
-def asymmetric_echo(scan: Scan, missing: int) -> Scan:
+def asymmetric_echo(scan: Acquisition, missing: int) -> Acquisition:
     """Leave out the first `missing` samples of every line: the echo comes earlier in the readout."""
     cut = _copy(scan)
     imaging = cut.imaging
@@ -228,7 +231,7 @@ def asymmetric_echo(scan: Scan, missing: int) -> Scan:
     return cut
 
 
-def discard(scan: Scan, pre: int, post: int) -> Scan:
+def discard(scan: Acquisition, pre: int, post: int) -> Acquisition:
     """Mark the first `pre` and last `post` samples of every line as to be discarded; they will hold garbage."""
     marked = _copy(scan)
     marked.heads["discard_pre"][marked.imaging] = pre
@@ -236,7 +239,7 @@ def discard(scan: Scan, pre: int, post: int) -> Scan:
     return marked
 
 
-def reverse_readouts(scan: Scan, every: int = 2) -> Scan:
+def reverse_readouts(scan: Acquisition, every: int = 2) -> Acquisition:
     """Acquire every `every`-th line (of odd counter, by default) from right to left.
 
     `center_sample` is the index, in the samples as they are stored, of the one on the centre of k-space; so it changes too,
@@ -252,7 +255,7 @@ def reverse_readouts(scan: Scan, every: int = 2) -> Scan:
     return turned
 
 
-def repeat(scan: Scan, counter: str, gains: Sequence[float]) -> Scan:
+def repeat(scan: Acquisition, counter: str, gains: Sequence[float]) -> Acquisition:
     """Acquire everything once for each of `gains`, one after the other, told apart by `counter`.
 
     `counter` is ``average``, ``contrast``, ``phase``, ``repetition`` or ``set``; `gains` are the factors of the signal.
@@ -265,7 +268,7 @@ def repeat(scan: Scan, counter: str, gains: Sequence[float]) -> Scan:
     return _concatenate(*copies)
 
 
-def interleave_slices(scan: Scan) -> Scan:
+def interleave_slices(scan: Acquisition) -> Acquisition:
     """Acquire line by line, in each of them first the even and then the odd slices."""
     slices = scan.heads["idx"]["slice"].astype(int)
     place = np.where(slices % 2 == 0, slices, slices + 65536)
@@ -273,7 +276,7 @@ def interleave_slices(scan: Scan) -> Scan:
     return _take(scan, np.lexsort((place, lines)))
 
 
-def add_lines(scan: Scan, name: str, n: int = 3, gain: float = 10.0) -> Scan:
+def add_lines(scan: Acquisition, name: str, n: int = 3, gain: float = 10.0) -> Acquisition:
     """Acquire `n` lines that are not part of the image before the others and `n` in their midst, flagged ``ACQ_IS_<name>``.
 
     They hold the centre of k-space times `gain`: an image that contains them cannot pass a test.
@@ -287,7 +290,7 @@ def add_lines(scan: Scan, name: str, n: int = 3, gain: float = 10.0) -> Scan:
     return _concatenate(lines, _take(scan, rest[:half]), lines, _take(scan, rest[half:]))
 
 
-def add_noise_scan(scan: Scan, n_readouts: int = 32, n_samples: int = 128, dwell_s: float = 2e-5) -> Scan:
+def add_noise_scan(scan: Acquisition, n_readouts: int = 32, n_samples: int = 128, dwell_s: float = 2e-5) -> Acquisition:
     """Acquire a noise scan first, with its own length and dwell time."""
     first = scan.heads[0]
     heads = new_heads(n_readouts, scan.coils.n_coils, n_samples, center_sample=0, dwell_s=dwell_s)
@@ -297,7 +300,7 @@ def add_noise_scan(scan: Scan, n_readouts: int = 32, n_samples: int = 128, dwell
     return _concatenate(replace(scan, heads=heads, gain=np.zeros(n_readouts)), scan)
 
 
-def state_centre_in_user_counters(scan: Scan) -> Scan:
+def state_centre_in_user_counters(scan: Acquisition) -> Acquisition:
     """Write the true centre of k-space to ``idx.user[5]`` and ``idx.user[6]`` of every line, as Siemens does."""
     stated = _copy(scan)
     centres = np.array(scan.centres)[stated.heads["encoding_space_ref"]]
@@ -305,18 +308,18 @@ def state_centre_in_user_counters(scan: Scan) -> Scan:
     return stated
 
 
-def fix_limits(scan: Scan, limits: Mapping[str, tuple[int, int, int]] | None) -> Scan:
+def fix_limits(scan: Acquisition, limits: Mapping[str, tuple[int, int, int]] | None) -> Acquisition:
     """Let the header state these counter limits for every encoding, true or not; None: no ``encodingLimits`` at all."""
     return replace(scan, limits=False, spaces=tuple(replace(space, limits=limits) for space in scan.spaces))
 
 
-def abort(scan: Scan, n: int) -> Scan:
+def abort(scan: Acquisition, n: int) -> Acquisition:
     """End after `n` readouts. The header was written before and still promises all of them."""
     promised = replace(scan, limits=False, spaces=with_limits(scan))
     return _take(promised, np.arange(n))
 
 
-def kill_coil(scan: Scan, coil: int, level: float = 1e-5) -> Scan:
+def kill_coil(scan: Acquisition, coil: int, level: float = 1e-5) -> Acquisition:
     """Disconnect a coil: it hears nothing but electronic noise, `level` times the standard deviation it had."""
     weights = scan.coils.coefficients.copy()
     weights[coil] = 0
@@ -324,15 +327,15 @@ def kill_coil(scan: Scan, coil: int, level: float = 1e-5) -> Scan:
     variance = covariance[coil, coil] * level**2
     covariance[coil, :] = covariance[:, coil] = 0
     covariance[coil, coil] = variance
-    return replace(scan, coils=Coils(scan.coils.frequencies, weights), covariance=covariance)
+    return replace(scan, coils=AnalyticCoils(scan.coils.frequencies, weights), covariance=covariance)
 
 
-def empty_slice(scan: Scan, index: int) -> Scan:
+def empty_slice(scan: Acquisition, index: int) -> Acquisition:
     """Let slice `index` show nothing but noise."""
     return replace(scan, gain=np.where(scan.heads["idx"]["slice"] == index, 0.0, scan.gain))
 
 
-def join(first: Scan, *others: Scan) -> Scan:
+def join(first: Acquisition, *others: Acquisition) -> Acquisition:
     """One measurement of several encodings: the others' readouts follow those of the first, of the same phantom and coils.
 
     Raises
@@ -351,7 +354,7 @@ def join(first: Scan, *others: Scan) -> Scan:
     return replace(_concatenate(*parts), spaces=spaces, centres=centres)
 
 
-def mark_last(scan: Scan) -> Scan:
+def mark_last(scan: Acquisition) -> Acquisition:
     """Flag the last line of every image, of every repetition and of the measurement, as scanners (mostly) do."""
     marked = _copy(scan)
     idx, imaging = marked.heads["idx"], np.flatnonzero(marked.imaging)
@@ -363,7 +366,7 @@ def mark_last(scan: Scan) -> Scan:
     return marked
 
 
-def with_limits(scan: Scan) -> tuple[Space, ...]:
+def with_limits(scan: Acquisition) -> tuple[Space, ...]:
     """The scan's encoding spaces, with the limits of the counters that its readouts reach and their true centres."""
     names = {"kspace_encode_step_1": "kspace_encoding_step_1", "kspace_encode_step_2": "kspace_encoding_step_2"}
     spaces = []
@@ -378,20 +381,20 @@ def with_limits(scan: Scan) -> tuple[Space, ...]:
     return tuple(spaces)
 
 
-def _from_centre(scan: Scan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _from_centre(scan: Acquisition) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     centres = np.array(scan.centres)[scan.heads["encoding_space_ref"]]
     y, z = (scan.heads["idx"][f"kspace_encode_step_{i + 1}"].astype(np.int64) - centres[:, i] for i in (0, 1))
     return y, z
 
 
-def _copy(scan: Scan) -> Scan:
+def _copy(scan: Acquisition) -> Acquisition:
     return replace(scan, heads=scan.heads.copy(), gain=scan.gain.copy())
 
 
-def _take(scan: Scan, rows: Rows) -> Scan:
+def _take(scan: Acquisition, rows: Rows) -> Acquisition:
     return replace(scan, heads=scan.heads[rows].copy(), gain=scan.gain[rows].copy())
 
 
-def _concatenate(*scans: Scan) -> Scan:
+def _concatenate(*scans: Acquisition) -> Acquisition:
     heads = np.concatenate([scan.heads for scan in scans])
     return replace(scans[0], heads=heads, gain=np.concatenate([scan.gain for scan in scans]))

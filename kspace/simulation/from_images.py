@@ -26,7 +26,7 @@ from torch import Tensor
 from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import centre_crop, fft, ifft
-from kspace.simulation.receiver import Coils, birdcage, coupling, smooth_phase, whitened_coils
+from kspace.simulation.receiver import Receiver, birdcage, coupling, smooth_phase, whitened_coils
 
 NOMINAL_PIXEL_M = 1e-3
 NOMINAL_THICKNESS_M = 5e-3
@@ -149,7 +149,7 @@ class SimulatedVolume:
     name: str
     keys: tuple[str, ...]
     objects: Tensor
-    coils: Coils
+    coils: Receiver
     snr: float
     sigma: float
 
@@ -274,7 +274,7 @@ def draw_snr(options: SynthesisOptions, rng: torch.Generator) -> float:
     return math.exp(low + (high - low) * float(torch.rand((), generator=rng)))
 
 
-def draw_coils(options: SynthesisOptions, rng: torch.Generator) -> Coils:
+def draw_coils(options: SynthesisOptions, rng: torch.Generator) -> Receiver:
     """A receiver: the measured one of `options`, or a random birdcage with random coupling."""
     maps = birdcage(options.coils, rng) if options.maps is None else options.maps.to(torch.complex64)
     covariance = coupling(len(maps), rng) if options.covariance is None else options.covariance

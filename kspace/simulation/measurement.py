@@ -1,8 +1,8 @@
 """Scans of an analytic phantom, written as true ISMRMRD files: what a scanner would have measured, known exactly.
 
-A `kspace.simulation.acquisition.Scan` says what was acquired. `measure` evaluates the phantom's Fourier transform wherever
-the headers say that k-space was sampled, `write_scan` writes the file, and `true_image` is what a perfect reconstruction of it
-would show.
+A `kspace.simulation.acquisition.Acquisition` says what was acquired. `measure` evaluates the phantom's Fourier transform
+wherever the headers say that k-space was sampled, `write_scan` writes the file, and `true_image` is what a perfect
+reconstruction of it would show.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from kspace.fourier import centre_crop, ifft, interpolate
 from kspace.io.mrd.write import Space, header_xml, write_raw
-from kspace.simulation.acquisition import CALIBRATION, GEOMETRY, NOISE, REVERSE, Rows, Scan, with_limits
-from kspace.simulation.phantom import Coils, Phantom, uniform_coil
+from kspace.simulation.acquisition import CALIBRATION, GEOMETRY, NOISE, REVERSE, Acquisition, Rows, with_limits
+from kspace.simulation.phantom import AnalyticCoils, Phantom, uniform_coil
 
 GARBAGE = 1e3  # what samples hold that the header says to discard: an image that contains them cannot pass a test
 
 
-def measure(scan: Scan, seed: int = 0) -> list[NDArray[np.complex64]]:
+def measure(scan: Acquisition, seed: int = 0) -> list[NDArray[np.complex64]]:
     """The samples of every readout, noise included: complex64 ``(coil, n_samples)``, in k-space units of `Phantom.kspace`."""
     signals = [np.zeros((scan.coils.n_coils, int(n)), np.complex64) for n in scan.heads["number_of_samples"]]
     bearing = np.flatnonzero((scan.heads["flags"] & NOISE) == 0)
@@ -36,7 +36,7 @@ def measure(scan: Scan, seed: int = 0) -> list[NDArray[np.complex64]]:
     return signals
 
 
-def write_scan(scan: Scan, path: str | os.PathLike[str], seed: int = 0) -> None:
+def write_scan(scan: Acquisition, path: str | os.PathLike[str], seed: int = 0) -> None:
     """Measure the scan and write it as an ISMRMRD file. `seed` chooses the noise."""
     heads = scan.heads.copy()
     heads["scan_counter"] = np.arange(1, len(heads) + 1)
@@ -54,7 +54,9 @@ def write_scan(scan: Scan, path: str | os.PathLike[str], seed: int = 0) -> None:
     write_raw(path, header_xml(spaces, sections), heads, measure(scan, seed))
 
 
-def true_image(scan: Scan, coils: Coils | None = None, encoding: int = 0, **counters: int) -> NDArray[np.complex64]:
+def true_image(
+    scan: Acquisition, coils: AnalyticCoils | None = None, encoding: int = 0, **counters: int
+) -> NDArray[np.complex64]:
     """What a perfect, fully sampled and noiseless acquisition of an image shows, on its recon matrix.
 
     Parameters
@@ -84,7 +86,7 @@ def true_image(scan: Scan, coils: Coils | None = None, encoding: int = 0, **coun
     return image.to(torch.complex64).numpy()
 
 
-def true_maps(scan: Scan, encoding: int = 0, **counters: int) -> NDArray[np.complex64]:
+def true_maps(scan: Acquisition, encoding: int = 0, **counters: int) -> NDArray[np.complex64]:
     """The coils' sensitivities on the recon matrix of an image, complex64 ``(coil, z, y, x)``; arguments as `true_image`."""
     head, space = scan.heads[_first_line(scan, encoding, counters)], scan.spaces[encoding]
     x, y, z = ((np.arange(n) - n // 2) * fov / n for n, fov in zip(space.recon_matrix, space.recon_fov_m, strict=True))
@@ -92,7 +94,7 @@ def true_maps(scan: Scan, encoding: int = 0, **counters: int) -> NDArray[np.comp
     return coils.maps(x, y[:, None], z[:, None, None]).astype(np.complex64)
 
 
-def _first_line(scan: Scan, encoding: int, counters: Mapping[str, int]) -> int:
+def _first_line(scan: Acquisition, encoding: int, counters: Mapping[str, int]) -> int:
     wanted = scan.imaging & (scan.heads["encoding_space_ref"] == encoding) & ((scan.heads["flags"] & CALIBRATION) == 0)
     for name, value in counters.items():
         wanted &= scan.heads["idx"][name] == value
@@ -103,7 +105,7 @@ def _first_line(scan: Scan, encoding: int, counters: Mapping[str, int]) -> int:
 
 def _kspace(
     phantom: Phantom,
-    coils: Coils,
+    coils: AnalyticCoils,
     space: Space,
     head: NDArray[np.void],
     kx: NDArray[np.float64],
@@ -120,7 +122,7 @@ def _kspace(
     return y * float(np.prod([np.sqrt(n) / fov for n, fov in sizes]))
 
 
-def _measure_plane(scan: Scan, rows: Rows, signals: list[NDArray[np.complex64]]) -> None:
+def _measure_plane(scan: Acquisition, rows: Rows, signals: list[NDArray[np.complex64]]) -> None:
     """Fill in the signals of readouts that share encoding and geometry. A line that is acquired often is computed once."""
     heads = scan.heads[rows]
     encoding = int(heads["encoding_space_ref"][0])
@@ -139,7 +141,7 @@ def _measure_plane(scan: Scan, rows: Rows, signals: list[NDArray[np.complex64]])
         signals[row][:] = readout[:, ::-1] if turned[i] else readout
 
 
-def _add_noise(scan: Scan, signals: list[NDArray[np.complex64]], rng: np.random.Generator) -> None:
+def _add_noise(scan: Acquisition, signals: list[NDArray[np.complex64]], rng: np.random.Generator) -> None:
     values, vectors = np.linalg.eigh(scan.covariance)
     root = vectors * np.sqrt(np.maximum(values, 0))
     for head, signal in zip(scan.heads, signals, strict=True):

@@ -131,7 +131,7 @@ class Phantom:
 
 
 @dataclass(frozen=True, eq=False)
-class Coils:
+class AnalyticCoils:
     """Receive sensitivities ``s_c(r) = sum_j coefficients[c, j] * exp(2j pi frequencies[j] . r)``.
 
     Attributes
@@ -168,19 +168,19 @@ class Coils:
             total += weights.reshape(-1, *[1] * moved.ndim) * moved
         return total
 
-    def section(self, origin_m: ArrayLike, *directions: ArrayLike) -> Coils:
+    def section(self, origin_m: ArrayLike, *directions: ArrayLike) -> AnalyticCoils:
         """The sensitivities in the coordinates of a scan, as `Phantom.section`. Frequencies that fall together are joined."""
         axes = _orthonormal(directions)
         weights = self.coefficients * np.exp(2j * np.pi * self.frequencies @ np.asarray(origin_m, float))
         unique, place = np.unique(np.round(self.frequencies @ axes.T, 9), axis=0, return_inverse=True)
         joined = np.zeros((self.n_coils, len(unique)), np.complex128)
         np.add.at(joined.T, place.ravel(), weights.T)
-        return Coils(unique, joined)
+        return AnalyticCoils(unique, joined)
 
 
-def uniform_coil() -> Coils:
+def uniform_coil() -> AnalyticCoils:
     """One coil of sensitivity 1 everywhere."""
-    return Coils(np.zeros((1, 3)), np.ones((1, 1), np.complex128))
+    return AnalyticCoils(np.zeros((1, 3)), np.ones((1, 1), np.complex128))
 
 
 def head_coils(
@@ -189,7 +189,7 @@ def head_coils(
     radius_m: float = 0.14,
     loop_m: float = 0.06,
     period_m: float = 0.4,
-) -> Coils:
+) -> AnalyticCoils:
     """Receive loops around a head, on a cylinder along the patient's z axis (two rings from 12 coils on).
 
     A loop's sensitivity is that of a magnetic dipole of its size, ``B_x - i B_y`` by reciprocity, fitted (ridge least squares)
@@ -219,7 +219,7 @@ def head_coils(
     coefficients = np.linalg.solve(normal, waves.conj().T @ fields).T
     # Every exponential is 1 at the centre, so the sum of the coefficients is the sensitivity there.
     coefficients /= np.linalg.norm(coefficients.sum(1))
-    return Coils(frequencies, coefficients * np.exp(-2j * np.pi * frequencies @ np.asarray(centre_m, float)))
+    return AnalyticCoils(frequencies, coefficients * np.exp(-2j * np.pi * frequencies @ np.asarray(centre_m, float)))
 
 
 def _inward(at: Real) -> Real:

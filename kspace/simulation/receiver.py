@@ -18,7 +18,7 @@ MAPS_GRID = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Coils:
+class Receiver:
     """A receiver: maps and noise of its coils.
 
     Attributes
@@ -34,7 +34,7 @@ class Coils:
     mixing: Tensor
 
 
-def whitened_coils(maps: Tensor, covariance: Tensor, shape: Sequence[int]) -> Coils:
+def whitened_coils(maps: Tensor, covariance: Tensor, shape: Sequence[int]) -> Receiver:
     """A receiver of maps and noise covariance, both of any scale, its maps interpolated to `shape`.
 
     Parameters
@@ -54,7 +54,7 @@ def whitened_coils(maps: Tensor, covariance: Tensor, shape: Sequence[int]) -> Co
     whitened = torch.linalg.solve_triangular(mixing.to(torch.complex64), maps.flatten(1), upper=False).view(maps.shape)
     whitened = _resample(whitened, shape)
     power = torch.view_as_real(whitened).square().sum((0, -1))
-    return Coils(whitened * power.clamp_min(torch.finfo(power.dtype).tiny).rsqrt(), mixing.to(torch.complex64))
+    return Receiver(whitened * power.clamp_min(torch.finfo(power.dtype).tiny).rsqrt(), mixing.to(torch.complex64))
 
 
 def birdcage(n_coils: int, rng: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from recon.compare import store, tuning
 from recon.compare.cases import make_case
 from recon.compare.folder import begin
 from recon.compare.methods import BART, CLASSICAL
-from recon.compare.plan import Options, Plan, make_plan
+from recon.compare.plan import CompareOptions, ComparisonPlan, make_plan
 from recon.compare.runs import Runner, volume_rows
 from recon.compare.statistics import statistics
 from recon.compare.store import SliceLog, VolumeRow
@@ -24,7 +24,7 @@ from recon.compare.tables import write_tables
 from recon.compare.verdict import verdict
 
 
-def compare(data: list[str], output: Path, options: Options = Options()) -> None:
+def compare(data: list[str], output: Path, options: CompareOptions = CompareOptions()) -> None:
     """Compare reconstruction methods on the same data, and write a report.
 
     Fully sampled scans are undersampled by each mask and compared with what they were; scans that are undersampled themselves
@@ -58,7 +58,7 @@ def compare(data: list[str], output: Path, options: Options = Options()) -> None
     print(report.write(output))
 
 
-def tune_all(plan: Plan, summary: dict[str, Any]) -> None:
+def tune_all(plan: ComparisonPlan, summary: dict[str, Any]) -> None:
     """Choose the regularisation weights of the methods that have one, for every mask, where there is something to tune on."""
     if not plan.tuning:
         return
@@ -72,7 +72,7 @@ def tune_all(plan: Plan, summary: dict[str, Any]) -> None:
         said["tuned"] = dict(method.tuned)
 
 
-def run_all(plan: Plan, summary: dict[str, Any]) -> list[VolumeRow]:
+def run_all(plan: ComparisonPlan, summary: dict[str, Any]) -> list[VolumeRow]:
     """Every method on every slice of every volume under every mask; the rows of the volumes, merged ones included."""
     log = SliceLog(plan.output)
     work = [(*group, group[0].slices(plan.options.max_slices)) for group in plan.groups]
@@ -98,7 +98,7 @@ def run_all(plan: Plan, summary: dict[str, Any]) -> list[VolumeRow]:
     return rows
 
 
-def converge_all(plan: Plan, summary: dict[str, Any]) -> None:
+def converge_all(plan: ComparisonPlan, summary: dict[str, Any]) -> None:
     """For each iterative method and mask the curve of its convergence, on the middle slice of the first volume."""
     known = {(entry["method"], entry["mask"]) for entry in summary["convergence"]}
     for volume, spec, group in plan.groups[: len(plan.specs)]:  # of the first volume
@@ -118,7 +118,7 @@ def converge_all(plan: Plan, summary: dict[str, Any]) -> None:
         store.write_summary(plan.output, summary)
 
 
-def hold_out_all(plan: Plan, summary: dict[str, Any]) -> None:
+def hold_out_all(plan: ComparisonPlan, summary: dict[str, Any]) -> None:
     """Judge the methods on the scans without truth by what is held out of them."""
     known = {entry["scan"] for entry in summary["held_out"]}
     for dataset, path in plan.scans:
@@ -143,7 +143,7 @@ def hold_out_all(plan: Plan, summary: dict[str, Any]) -> None:
         store.write_summary(plan.output, summary)
 
 
-def conclude(plan: Plan, summary: dict[str, Any], rows: Sequence[VolumeRow]) -> None:
+def conclude(plan: ComparisonPlan, summary: dict[str, Any], rows: Sequence[VolumeRow]) -> None:
     """Statistics, verdict and tables."""
     known = [method.name for method in plan.methods]
     merged = merging.methods_of(plan.merged, plan.options.merge, known)

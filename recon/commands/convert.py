@@ -17,7 +17,7 @@ from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.io import fastmri, mrd, twix
-from kspace.io.mrd import Scan
+from kspace.io.mrd import MrdScan
 
 AXES = ("slice", "coil", "ky", "kx")
 NOMINAL_PIXEL_M = 1e-3
@@ -89,7 +89,7 @@ def _convert_scan(source: Path, output: Path, noise_file: Path | None, force: bo
     _say([*scan.warnings, *incomplete])
 
 
-def _volumes(scan: Scan) -> dict[tuple[int, ImageIndex], list[ImageIndex]]:
+def _volumes(scan: MrdScan) -> dict[tuple[int, ImageIndex], list[ImageIndex]]:
     """Images by encoding, contrast, phase, set and repetition; each list is the slices of one volume."""
     found: dict[tuple[int, ImageIndex], list[ImageIndex]] = {}
     for number, encoding in enumerate(scan.encodings):
@@ -116,7 +116,7 @@ def _names(output: Path, volumes: list[tuple[int, ImageIndex]]) -> dict[tuple[in
     }
 
 
-def _slices(scan: Scan, encoding: int, members: list[ImageIndex]) -> Iterator[KSpace]:
+def _slices(scan: MrdScan, encoding: int, members: list[ImageIndex]) -> Iterator[KSpace]:
     for index in members:
         k = scan.load(encoding, index)
         if k.data.ndim == 3:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from kspace.container import Geometry, Vector
 from kspace.errors import InputError
 from kspace.simulation.acquisition import (
-    Protocol,
-    Scan,
+    Acquisition,
+    ScanProtocol,
     accelerate,
     add_noise_scan,
     cartesian,
@@ -57,7 +57,7 @@ def demo(
         raise InputError("the file exists", path, "give --force to overwrite it, or another --output")
     # The pipeline takes seconds to import: a mistake above should be told before.
     from recon.methods.choose import choose
-    from recon.run.pipeline import Options, run
+    from recon.run.pipeline import RunOptions, run
 
     for method in methods:
         choose(method)
@@ -71,7 +71,7 @@ def demo(
     write_scan(scan, path)
     for method in methods:
         print(f"\nreconstructing it: recon run {path} -o {output / method} --method {method}", flush=True)
-        run([path], output / method, Options(method=method, force=force))
+        run([path], output / method, RunOptions(method=method, force=force))
     picture = output / "phantom.png"
     show(scan, {method: read_slices(output / method / "phantom.mrd.h5") for method in methods}, picture)
     print(f"\nside by side, with five times the errors:\n{picture}")
@@ -87,14 +87,14 @@ def read_slices(path: Path) -> NDArray[np.float32]:
     return np.abs(series).astype(np.float32)
 
 
-def truth_of(scan: Scan, index: int) -> NDArray[np.float64]:
+def truth_of(scan: Acquisition, index: int) -> NDArray[np.float64]:
     """What a perfect reconstruction shows of slice `index`, ``(y x)``: the true, whitened coil images, combined."""
     whiten = np.linalg.inv(np.linalg.cholesky(scan.covariance))
     whitened = np.einsum("ij,jyx->iyx", whiten, true_image(scan, scan.coils, slice=index)[:, 0])
     return np.asarray(np.linalg.norm(whitened, axis=0))
 
 
-def show(scan: Scan, images: Mapping[str, NDArray[np.float32]], path: Path) -> None:
+def show(scan: Acquisition, images: Mapping[str, NDArray[np.float32]], path: Path) -> None:
     """A picture of the middle slice: the truth and each method's image, and below them five times the errors, on one scale."""
     # Imported here: whoever asks for help should not wait for them.
     from matplotlib.figure import Figure
@@ -123,12 +123,14 @@ def show(scan: Scan, images: Mapping[str, NDArray[np.float32]], path: Path) -> N
     figure.savefig(path, dpi=110, facecolor="black")
 
 
-def head_scan(matrix: int = 256, n_slices: int = 3, n_coils: int = 8, factor: int = 3, noise_std: float = NOISE_STD) -> Scan:
+def head_scan(
+    matrix: int = 256, n_slices: int = 3, n_coils: int = 8, factor: int = 3, noise_std: float = NOISE_STD
+) -> Acquisition:
     """The scan of `demo`: noise scan, then `n_slices` interleaved slices of `head_phantom`, R = `factor` along ky.
 
     The slices are tilted like those of a head that does not lie quite straight, and the field of view is not centred on it.
     """
-    protocol = Protocol(
+    protocol = ScanProtocol(
         matrix=(matrix, matrix, 1),
         fov_m=(0.24, 0.24, 0.004),
         geometry=head_geometry(),

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from kspace.errors import InputError
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 from recon.metrics.image import CONVENTIONS, Convention, foreground, mean_and_spread
 
 Challenge = Literal["multicoil", "singlecoil"]
@@ -166,7 +166,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     InputError
         If it cannot be written.
     """
-    with written_whole(path) as beside, beside.open("w", newline="") as file:
+    with atomic_write(path) as beside, beside.open("w", newline="") as file:
         writer = csv_module.writer(file)
         writer.writerow(["volume", "slices", "target", *rows[0].metrics])
         writer.writerows([row.name, row.n_slices, row.target, *row.metrics.values()] for row in rows)

@@ -59,7 +59,7 @@ def describe(path: Path) -> Iterator[str]:
             yield f"  warning: {message}"
 
 
-def _describe_scan(scan: mrd.Scan) -> Iterator[str]:
+def _describe_scan(scan: mrd.MrdScan) -> Iterator[str]:
     yield f"  {scan.n_readouts} readouts; noise: {_describe_noise(scan.noise)}"
     for encoding in scan.encodings:
         yield (
@@ -76,7 +76,7 @@ def _describe_scan(scan: mrd.Scan) -> Iterator[str]:
             yield from _describe_encoding(scan, encoding)
 
 
-def _describe_encoding(scan: mrd.Scan, encoding: mrd.Encoding) -> Iterator[str]:
+def _describe_encoding(scan: mrd.MrdScan, encoding: mrd.Encoding) -> Iterator[str]:
     ky, kz = encoding.acceleration
     mode = f" (calibrationMode {encoding.calibration_mode})" if encoding.calibration_mode else ""
     yield f"    acceleration {ky:g} x {kz:g}, calibration {encoding.calibration}{mode}, centre of k-space {encoding.centre}"
@@ -108,7 +108,7 @@ def _describe_images(images: list[ImageIndex]) -> str:
     return f"{len(images)} complete ({', '.join(f'{n} {name}s' if n > 1 else f'1 {name}' for name, n in counts)})"
 
 
-def _describe_volume(volume: fastmri.Volume) -> Iterator[str]:
+def _describe_volume(volume: fastmri.FastmriVolume) -> Iterator[str]:
     (n_ky, n_kx), (n_y, n_x) = volume.matrix, volume.recon_shape
     sampled = volume.mask.float().mean().item()
     yield f"  {volume.n_slices} slices, {volume.n_coils} coils, readout {n_kx}, phase {n_ky}; recon {n_x} x {n_y} (x, y)"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 from kspace.masks import FAMILIES, MaskSpec, acceleration, digest
 
 MAX_AXIS = 65536  # more than any scanner measures, and than can be drawn in the time that a person waits
@@ -87,7 +87,7 @@ def _write(output: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[i
         raise InputError(f"'{output.suffix}' is no format for masks", output, f"one of {', '.join(writers)}")
     if output.exists() and not force:
         raise InputError("the file exists", output, "give --force to replace it")
-    with written_whole(output) as beside:
+    with atomic_write(output) as beside:
         writers[output.suffix.lower()](beside, spec, mask, shape)
 
 

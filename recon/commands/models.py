@@ -85,10 +85,10 @@ def export(
 def _line(card: Card, path: Path) -> str:
     metrics, envelope = card.metrics, card.envelope
     gain = f"{metrics['gain_db']:+.1f} dB over SENSE" if "gain_db" in metrics else "not validated"
-    rates = envelope.get("acceleration") or ["?"]
+    accelerations = envelope.get("acceleration") or ["?"]
     size = path.stat().st_size / 1e6
     return (
-        f"{card.name}: {card.system} ({card.preset}), {size:.1f} MB, {gain}, R {_span(rates)}, "
+        f"{card.name}: {card.system} ({card.preset}), {size:.1f} MB, {gain}, R {_span(accelerations)}, "
         f"{_span(envelope.get('coils') or ['?'])} coils, {card.data.get('source', '?')}"
     )
 

@@ -19,7 +19,7 @@ from kspace.io import fastmri, mrd
 from kspace.io.images import box_corners, find_images, read_boxes, read_image
 from kspace.simulation.from_images import SynthesisOptions, simulate_volume
 from kspace.simulation.receiver import MAPS_GRID, maps_from_images
-from recon.datasets.patients import Group, group_files, split_groups
+from recon.datasets.patients import PatientFiles, group_files, split_groups
 
 MAPS_BLOCK = 32  # central samples per axis that coil maps are measured from
 
@@ -120,7 +120,7 @@ class _Work:
     n_bytes: int = 0
     bad: list[str] = field(default_factory=list)
 
-    def do(self, path: Path, group: Group) -> None:
+    def do(self, path: Path, group: PatientFiles) -> None:
         slices: dict[str, Tensor] = {}
         boxes: list[tuple[float, ...]] = []
         for file in group.files:

@@ -28,7 +28,7 @@ from recon.metrics.image import CONVENTIONS
 from recon.train.callbacks import Interrupted, Keeper, Panels, RandomState, StopOnSignal
 from recon.train.data import DataOptions, DataSets, make_data
 from recon.train.loaders import DataModule
-from recon.train.module import Diverged, GanModule, Options, batches_per_step
+from recon.train.module import Diverged, GanModule, UpdateOptions, batches_per_step
 from recon.train.validation import Recorder
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def parser(system: str | None, preset: str) -> jsonargparse.ArgumentParser:
     made.add_argument("--force", "-f", action="store_true", help="write into a folder that holds another run")
     made.add_class_arguments(CardOptions, "card")
     made.add_class_arguments(DataOptions, "data")
-    made.add_class_arguments(Options, "update")
+    made.add_class_arguments(UpdateOptions, "update")
     made.add_class_arguments(pl.Trainer, "trainer", skip=set(OURS), instantiate=False)
     made.set_defaults(
         {"trainer.enable_model_summary": False, "trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 20}
@@ -236,12 +236,12 @@ def _leaves(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _trainer_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
+def _trainer_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], UpdateOptions]:
     options, update = dict(given["trainer"]), given["update"]
     # Lightning clips gradients only where it moves the optimisers itself; here the module does both.
     value, kind = options.pop("gradient_clip_val"), options.pop("gradient_clip_algorithm")
     if value is not None:
-        update = Options(update.ema, float(value), str(getattr(kind, "value", kind) or update.clip_algorithm))
+        update = UpdateOptions(update.ema, float(value), str(getattr(kind, "value", kind) or update.clip_algorithm))
     if options["accumulate_grad_batches"] not in (None, 1):
         raise InputError(
             "gradients are not accumulated over batches", "--trainer.accumulate_grad_batches", "raise --data.batch_size"
@@ -318,13 +318,13 @@ def _save_options(folder: Path, given: Mapping[str, Any]) -> None:
 
 
 def _card(gan: Gan, options: DataOptions, data: DataSets, batch_size: int, says: CardOptions) -> Card:
-    rates = [spec.acceleration for spec in map(MaskSpec.parse, options.masks) if spec.acceleration is not None]
+    accelerations = [spec.acceleration for spec in map(MaskSpec.parse, options.masks) if spec.acceleration is not None]
     given = {key: value for key, value in asdict(says).items() if value}
     # What is named several times, to be drawn more often, is one thing to a reader of the card.
     summary = {key: list(dict.fromkeys(value)) if key in ("masks", "coils") else value for key, value in data.summary.items()}
     envelope: dict[str, Any] = {
         "masks": summary["masks"],
-        "acceleration": [min(rates), max(rates)] if rates else [],
+        "acceleration": [min(accelerations), max(accelerations)] if accelerations else [],
         **{key: summary[key] for key in ("coils", "snr", "matrix") if key in summary},
         **{key: given[key] for key in ("anatomies", "contrasts", "field_t") if key in given},
     }

@@ -22,11 +22,11 @@ from kspace.fourier import resize
 from kspace.io import fastmri
 from kspace.masks import MaskSpec, acceleration, digest
 from kspace.operators import Sense
-from recon.compare.store import Group
+from recon.compare.store import MaskedVolume
 from recon.methods.classical import rss
 from recon.run.input import FastmriSource, MrdSource
-from recon.run.log import Journal
-from recon.run.options import Options
+from recon.run.log import Log
+from recon.run.options import RunOptions
 from recon.run.prepare import prepare
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ CENTRED = 2  # samples by which the measured part of k-space may be off the cent
 
 
 @dataclass(frozen=True, eq=False)
-class Volume:
+class FullVolume:
     """A fully sampled volume.
 
     Attributes
@@ -101,7 +101,7 @@ class Case:
         return resize(image.detach().cpu().abs(), self.shape).float().numpy()
 
 
-def make_case(volume: Volume, number: int, spec: MaskSpec, maps: str = "espirit") -> Case:
+def make_case(volume: FullVolume, number: int, spec: MaskSpec, maps: str = "espirit") -> Case:
     """A slice of a volume under the mask that is drawn for the volume.
 
     Raises
@@ -147,7 +147,7 @@ def delivered_shape(k: KSpace) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def groups_of(volume: Volume, specs: Sequence[MaskSpec]) -> list[tuple[Volume, MaskSpec, Group]]:
+def groups_of(volume: FullVolume, specs: Sequence[MaskSpec]) -> list[tuple[FullVolume, MaskSpec, MaskedVolume]]:
     """The volume under each of the masks, every one of them drawn once for all of its slices.
 
     Raises
@@ -160,7 +160,7 @@ def groups_of(volume: Volume, specs: Sequence[MaskSpec]) -> list[tuple[Volume, M
     found = []
     for spec in specs:
         acquired = k.mask & spec.draw(shape, volume.name)
-        group = Group(volume.dataset, volume.name, str(spec), digest(acquired, shape), acceleration(acquired, shape))
+        group = MaskedVolume(volume.dataset, volume.name, str(spec), digest(acquired, shape), acceleration(acquired, shape))
         found.append((volume, spec, group))
     return found
 
@@ -193,7 +193,7 @@ def parse_masks(text: str, seed: int = 0) -> list[MaskSpec]:
 
 def find_data(
     given: Sequence[str], but_not: Path | None = None, at_most: int | None = None
-) -> tuple[list[Volume], list[tuple[str, Path]]]:
+) -> tuple[list[FullVolume], list[tuple[str, Path]]]:
     """The fully sampled volumes, and the scans without truth (name of the data set, path), among files and folders.
 
     Parameters
@@ -211,7 +211,7 @@ def find_data(
     InputError
         If there are none, or some cannot be used (all are named), or two volumes have one name.
     """
-    volumes: list[Volume] = []
+    volumes: list[FullVolume] = []
     scans: list[tuple[str, Path]] = []
     failures = []
     for dataset, path in _files(given, but_not):
@@ -262,14 +262,14 @@ def _below(start: Path) -> list[Path]:
     return sorted(p for p in start.rglob("*") if p.suffix.lower() in SUFFIXES) if start.is_dir() else [start]
 
 
-def _volumes(dataset: str, path: Path) -> list[Volume]:
+def _volumes(dataset: str, path: Path) -> list[FullVolume]:
     """The fully sampled volumes of a file; none where it is undersampled."""
     if fastmri.is_fastmri(path):
         return _fastmri_volumes(dataset, path)
     return _mrd_volumes(dataset, path)
 
 
-def _fastmri_volumes(dataset: str, path: Path) -> list[Volume]:
+def _fastmri_volumes(dataset: str, path: Path) -> list[FullVolume]:
     volume = FastmriSource(path).volume
     if volume.has_mask:
         return []
@@ -278,15 +278,15 @@ def _fastmri_volumes(dataset: str, path: Path) -> list[Volume]:
     def plane(i: int) -> KSpace:
         k = volume.load(i)
         # Volumes with a target are whitened too: methods shall see what they see of a scan.
-        return prepare(k, None if "whiten" in k.header.steps else noise, Options(), Journal())
+        return prepare(k, None if "whiten" in k.header.steps else noise, RunOptions(), Log())
 
     boxes = np.asarray(volume.boxes, dtype=np.float32).reshape(-1, 6)
     simulated, attribution = bool(volume.attributes.get("simulated")), volume.attributes.get("attribution")
     about = simulated, attribution and str(attribution), volume.truth if volume.has_truth else None
-    return [Volume(dataset, path.name, path, "fastmri", volume.n_slices, plane, boxes, *about)]
+    return [FullVolume(dataset, path.name, path, "fastmri", volume.n_slices, plane, boxes, *about)]
 
 
-def _mrd_volumes(dataset: str, path: Path) -> list[Volume]:
+def _mrd_volumes(dataset: str, path: Path) -> list[FullVolume]:
     source = MrdSource(path)
     stacks: dict[tuple[int, ImageIndex], list[ImageIndex]] = {}
     for encoding in source.encodings:
@@ -301,7 +301,7 @@ def _mrd_volumes(dataset: str, path: Path) -> list[Volume]:
         n_planes, plane = _planes(source, encoding, members)
         if not is_full(plane(n_planes // 2).mask):
             return []
-        found.append(Volume(dataset, name, path, "mrd", n_planes, plane))
+        found.append(FullVolume(dataset, name, path, "mrd", n_planes, plane))
     return found
 
 
@@ -309,7 +309,7 @@ def _planes(source: MrdSource, encoding: int, members: Sequence[ImageIndex]) -> 
     """The number of 2-D planes of a stack of slices, or of a 3-D scan, and how to get one."""
 
     def load(i: int) -> KSpace:
-        return prepare(source.load(encoding, members[i]), source.noise, Options(), Journal())
+        return prepare(source.load(encoding, members[i]), source.noise, RunOptions(), Log())
 
     whole = lru_cache(maxsize=1)(load)  # a 3-D scan is read once for all of its planes
     first = load(0)

@@ -13,10 +13,10 @@ import torch
 import recon
 from kspace.errors import InputError
 from recon.compare import store
-from recon.compare.cases import Volume
-from recon.compare.methods import BART, Method
+from recon.compare.cases import FullVolume
+from recon.compare.methods import BART, ComparedMethod
 from recon.compare.metrics import not_measured
-from recon.compare.plan import Options, Plan
+from recon.compare.plan import CompareOptions, ComparisonPlan
 from recon.compare.timing import cpu_name
 from recon.methods import bart as bart_program
 from recon.versions import versions
@@ -24,7 +24,7 @@ from recon.versions import versions
 OURS = (store.SUMMARY, store.SLICES, store.RESULTS, store.IMAGES, "table.md", "table.tex", "figures", "index.html")
 
 
-def begin(plan: Plan) -> dict[str, Any]:
+def begin(plan: ComparisonPlan) -> dict[str, Any]:
     """What `compare.json` of the folder says so far: of an earlier run of the same comparison, or nothing yet.
 
     Raises
@@ -58,13 +58,13 @@ def begin(plan: Plan) -> dict[str, Any]:
     return summary
 
 
-def _restored(before: Sequence[Mapping[str, Any]], methods: Sequence[Method]) -> list[dict[str, Any]]:
+def _restored(before: Sequence[Mapping[str, Any]], methods: Sequence[ComparedMethod]) -> list[dict[str, Any]]:
     outside = {m["name"]: m.get("outside", {}) for m in before}
     return [method.says() | {"outside": outside.get(method.name, {})} for method in methods]
 
 
-def _new_summary(plan: Plan) -> dict[str, Any]:
-    datasets: dict[tuple[str, str], list[Volume]] = {}
+def _new_summary(plan: ComparisonPlan) -> dict[str, Any]:
+    datasets: dict[tuple[str, str], list[FullVolume]] = {}
     for volume in plan.volumes:
         datasets.setdefault((volume.dataset, volume.kind), []).append(volume)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and plan.options.device != "cpu" else None
@@ -92,7 +92,7 @@ def _new_summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _described(dataset: str, kind: str, volumes: Sequence[Volume], options: Options) -> dict[str, Any]:
+def _described(dataset: str, kind: str, volumes: Sequence[FullVolume], options: CompareOptions) -> dict[str, Any]:
     attributions = dict.fromkeys(volume.attribution for volume in volumes if volume.attribution)
     folders = dict.fromkeys(volume.path.resolve().parent.name for volume in volumes)
     return {

@@ -58,8 +58,8 @@ from recon import memory
 from recon.compare.held_out_summary import Energies, rows, sentence
 from recon.compare.holding import Candidates, NoiseLevel, hold_out
 from recon.run.input import FastmriSource, Source, open_source
-from recon.run.log import Journal
-from recon.run.options import Options
+from recon.run.log import Log
+from recon.run.options import RunOptions
 from recon.run.prepare import prepare
 
 Reconstruct = Callable[[Tensor, Sense], Tensor]
@@ -76,8 +76,8 @@ def compare_scan(
     max_slices: int | None = None,
     mask: MaskSpec | None = None,
     encoding: int | None = None,
-    maps: str = Options.maps,
-    calibration_width: int = Options.calibration_width,
+    maps: str = RunOptions.maps,
+    calibration_width: int = RunOptions.calibration_width,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare methods on a scan whose truth nobody has, by the samples that are held out of it.
@@ -122,7 +122,7 @@ def compare_scan(
         indices = _spread(scan.images(number), max_slices)
         if not indices:
             raise InputError("no complete image", scan.path, "see recon info")
-        result = Comparison(tuple(methods), draws, seed, fraction)
+        result = HeldOutComparison(tuple(methods), draws, seed, fraction)
         total, done = len(indices) * draws * len(methods), 0
         for index in indices:
             k = _load(scan, number, index, mask)
@@ -139,7 +139,7 @@ def compare_scan(
     return {**about, "mask": None if mask is None else str(mask), **result.summary()}
 
 
-class Comparison:
+class HeldOutComparison:
     """Adds up energies over images, draws and methods; for k-space that is prepared already.
 
     Parameters
@@ -274,7 +274,7 @@ def _maps(rest: KSpace, method: str, calibration_width: int) -> Tensor:
 def _load(scan: Source, encoding: int, index: ImageIndex, mask: MaskSpec | None) -> KSpace:
     # A volume with a target is whitened here too: nothing is compared with that target.
     noise = scan.volume.noise if isinstance(scan, FastmriSource) else scan.noise
-    k = prepare(scan.load(encoding, index), noise, Options(), Journal())
+    k = prepare(scan.load(encoding, index), noise, RunOptions(), Log())
     if mask is None:
         return k
     drawn = k.mask & mask.draw((k.data.shape[-2], k.data.shape[-1]), scan.path.name)

@@ -12,7 +12,7 @@ from torch import Tensor
 from kspace import coils
 from kspace.container import KSpace
 from kspace.masks import digest
-from kspace.seeds import Chance
+from kspace.seeds import RandomGenerator
 
 OUTER = 0.05  # of the samples, the outermost, tell the noise where nothing else does
 FEWEST_OUTER = 64
@@ -66,13 +66,13 @@ class Candidates:
         """
         ky, kx = self.where.nonzero().T.numpy()
         n_held = max(1, round(fraction * len(ky)))
-        chance = Chance(f"held out\n{seed}\n{digest(self.where, (self.where.shape[0], self.where.shape[1]))}")
+        random = RandomGenerator(f"held out\n{seed}\n{digest(self.where, (self.where.shape[0], self.where.shape[1]))}")
         n_y, n_x = self.where.shape
         distance = np.hypot((ky - n_y // 2) / n_y, (kx - n_x // 2) / n_x)
-        order = np.lexsort((chance.uniform(len(ky)), distance))
+        order = np.lexsort((random.uniform(len(ky)), distance))
         masks = [torch.zeros_like(self.where) for _ in range(draws)]
         for group in np.array_split(order, n_held):
-            rounds = [group[np.argsort(chance.uniform(len(group)))] for _ in range(-(-draws // len(group)))]
+            rounds = [group[np.argsort(random.uniform(len(group)))] for _ in range(-(-draws // len(group)))]
             for mask, chosen in zip(masks, np.concatenate(rounds), strict=False):
                 mask[ky[chosen], kx[chosen]] = True
         return masks

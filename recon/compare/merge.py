@@ -9,11 +9,11 @@ from typing import Any
 from kspace.errors import InputError
 from recon.compare import store
 from recon.compare.methods import BART, BARTS, CLASSICAL, GENERATOR
-from recon.compare.store import Group, VolumeRow
+from recon.compare.store import MaskedVolume, VolumeRow
 from recon.methods import classical
 
 
-def read_merged(files: Sequence[Path], groups: Sequence[Group]) -> list[VolumeRow]:
+def read_merged(files: Sequence[Path], groups: Sequence[MaskedVolume]) -> list[VolumeRow]:
     """The rows of earlier ``results.csv`` files, if they may stand beside those of `groups`.
 
     Raises
@@ -45,8 +45,8 @@ def join(ours: Sequence[VolumeRow], merged: Sequence[VolumeRow]) -> list[VolumeR
     InputError
         If two rows of a volume and mask are means over different numbers of slices.
     """
-    found: dict[tuple[Group, str], VolumeRow] = {}
-    slices: dict[Group, int] = {}
+    found: dict[tuple[MaskedVolume, str], VolumeRow] = {}
+    slices: dict[MaskedVolume, int] = {}
     for row in (*ours, *merged):
         if slices.setdefault(row.group, row.n_slices) != row.n_slices:
             counts = f"{slices[row.group]} slices and, by {row.label}, on {row.n_slices}"

@@ -40,7 +40,7 @@ BARTS: dict[str, Callable[[], bart_program.Pics]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Method:
+class ComparedMethod:
     """A method that takes part.
 
     Attributes
@@ -105,7 +105,7 @@ class Method:
 
 def choose(
     names: str | None, weights: Sequence[str] = (), bart: bool = False, device: str = "auto", precision: Precision = "auto"
-) -> list[Method]:
+) -> list[ComparedMethod]:
     """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
 
     Without names: every classical method, every generator that ships, and those of `weights`.
@@ -138,14 +138,14 @@ def choose(
     return [_make(name, own.get(name), device, precision) for name in chosen]
 
 
-def _make(name: str, own: Path | None, device: str, precision: Precision) -> Method:
+def _make(name: str, own: Path | None, device: str, precision: Precision) -> ComparedMethod:
     label = LABELS.get(name, name)
     if name in classical.METHODS:
         made = classical.make(name)
-        return Method(name, label, CLASSICAL, made, {"reconstructor": repr(made)})
+        return ComparedMethod(name, label, CLASSICAL, made, {"reconstructor": repr(made)})
     if name in BARTS:
         pics = BARTS[name]()
-        return Method(
+        return ComparedMethod(
             name, label, BART, pics, {"command": f"bart pics -S {' '.join(pics.options)}", "bart": bart_program.version()}
         )
     from recon.methods.choose import choose as choose_one
@@ -165,7 +165,7 @@ def _make(name: str, own: Path | None, device: str, precision: Precision) -> Met
         "precision": network.precision,
         "envelope": str(dict(card.envelope)),
     }
-    return Method(name, label, GENERATOR, network, details)
+    return ComparedMethod(name, label, GENERATOR, network, details)
 
 
 def _place(device: str) -> str:

@@ -12,16 +12,16 @@ from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from recon.compare import merge as merging
 from recon.compare import tuning
-from recon.compare.cases import Volume, find_data, groups_of, parse_masks
-from recon.compare.methods import Method, choose
+from recon.compare.cases import FullVolume, find_data, groups_of, parse_masks
+from recon.compare.methods import ComparedMethod, choose
 from recon.compare.metrics import check_metric, conventions
-from recon.compare.store import Group, VolumeRow
+from recon.compare.store import MaskedVolume, VolumeRow
 from recon.methods.precision import Precision
 from recon.metrics.image import Convention
 
 
 @dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """How to compare.
 
     Attributes
@@ -84,7 +84,7 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ComparisonPlan:
     """What is to be done, checked.
 
     Attributes
@@ -106,19 +106,19 @@ class Plan:
     """
 
     output: Path
-    options: Options
-    methods: list[Method]
+    options: CompareOptions
+    methods: list[ComparedMethod]
     specs: list[MaskSpec]
     conventions: list[Convention]
-    volumes: list[Volume]
+    volumes: list[FullVolume]
     scans: list[tuple[str, Path]]
-    groups: list[tuple[Volume, MaskSpec, Group]]
+    groups: list[tuple[FullVolume, MaskSpec, MaskedVolume]]
     tuning: list[tuning.TuningSlice]
     merged: list[VolumeRow]
     identity: dict[str, Any]
 
 
-def make_plan(data: Sequence[str], output: Path, options: Options) -> Plan:
+def make_plan(data: Sequence[str], output: Path, options: CompareOptions) -> ComparisonPlan:
     """Look at everything that was asked for, before anything long begins.
 
     Raises
@@ -143,14 +143,14 @@ def make_plan(data: Sequence[str], output: Path, options: Options) -> Plan:
     groups = [group for volume in volumes for group in groups_of(volume, specs)]
     merged = merging.read_merged(options.merge, [group for *_, group in groups])
     identity = _identity(options, methods, specs, volumes, scans, tuned)
-    return Plan(output, options, methods, specs, others, volumes, scans, groups, tuned, merged, identity)
+    return ComparisonPlan(output, options, methods, specs, others, volumes, scans, groups, tuned, merged, identity)
 
 
 def _identity(
-    options: Options,
-    methods: Sequence[Method],
+    options: CompareOptions,
+    methods: Sequence[ComparedMethod],
     specs: Sequence[MaskSpec],
-    volumes: Sequence[Volume],
+    volumes: Sequence[FullVolume],
     scans: Sequence[tuple[str, Path]],
     tuned: Sequence[tuning.TuningSlice],
 ) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from kspace.errors import InputError
 from kspace.masks import MaskSpec, acceleration, digest
 from recon.compare import store
-from recon.compare.cases import Case, Volume, make_case
-from recon.compare.methods import Method, call
+from recon.compare.cases import Case, FullVolume, make_case
+from recon.compare.methods import ComparedMethod, call
 from recon.compare.metrics import figures, support
-from recon.compare.store import Group, GroupImages, SliceLog, SliceRow, VolumeRow
+from recon.compare.store import GroupImages, MaskedVolume, SliceLog, SliceRow, VolumeRow
 from recon.compare.timing import Cost, measure
 from recon.metrics.image import Convention
 
@@ -44,19 +44,19 @@ class Runner:
     """
 
     folder: Path
-    methods: Sequence[Method]
+    methods: Sequence[ComparedMethod]
     log: SliceLog
     maps: str
     progress: tqdm[None]
     outside: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     _warm: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
 
-    def run(self, volume: Volume, slices: Sequence[int], spec: MaskSpec, group: Group) -> GroupImages | None:
+    def run(self, volume: FullVolume, slices: Sequence[int], spec: MaskSpec, group: MaskedVolume) -> GroupImages | None:
         """All slices of one volume and mask; their images, None where not one slice could be read."""
         images = self._begun(group, slices)
         rows = self.log.of(group)
 
-        def done(position: int, method: Method) -> bool:
+        def done(position: int, method: ComparedMethod) -> bool:
             row = rows.get((slices[position], method.name))
             return row is not None and (row.failed or (images is not None and images.made(method.name, position)))
 
@@ -81,7 +81,7 @@ class Runner:
                 self.log.append(row)
         return images
 
-    def _case(self, volume: Volume, number: int, spec: MaskSpec, group: Group) -> Case:
+    def _case(self, volume: FullVolume, number: int, spec: MaskSpec, group: MaskedVolume) -> Case:
         case = make_case(volume, number, spec, self.maps)
         shape = tuple(case.y.shape)
         if digest(case.op.mask, (shape[-2], shape[-1])) != group.digest:
@@ -91,7 +91,9 @@ class Runner:
             case = make_case(volume, number, spec, self.maps)
         return case
 
-    def _one(self, group: Group, number: int, position: int, method: Method, case: Case, images: GroupImages) -> SliceRow:
+    def _one(
+        self, group: MaskedVolume, number: int, position: int, method: ComparedMethod, case: Case, images: GroupImages
+    ) -> SliceRow:
         """One method on one slice: an image, or a row that says why there is none."""
         self.progress.set_postfix_str(f"{group.volume} {number}, {group.mask}: {method.name}")
         reconstruct = method.under(group.mask)
@@ -108,7 +110,9 @@ class Runner:
         self._note_outside(method, group, case)
         return self._row(group, number, method, reason, case, cost)
 
-    def _row(self, group: Group, number: int, method: Method, reason: str, case: Case | None, cost: Cost) -> SliceRow:
+    def _row(
+        self, group: MaskedVolume, number: int, method: ComparedMethod, reason: str, case: Case | None, cost: Cost
+    ) -> SliceRow:
         self.progress.update()
         return SliceRow(
             *(group.dataset, group.volume, number, group.mask, group.digest, group.acceleration, method.name),
@@ -121,14 +125,14 @@ class Runner:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _note_outside(self, method: Method, group: Group, case: Case) -> None:
+    def _note_outside(self, method: ComparedMethod, group: MaskedVolume, case: Case) -> None:
         if method.generator is None:
             return
         said = self.outside.setdefault(method.name, {}).setdefault(group.mask, [])
-        rate = acceleration(case.op.mask, (case.y.shape[-2], case.y.shape[-1]))
-        said += [text for text in method.generator.outside(case.op, rate) if text not in said]
+        r = acceleration(case.op.mask, (case.y.shape[-2], case.y.shape[-1]))
+        said += [text for text in method.generator.outside(case.op, r) if text not in said]
 
-    def _begun(self, group: Group, slices: Sequence[int]) -> GroupImages | None:
+    def _begun(self, group: MaskedVolume, slices: Sequence[int]) -> GroupImages | None:
         """What an earlier, interrupted run left of this group."""
         path = self.folder / group.file
         if not path.exists():
@@ -140,11 +144,11 @@ class Runner:
 
 
 def volume_rows(
-    group: Group,
+    group: MaskedVolume,
     n_slices: int,
     images: GroupImages | None,
     log: SliceLog,
-    methods: Sequence[Method],
+    methods: Sequence[ComparedMethod],
     others: Sequence[Convention],
 ) -> list[VolumeRow]:
     """One row for each method, with the metrics of the volume where no slice failed."""
@@ -169,7 +173,7 @@ def volume_rows(
     return found
 
 
-def _empty(group: Group, slices: Sequence[int], case: Case, volume: Volume) -> GroupImages:
+def _empty(group: MaskedVolume, slices: Sequence[int], case: Case, volume: FullVolume) -> GroupImages:
     shape = (len(slices), *case.shape)
     boxes = volume.boxes[np.isin(volume.boxes[:, 0], slices)]
     mask = case.op.mask[0].cpu().numpy()

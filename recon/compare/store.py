@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 from kspace.io.hdf5 import open_h5
 
 VERSION = 1
@@ -35,7 +35,7 @@ Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Group:
+class MaskedVolume:
     """What methods are compared on: one volume under one mask.
 
     Attributes
@@ -75,7 +75,7 @@ class SliceRow:
     Attributes
     ----------
     dataset, volume, mask, digest, acceleration
-        As in `Group`.
+        As in `MaskedVolume`.
     slice
         Number of the slice in its volume.
     method
@@ -108,9 +108,9 @@ class SliceRow:
     started: str = ""
 
     @property
-    def group(self) -> Group:
+    def group(self) -> MaskedVolume:
         """The volume and mask."""
-        return Group(self.dataset, self.volume, self.mask, self.digest, self.acceleration)
+        return MaskedVolume(self.dataset, self.volume, self.mask, self.digest, self.acceleration)
 
     @property
     def failed(self) -> bool:
@@ -125,7 +125,7 @@ class VolumeRow:
     Attributes
     ----------
     dataset, volume, mask, digest, acceleration
-        As in `Group`.
+        As in `MaskedVolume`.
     method, label
         Its name, and how tables call it.
     n_slices, n_failed, reason
@@ -155,9 +155,9 @@ class VolumeRow:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def group(self) -> Group:
+    def group(self) -> MaskedVolume:
         """The volume and mask."""
-        return Group(self.dataset, self.volume, self.mask, self.digest, self.acceleration)
+        return MaskedVolume(self.dataset, self.volume, self.mask, self.digest, self.acceleration)
 
 
 @dataclass(eq=False)
@@ -182,7 +182,7 @@ class GroupImages:
         By method: float32 magnitudes ``(slice y x)``; NaN where the method failed or has not run.
     """
 
-    group: Group
+    group: MaskedVolume
     slices: tuple[int, ...]
     truth: Float
     support: NDArray[np.bool_]
@@ -199,7 +199,7 @@ def write_images(folder: Path, group: GroupImages) -> Path:
     """Write the images of a volume and mask; the file appears whole or not at all."""
     path = folder / group.group.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part, h5py.File(part, "w") as file:
+    with atomic_write(path) as part, h5py.File(part, "w") as file:
         file["truth"], file["support"], file["boxes"] = group.truth, group.support, group.boxes
         file["mask"] = group.mask.astype(np.uint8)
         for name, image in group.images.items():
@@ -222,7 +222,7 @@ def read_images(path: Path) -> GroupImages:
         try:
             text = {name: str(file.attrs[name]) for name in ("dataset", "volume", "mask", "digest")}
             return GroupImages(
-                Group(**text, acceleration=float(file.attrs["acceleration"])),
+                MaskedVolume(**text, acceleration=float(file.attrs["acceleration"])),
                 tuple(int(i) for i in file.attrs["slices"]),
                 file["truth"][()],
                 file["support"][()],
@@ -245,16 +245,16 @@ class SliceLog:
     def __init__(self, folder: Path) -> None:
         self.rows = read_slices(folder)
         path = folder / SLICES
-        with written_whole(path) as part, part.open("w", newline="") as file:
+        with atomic_write(path) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([f.name for f in fields(SliceRow)])
             writer.writerows(_cells(row) for row in self.rows)
         self._path = path
-        self._of: dict[Group, list[SliceRow]] = {}
+        self._of: dict[MaskedVolume, list[SliceRow]] = {}
         for row in self.rows:
             self._of.setdefault(row.group, []).append(row)
 
-    def of(self, group: Group) -> dict[tuple[int, str], SliceRow]:
+    def of(self, group: MaskedVolume) -> dict[tuple[int, str], SliceRow]:
         """The rows of a volume and mask, by slice and method."""
         return {(row.slice, row.method): row for row in self._of.get(group, [])}
 
@@ -282,7 +282,7 @@ def write_results(folder: Path, rows: Sequence[VolumeRow]) -> Path:
     """Write ``results.csv``; a metric that no row has gets no column."""
     path = folder / RESULTS
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    with written_whole(path) as part, part.open("w", newline="") as file:
+    with atomic_write(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*_VOLUME_FIELDS, *names])
         writer.writerows([*_cells(row, _VOLUME_FIELDS), *(_cell(row.metrics.get(n)) for n in names)] for row in rows)
@@ -308,7 +308,7 @@ def read_results(path: Path) -> list[VolumeRow]:
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Write ``compare.json``; it appears whole or not at all. Values that are not finite are refused: JSON has none."""
     path = folder / SUMMARY
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return path
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 from recon.compare.metrics import MEASURED
 from recon.compare.statistics import can_be_significant
 from recon.compare.store import VolumeRow
@@ -32,7 +32,7 @@ def write_tables(folder: Path, summary: Summary, rows: Sequence[VolumeRow]) -> l
     """Write ``table.md`` and ``table.tex`` into the folder of a comparison."""
     written = []
     for name, text in (("table.md", markdown(summary, rows)), ("table.tex", latex(summary, rows))):
-        with written_whole(folder / name) as beside:
+        with atomic_write(folder / name) as beside:
             beside.write_text(text)
         written.append(folder / name)
     return written
@@ -90,13 +90,13 @@ def _tables(
             statistic = entries.get((dataset, mask, method, primary))
             means = [entries.get((dataset, mask, method, m)) for m in metrics]
             body.append([*_first_cells(mine, statistic, primary), *map(_mean_cell, means), *_cost_cells(mine)])
-        rates = sorted({round(row.acceleration, 2) for row in here})
-        rate = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
+        accelerations = sorted({round(row.acceleration, 2) for row in here})
+        stated = f"{accelerations[0]:g}" if len(accelerations) == 1 else f"{accelerations[0]:g} to {accelerations[-1]:g}"
         said = [d for d in summary["data"] if d["dataset"] == dataset]
         origin = ", simulated" if any(d["simulated"] for d in said) else ""
         origin += ", truth without noise" if said and all(d.get("noise_free") for d in said) else ""
         n = len({row.volume for row in here})
-        title = f"{dataset}, {mask}: R = {rate}, {n} volume{'s' * (n > 1)}{origin}"
+        title = f"{dataset}, {mask}: R = {stated}, {n} volume{'s' * (n > 1)}{origin}"
         head = ["method", f"{named(primary)} [95 %]", "to best classical [95 %]", "p (corrected)"]
         found.append((title, [*head, *map(named, metrics), "s/slice", "MB CPU", "MB GPU", "failed"], body))
     return found

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
-from recon.compare.cases import Case, Volume, make_case, spread
-from recon.compare.methods import CLASSICAL, Method, call
+from recon.compare.cases import Case, FullVolume, make_case, spread
+from recon.compare.methods import CLASSICAL, ComparedMethod, call
 from recon.compare.metrics import is_better, slice_figure
-from recon.methods.classical import L1Wavelet, Reconstructor, Sense, TotalVariation
+from recon.methods.classical import CgSense, L1Wavelet, Reconstructor, TotalVariation
 
 STEPS_PER_DECADE = 3
 REACH = 3  # steps of the grid on either side of the default
@@ -31,7 +31,7 @@ POINTS = 16  # of that curve
 class TuningSlice:
     """A slice that weights are chosen on."""
 
-    volume: Volume
+    volume: FullVolume
     number: int
 
     @property
@@ -40,7 +40,7 @@ class TuningSlice:
         return f"{self.volume.name} slice {self.number}"
 
 
-def tuning_slices(volumes: Sequence[Volume], n: int) -> list[TuningSlice]:
+def tuning_slices(volumes: Sequence[FullVolume], n: int) -> list[TuningSlice]:
     """About `n` slices, spread over the volumes and within them."""
     if n < 1:
         raise InputError(f"{n} slices to tune on", "--tune-slices", "give 1 or more")
@@ -49,7 +49,7 @@ def tuning_slices(volumes: Sequence[Volume], n: int) -> list[TuningSlice]:
     return [TuningSlice(volume, i) for volume, count in zip(chosen, counts, strict=True) for i in volume.slices(count)]
 
 
-def check_apart(tuning: Sequence[Volume], reported: Sequence[Volume]) -> None:
+def check_apart(tuning: Sequence[FullVolume], reported: Sequence[FullVolume]) -> None:
     """Refuse to tune on what is reported: no file of one name, and none of one content.
 
     Raises
@@ -71,7 +71,7 @@ def check_apart(tuning: Sequence[Volume], reported: Sequence[Volume]) -> None:
 
 
 def tune(
-    methods: Sequence[Method],
+    methods: Sequence[ComparedMethod],
     masks: Sequence[MaskSpec],
     slices: Sequence[TuningSlice],
     metric: str,
@@ -103,7 +103,7 @@ def tune(
     progress.close()
 
 
-def _search(method: Method, cases: Sequence[Case], metric: str) -> dict[str, Any]:
+def _search(method: ComparedMethod, cases: Sequence[Case], metric: str) -> dict[str, Any]:
     """The best weight of a logarithmic grid around the default, which grows while the best is at its edge."""
     default = method.weight
     assert default is not None
@@ -148,13 +148,13 @@ def _best(scores: dict[int, float | None], metric: str) -> int:
     return best
 
 
-def converge(method: Method, mask: str, case: Case, metric: str) -> dict[str, Any] | None:
+def converge(method: ComparedMethod, mask: str, case: Case, metric: str) -> dict[str, Any] | None:
     """Metric and relative change of the image against iterations, up to `BEYOND` times where the method's own rule stops.
 
     None for methods that are not ours, or do not iterate.
     """
     reconstruct = method.under(mask)
-    if method.family != CLASSICAL or not isinstance(reconstruct, Sense | L1Wavelet | TotalVariation):
+    if method.family != CLASSICAL or not isinstance(reconstruct, CgSense | L1Wavelet | TotalVariation):
         return None
     from recon.methods.solvers import Plane
 
@@ -167,7 +167,7 @@ def converge(method: Method, mask: str, case: Case, metric: str) -> dict[str, An
     wanted = {round(last ** (i / (POINTS - 1))) for i in range(POINTS)} | {stop[0]}
     curve: list[tuple[int, float, float]] = []
     support = (plane.maps != 0).any(0)  # outside, iterates wander, and are cut off at the end
-    before = [torch.zeros_like(plane.rhs) if isinstance(reconstruct, Sense) else plane.rhs * support]
+    before = [torch.zeros_like(plane.rhs) if isinstance(reconstruct, CgSense) else plane.rhs * support]
 
     def watch(n: int, x: Tensor) -> None:
         x = x * support
@@ -191,7 +191,7 @@ def converge(method: Method, mask: str, case: Case, metric: str) -> dict[str, An
 
 
 def _solve(
-    method: Sense | L1Wavelet | TotalVariation,
+    method: CgSense | L1Wavelet | TotalVariation,
     plane: Any,
     iterations: int,
     tolerance: float,
@@ -199,7 +199,7 @@ def _solve(
 ) -> None:
     from recon.methods import solvers
 
-    if isinstance(method, Sense):
+    if isinstance(method, CgSense):
         solvers.least_squares(plane, method.lamda, iterations, tolerance, watch)
     else:
         solvers.sparse(plane, method.regulariser(plane.shape), method.lamda, iterations, tolerance, watch)

@@ -19,7 +19,7 @@ from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions, generator, simulate_example
 from recon.datasets.example import Example, Key, Shape
 from recon.datasets.kspace_dataset import Augmentation, MaskSource
-from recon.datasets.patients import Group
+from recon.datasets.patients import PatientFiles
 
 
 class SimulatedDataset(torch.utils.data.Dataset[Example]):
@@ -56,7 +56,7 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[PatientFiles],
         options: SynthesisOptions,
         masks: Sequence[MaskSource],
         *,

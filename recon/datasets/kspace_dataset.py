@@ -18,7 +18,7 @@ from kspace import preprocess
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
-from kspace.io.fastmri import Volume
+from kspace.io.fastmri import FastmriVolume
 from kspace.masks import digest
 from kspace.operators import Sense
 from recon.datasets.example import Example, Key, Shape, collate, combine
@@ -149,7 +149,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
             entries=(entry,),
         )
 
-    def _fully_sampled(self, volume: Volume, slice_index: int) -> KSpace:
+    def _fully_sampled(self, volume: FastmriVolume, slice_index: int) -> KSpace:
         """A slice as `recon run` would prepare it: whitened where the noise is known, without readout oversampling."""
         k, noise = volume.load(slice_index), volume.noise
         if noise is not None and "whiten" not in k.header.steps:
@@ -243,7 +243,7 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
         return [batch for batch in batches if len(batch) == size] if self.drop_last else batches
 
 
-def _n_dead(volume: Volume) -> int:
+def _n_dead(volume: FastmriVolume) -> int:
     return 0 if volume.noise is None else len(preprocess.dead_coils(volume.noise))
 
 

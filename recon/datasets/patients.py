@@ -18,7 +18,7 @@ MAX_SLICES_OF_FOLDER = 512
 
 
 @dataclass(frozen=True)
-class Group:
+class PatientFiles:
     """Files that belong to one patient, so into one volume and one split.
 
     Attributes
@@ -50,7 +50,7 @@ def file_number(path: Path) -> int:
     return int(digits[-1])
 
 
-def group_files(files: Sequence[Path], root: Path, group_size: int | None = None) -> list[Group]:
+def group_files(files: Sequence[Path], root: Path, group_size: int | None = None) -> list[PatientFiles]:
     """Sort files into groups, each of which stands for one patient.
 
     With `group_size` a group is the files of one folder whose numbers lie within `group_size` consecutive ones, counted from
@@ -79,15 +79,15 @@ def group_files(files: Sequence[Path], root: Path, group_size: int | None = None
                     members[0].parent,
                     "give --group-size N, the number of neighbouring files that stand for one patient",
                 )
-        return [Group(key, patients[key], tuple(members)) for key, members in folders.items()]
+        return [PatientFiles(key, patients[key], tuple(members)) for key, members in folders.items()]
     if group_size < 1:
         raise InputError(f"the group size is {group_size}, expected at least 1", "--group-size")
     return [group for key, members in folders.items() for group in _by_number(key, members, group_size)]
 
 
 def split_groups(
-    groups: Sequence[Group], fraction: float, gap: int = 0, by_number: bool = False
-) -> tuple[list[Group], list[Group], list[Path]]:
+    groups: Sequence[PatientFiles], fraction: float, gap: int = 0, by_number: bool = False
+) -> tuple[list[PatientFiles], list[PatientFiles], list[Path]]:
     """Split groups into training and validation; no patient is in both.
 
     With `by_number` (neighbouring files may be one patient, and nothing says where the next begins) validation is the last
@@ -124,7 +124,9 @@ def split_groups(
     return train, val, left_out
 
 
-def _split_by_number(groups: Sequence[Group], fraction: float, gap: int) -> tuple[list[Group], list[Group], list[Path]]:
+def _split_by_number(
+    groups: Sequence[PatientFiles], fraction: float, gap: int
+) -> tuple[list[PatientFiles], list[PatientFiles], list[Path]]:
     folders: dict[Path, list[Path]] = {}
     for group in groups:
         for path in group.files:
@@ -134,26 +136,26 @@ def _split_by_number(groups: Sequence[Group], fraction: float, gap: int) -> tupl
         first = len(members) - round(fraction * len(members))
         for i, path in enumerate(members):
             side[path] = "val" if i >= first else "gap" if i >= first - gap else "train"
-    parts: dict[str, list[Group]] = {"train": [], "val": []}
+    parts: dict[str, list[PatientFiles]] = {"train": [], "val": []}
     kept: set[Path] = set()
     for group in groups:
         sides = {side[path] for path in group.files}
         name = "val" if "val" in sides else "train"
         files = tuple(path for path in group.files if side[path] == name)
         if files:
-            parts[name].append(Group(group.name, group.patient, files))
+            parts[name].append(PatientFiles(group.name, group.patient, files))
             kept.update(files)
     return parts["train"], parts["val"], [path for path in side if path not in kept]
 
 
-def _by_number(key: str, members: Sequence[Path], group_size: int) -> list[Group]:
+def _by_number(key: str, members: Sequence[Path], group_size: int) -> list[PatientFiles]:
     chunks: list[tuple[int, list[Path]]] = []
     for number, path in sorted((file_number(path), path) for path in members):
         if not chunks or number >= chunks[-1][0] + group_size:
             chunks.append((number, []))
         chunks[-1][1].append(path)
     width = len(str(max(file_number(path) for path in members)))
-    return [Group(name := f"{key}_{number:0{width}d}", name, tuple(files)) for number, files in chunks]
+    return [PatientFiles(name := f"{key}_{number:0{width}d}", name, tuple(files)) for number, files in chunks]
 
 
 def _natural_group(path: Path, root: Path) -> tuple[str, str | None]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kspace.errors import InputError
-from kspace.io.fastmri import Volume, open_volume
+from kspace.io.fastmri import FastmriVolume, open_volume
 
 SUFFIXES = (".h5", ".hdf5")
 
@@ -32,7 +32,7 @@ def find_volumes(paths: Path | Sequence[Path]) -> list[Path]:
     return found
 
 
-def open_volumes(files: Sequence[Path]) -> list[Volume]:
+def open_volumes(files: Sequence[Path]) -> list[FastmriVolume]:
     """Open every file; those that cannot be used are named all at once.
 
     Raises

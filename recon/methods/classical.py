@@ -40,7 +40,7 @@ class ZeroFilled:
 
 
 @dataclass(frozen=True)
-class Sense:
+class CgSense:
     """``argmin 1/2 ||W^(1/2)(A x - y)||^2 + lamda/2 ||x||^2``. Pruessmann et al. 2001, doi:10.1002/mrm.1241.
 
     Preconditioned conjugate gradients (SigPy's), to the minimum.
@@ -165,7 +165,7 @@ class TotalVariation:
         return solvers.sparse(plane, self.regulariser(plane.shape), self.lamda, self.iterations, self.tolerance)
 
 
-METHODS: dict[str, Callable[..., Reconstructor]] = {cls.name: cls for cls in (ZeroFilled, Sense, L1Wavelet, TotalVariation)}
+METHODS: dict[str, Callable[..., Reconstructor]] = {cls.name: cls for cls in (ZeroFilled, CgSense, L1Wavelet, TotalVariation)}
 
 
 def make(method: str, **options: Any) -> Reconstructor:
@@ -205,7 +205,7 @@ def rss(y: Tensor) -> Tensor:
     return torch.linalg.vector_norm(ifft(y), dim=-3)
 
 
-def objective(method: L1Wavelet | TotalVariation | Sense, image: Tensor, y: Tensor, op: SenseOperator) -> float:
+def objective(method: L1Wavelet | TotalVariation | CgSense, image: Tensor, y: Tensor, op: SenseOperator) -> float:
     """The value that `method` minimises, at `image`, for one plane; relative to ``max|A^H W y| ** 2`` and the largest weight.
 
     Parameters
@@ -225,7 +225,7 @@ def objective(method: L1Wavelet | TotalVariation | Sense, image: Tensor, y: Tens
 
     plane = Plane.of(y, op)
     x = to_corner(image).to(torch.complex128) / plane.scale
-    if isinstance(method, Sense):
+    if isinstance(method, CgSense):
         return plane.misfit(x) + 0.5 * method.lamda * float(x.abs().square().sum())
     g = method.regulariser(plane.shape)
     return plane.misfit(x) + method.lamda * float(g.norm(g.forward(x)))

@@ -93,10 +93,14 @@ class GeneratorReconstructor:
         envelope, found = self.card.envelope, []
         if (coils := envelope.get("coils")) and not min(coils) <= op.n_coils <= max(coils):
             found.append(f"{op.n_coils} coils; trained with {min(coils)} to {max(coils)}")
-        rates = envelope.get("acceleration")
+        accelerations = envelope.get("acceleration")
         # 10 % more is not another problem.
-        if acceleration is not None and rates and not 0.9 * min(rates) <= acceleration <= 1.1 * max(rates):
-            found.append(f"acceleration {acceleration:.1f}; trained with {min(rates):g} to {max(rates):g}")
+        if (
+            acceleration is not None
+            and accelerations
+            and not 0.9 * min(accelerations) <= acceleration <= 1.1 * max(accelerations)
+        ):
+            found.append(f"acceleration {acceleration:.1f}; trained with {min(accelerations):g} to {max(accelerations):g}")
         return found
 
 

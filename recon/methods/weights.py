@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 
 SUFFIX = ".safetensors"
 FORMAT = "recon generator 1"
@@ -121,7 +121,7 @@ def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = F
     if bad := [name for name, x in tensors.items() if x.is_floating_point() and not bool(torch.isfinite(x).all())]:
         raise InputError(f"the weights {bad[0]} are not finite{' in half precision' if half else ''}", path)
     card = replace(card, name=path.stem, sha256=digest(tensors))
-    with written_whole(path, "the weights cannot be written", make_folder=True) as beside:
+    with atomic_write(path, "the weights cannot be written", make_folder=True) as beside:
         save_file(tensors, beside, metadata={"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)})
     return card
 

@@ -69,7 +69,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonResults:
     """What a comparison's folder holds.
 
     Attributes
@@ -113,7 +113,7 @@ class Comparison:
         return list(dict.fromkeys(name for row in self.results for name in row.metrics))
 
 
-def read(folder: Path) -> Comparison:
+def read(folder: Path) -> ComparisonResults:
     """Read the folder of a comparison, finished or not.
 
     Raises
@@ -134,7 +134,7 @@ def read(folder: Path) -> Comparison:
     volumes = [(d["dataset"], v) for d in data for v in d.get("volumes") or []]
     masks = about.get("masks") or []
     images.sort(key=lambda f: (_rank(volumes, (f.dataset, f.volume)), f.dataset, f.volume, _rank(masks, f.mask), f.mask))
-    return Comparison(folder, about, results, [row for row in slices if row.failed], images)
+    return ComparisonResults(folder, about, results, [row for row in slices if row.failed], images)
 
 
 def _rank(order: Sequence[object], item: object) -> int:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kspace.io.atomic import written_whole
-from recon.report.comparison import Comparison
+from kspace.io.atomic import atomic_write
+from recon.report.comparison import ComparisonResults
 from recon.report.slice_figure import draw_slice
 from recon.report.theme import MATPLOTLIB, Theme, plain
 from recon.report.wording import metric_name
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
+def write(comparison: ComparisonResults, folder: Path) -> list[Path]:
     """Write all figures for which there are data, each as PNG (200 dpi) and PDF.
 
     Raises
@@ -66,7 +66,7 @@ def _save(figure: Figure, stem: Path, draw: Callable[[Figure], bool]) -> list[Pa
         return []
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     for path in paths:
-        with written_whole(path, make_folder=True) as beside:
+        with atomic_write(path, make_folder=True) as beside:
             # No date: the same comparison gives the same file.
             metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
             figure.savefig(beside, format=path.suffix[1:], dpi=200, metadata=metadata)

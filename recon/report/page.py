@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from recon.report import selection
-from recon.report.comparison import Comparison, as_record
+from recon.report.comparison import ComparisonResults, as_record
 from recon.report.wording import as_json
 
 SCRIPTS = ("base.js", "table.js", "plots.js", "planes.js", "panels.js", "viewer.js", "input.js")
@@ -21,7 +21,7 @@ FAILURE = ("dataset", "volume", "slice", "mask", "method", "reason")
 """What the page tells of a slice on which a method failed."""
 
 
-def build(comparison: Comparison, megabytes: float) -> str:
+def build(comparison: ComparisonResults, megabytes: float) -> str:
     """The whole page.
 
     Parameters
@@ -87,7 +87,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _data(comparison: Comparison) -> dict[str, Any]:
+def _data(comparison: ComparisonResults) -> dict[str, Any]:
     about = comparison.about
     parts = ("masks", "metric", "tuning", "convergence", "statistics", "held_out")
     return {
@@ -105,7 +105,7 @@ def _columnar(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"columns": columns, "rows": [[row.get(name) for name in columns] for row in rows]}
 
 
-def _head(comparison: Comparison) -> str:
+def _head(comparison: ComparisonResults) -> str:
     """What was compared, on what, by which machine, and the verdict: readable without scripts too."""
     about = comparison.about
     methods, n_volumes = comparison.methods, len({(r.dataset, r.volume) for r in comparison.results})
@@ -128,7 +128,7 @@ def _list(kind: str, facts: Sequence[tuple[str, str]]) -> str:
     return f'<dl class="facts {kind}">{items}</dl>'
 
 
-def _facts(comparison: Comparison) -> list[tuple[str, str]]:
+def _facts(comparison: ComparisonResults) -> list[tuple[str, str]]:
     about, machine = comparison.about, comparison.about.get("machine") or {}
     processor = f"{machine.get('cpu') or 'processor unknown'}, {_count(machine.get('threads') or 1, 'thread')}"
     runs_on = f"{processor}; {machine.get('gpu') or 'no GPU'}"

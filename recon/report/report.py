@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 from recon.report import comparison, figures, page
 
 
@@ -34,6 +34,6 @@ def write(folder: Path, megabytes: float = 45.0) -> Path:
     found = comparison.read(folder)
     figures.write(found, folder / "figures")
     path = folder / "index.html"
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(page.build(found, megabytes), encoding="utf-8")
     return path

@@ -24,7 +24,7 @@ Encoded = tuple[tuple[str, int, str], str, str]
 
 
 @dataclass(frozen=True)
-class Volume:
+class VolumeImages:
     """The images of one volume under every mask."""
 
     files: tuple[ImageFile, ...]
@@ -63,12 +63,12 @@ class Held:
     n_total: int = 0
 
 
-def volumes(images: Sequence[ImageFile]) -> list[Volume]:
+def volumes(images: Sequence[ImageFile]) -> list[VolumeImages]:
     """Gather the files of each volume; their range is that of the truth, or of the methods where there is none."""
     groups: dict[tuple[str, str], list[ImageFile]] = {}
     for file in images:
         groups.setdefault((file.dataset, file.volume), []).append(file)
-    return [Volume(tuple(files), *_range(files)) for files in groups.values()]
+    return [VolumeImages(tuple(files), *_range(files)) for files in groups.values()]
 
 
 def _range(files: Sequence[ImageFile]) -> tuple[float, float]:
@@ -94,14 +94,14 @@ def spread(n: int) -> list[int]:
     return order
 
 
-def in_turn(found: Sequence[Volume]) -> list[tuple[Volume, int]]:
+def in_turn(found: Sequence[VolumeImages]) -> list[tuple[VolumeImages, int]]:
     """Slices in the order of their importance: one of each volume, then a second of each, ..."""
     queues = [[(volume, volume.slices[k]) for k in spread(len(volume.slices))] for volume in found]
     longest = max((len(q) for q in queues), default=0)
     return [q[i] for i in range(longest) for q in queues if i < len(q)]
 
 
-def hold(found: Sequence[Volume], budget: int) -> Held:
+def hold(found: Sequence[VolumeImages], budget: int) -> Held:
     """Choose bits and slices so that all blocks together have at most `budget` characters."""
     order = in_turn(found)
     held = Held(_choose_bits(order, budget), n_total=len(order))
@@ -119,7 +119,7 @@ def hold(found: Sequence[Volume], budget: int) -> Held:
     return held
 
 
-def _choose_bits(order: Sequence[tuple[Volume, int]], budget: int) -> int:
+def _choose_bits(order: Sequence[tuple[VolumeImages, int]], budget: int) -> int:
     """The most bits with which all slices are likely to fit, judged by a few of them."""
     probes = [order[i] for i in np.linspace(0, len(order) - 1, min(PROBES, len(order))).astype(int)]
     for bits in BITS:
@@ -135,7 +135,7 @@ def _size(planes: Sequence[Encoded], there: Container[str] = ()) -> int:
     return sum(len(wrap(key, block)) for key, block in blocks.items()) + REFERENCE * len(planes)
 
 
-def _encoded(volume: Volume, number: int, bits: int) -> list[Encoded]:
+def _encoded(volume: VolumeImages, number: int, bits: int) -> list[Encoded]:
     """Place, name and content of every plane of a slice."""
     scale = Scale(volume.reference, bits)
     return [
@@ -155,7 +155,7 @@ def wrap(key: str, content: str) -> str:
     return f'<script type="text/plain" id="b{key}">{content}</script>\n'
 
 
-def _hold_sampling(held: Held, found: Sequence[Volume], budget: int) -> None:
+def _hold_sampling(held: Held, found: Sequence[VolumeImages], budget: int) -> None:
     """Masks are small; those that do not fit any more are left out."""
     for file in (file for volume in found for file in volume.files):
         mask = file.sampling()
@@ -169,13 +169,13 @@ def _hold_sampling(held: Held, found: Sequence[Volume], budget: int) -> None:
             held.sampling[file.path.name] = (key, (int(mask.shape[0]), int(mask.shape[1])))
 
 
-def describe(found: Sequence[Volume], held: Held) -> dict[str, Any]:
+def describe(found: Sequence[VolumeImages], held: Held) -> dict[str, Any]:
     """What the viewer must know, as JSON."""
     files = [_describe_file(volume, file, held) for volume in found for file in volume.files]
     return {"bits": held.bits, "held": held.n_slices, "total": held.n_total, "files": files}
 
 
-def _describe_file(volume: Volume, file: ImageFile, held: Held) -> dict[str, Any]:
+def _describe_file(volume: VolumeImages, file: ImageFile, held: Held) -> dict[str, Any]:
     scale = Scale(volume.reference, held.bits)
     name = file.path.name
     numbers = [s for s in sorted(file.planes) if (name, s, file.series[0]) in held.planes]

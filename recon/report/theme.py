@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recon.compare.store import VolumeRow
-from recon.report.comparison import Comparison
+from recon.report.comparison import ComparisonResults
 
 COLOURS = ("#3b7dd8", "#e0652b", "#2a9d5c", "#b06fd6", "#bd9414", "#d6487e", "#159fb3", "#8a9099", "#9a6b3f", "#6c5ce7")
 MARKERS = "osD^PX*vhp"
@@ -35,7 +35,7 @@ PREFERRED = ("psnr_support", "ssim_support", "mr_distance")
 class Theme:
     """Names, colours and markers of the methods, the same in every figure."""
 
-    comparison: Comparison
+    comparison: ComparisonResults
 
     @property
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What happened during a reconstruction, for the record that is written beside the images."""
+"""Log of a reconstruction: timings, warnings and masks for the JSON record."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 
 @dataclass
-class Journal:
-    """What happened during one reconstruction, for the record that is written beside the images."""
+class Log:
+    """Log of one reconstruction."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ FORMATS = ("mrd", "dicom", "nifti", "png")
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How to reconstruct.
 
     Attributes
@@ -85,7 +85,7 @@ class Options:
             raise InputError("--noise is for whitening, --no-whiten forbids it", "the options", "give one of them")
         if self.complex and not {"mrd", "nifti"} & set(self.formats):
             raise InputError("only MRD and NIfTI images can be complex", "--complex", f"--format is {self.format}")
-        if self.method == "rss" and (self.maps, self.calibration_width) != (Options.maps, Options.calibration_width):
+        if self.method == "rss" and (self.maps, self.calibration_width) != (RunOptions.maps, RunOptions.calibration_width):
             raise InputError("rss needs no coil maps", "--maps or --calibration-width", "leave it out")
 
     @property

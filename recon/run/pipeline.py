@@ -23,19 +23,19 @@ from recon.methods import classical
 from recon.methods.choose import Method, choose
 from recon.output.export import RunRecord, check_outputs, export
 from recon.run.input import Source, open_source
-from recon.run.log import Journal
-from recon.run.options import FORMATS, Options
+from recon.run.log import Log
+from recon.run.options import FORMATS, RunOptions
 from recon.run.prepare import MapMaker, prepare
 from recon.run.selection import by_reason, parse_selection
 from recon.versions import versions
 
-__all__ = ["FORMATS", "Options", "reconstruct_file", "run"]
+__all__ = ["FORMATS", "RunOptions", "reconstruct_file", "run"]
 
-BESIDE = classical.Sense()  # the classical image that goes with a generated one
+BESIDE = classical.CgSense()  # the classical image that goes with a generated one
 SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 
-def run(inputs: list[Path], output: Path = Path("out"), options: Options = Options()) -> int:
+def run(inputs: list[Path], output: Path = Path("out"), options: RunOptions = RunOptions()) -> int:
     """Reconstruct raw scans into images.
 
     Parameters
@@ -68,7 +68,7 @@ def run(inputs: list[Path], output: Path = Path("out"), options: Options = Optio
     return 2 if failed else 0
 
 
-def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
+def reconstruct_file(path: Path, output: Path, options: RunOptions) -> list[Path]:
     """Reconstruct one file with `options` into the folder `output`; return what was written.
 
     Raises
@@ -90,11 +90,11 @@ def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
         chosen = _chosen_images(source, encodings, options)
         results = []
         for e in encodings:
-            journal = Journal()
+            log = Log()
             for line in by_reason(source.incomplete(e)):
-                journal.warn(f"{'incomplete' if options.incomplete else 'left out'}: {line}")
-            images = reconstruct_encoding(source, e, chosen[e], method, options, journal)
-            results.append((stems[e], images, _record(source, options, method, images, journal)))
+                log.warn(f"{'incomplete' if options.incomplete else 'left out'}: {line}")
+            images = reconstruct_encoding(source, e, chosen[e], method, options, log)
+            results.append((stems[e], images, _record(source, options, method, images, log)))
         written: list[Path] = []
         for stem, images, record in results:
             if images:
@@ -105,52 +105,52 @@ def reconstruct_file(path: Path, output: Path, options: Options) -> list[Path]:
 
 
 def reconstruct_encoding(
-    source: Source, encoding: int, indices: Sequence[ImageIndex], method: Method, options: Options, journal: Journal
+    source: Source, encoding: int, indices: Sequence[ImageIndex], method: Method, options: RunOptions, log: Log
 ) -> list[Image]:
     """The images `indices` of one encoding, one at a time: only one image's samples are in memory."""
-    with journal.step("noise"):
-        noise = _noise(source, options, journal)
-    maps = MapMaker(source, noise, options, journal)
+    with log.step("noise"):
+        noise = _noise(source, options, log)
+    maps = MapMaker(source, noise, options, log)
     images = []
     # All repetitions of a slice come together, because they may share their maps.
     order = sorted(indices, key=lambda i: (i.contrast, i.set, i.phase, i.slice, i.repetition))
     # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
-    journal.progress = tqdm(order, desc=f"{source.stem}: {options.method}", unit="image", disable=None, leave=False)
-    for index in journal.progress:
-        with journal.step("read"):
+    log.progress = tqdm(order, desc=f"{source.stem}: {options.method}", unit="image", disable=None, leave=False)
+    for index in log.progress:
+        with log.step("read"):
             k = source.load(encoding, index)
-        with journal.step("preprocess"):
-            k = prepare(k, noise, options, journal)
-        images += reconstruct_image(k, maps, method, journal)
+        with log.step("preprocess"):
+            k = prepare(k, noise, options, log)
+        images += reconstruct_image(k, maps, method, log)
         del k
         memory.release()
     for message in source.warnings:
-        journal.warn(message)
+        log.warn(message)
     return images
 
 
-def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, journal: Journal) -> list[Image]:
+def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, log: Log) -> list[Image]:
     """One image from prepared k-space: coil maps, reconstruction, recon matrix.
 
     A generator's image is followed by the classical one of the same data, so that a person can look at both.
     """
     shape = (k.data.shape[-2], k.data.shape[-1])
     sampled = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
-    journal.masks.append({"image": k.header.index.name, **sampled})
+    log.masks.append({"image": k.header.index.name, **sampled})
     if method.reconstruct is None:
-        with journal.step("reconstruct"):
+        with log.step("reconstruct"):
             # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
             coil_images = preprocess.to_recon_matrix(_volume(ifft(k.data)), k.header)
             return [Image(coil_images.abs().square().sum(0).sqrt(), k.header)]
-    with journal.step("maps"):
+    with log.step("maps"):
         op = Sense(maps.of(k), k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
-    _check_support(k, op, journal)
-    with journal.step("reconstruct"):
+    _check_support(k, op, log)
+    with log.step("reconstruct"):
         images = [_image(method.reconstruct(k.data, op), k, "main")]
     if method.generator is not None:
         for difference in method.generator.outside(op, acceleration(k.mask, shape)):
-            journal.warn(f"outside of what {method.name} was trained on: {difference}")
-        with journal.step(BESIDE.name):
+            log.warn(f"outside of what {method.name} was trained on: {difference}")
+        with log.step(BESIDE.name):
             images.append(_image(BESIDE(k.data, op), k, BESIDE.name))
     return images
 
@@ -170,34 +170,32 @@ def _volume(planes: Tensor) -> Tensor:
     return planes.unsqueeze(-3) if planes.ndim == 3 else planes.permute(1, 2, 3, 0)
 
 
-def _check_support(k: KSpace, op: Sense, journal: Journal) -> None:
+def _check_support(k: KSpace, op: Sense, log: Log) -> None:
     """Say so where the coil maps are empty although there is signal: a blank image must not look like a result."""
     energy = ifft(k.data).abs().square().sum(-3)
     inside = float((energy * op.support).sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny))
     if energy.max() > 0 and inside < SUPPORT_HOLDS:
-        journal.warn(
+        log.warn(
             f"{k.header.index.name}: the coil maps cover {100 * inside:.0f} % of the signal's energy; "
             "with few calibration lines try --maps jsense, or give --maps FILE"
         )
 
 
-def _noise(source: Source, options: Options, journal: Journal) -> Noise | None:
+def _noise(source: Source, options: RunOptions, log: Log) -> Noise | None:
     if options.no_whiten:
-        journal.noise = "not used"
+        log.noise = "not used"
         return None
     noise = read_noise(options.noise) if options.noise is not None else source.noise
     if noise is not None:
-        journal.noise = f"{noise.n_samples} samples of {options.noise or source.path}"
+        log.noise = f"{noise.n_samples} samples of {options.noise or source.path}"
         if options.noise is not None and noise.relative_bandwidth == 1:
-            journal.warn(
-                f"no relativeReceiverNoiseBandwidth in {options.noise}: taken as 1 (Siemens receivers have about 0.79)"
-            )
+            log.warn(f"no relativeReceiverNoiseBandwidth in {options.noise}: taken as 1 (Siemens receivers have about 0.79)")
     if noise is None and source.expects_noise:
-        journal.warn(f"no noise scan in {source.path.name}: going on unwhitened; --noise FILE gives a separate one")
+        log.warn(f"no noise scan in {source.path.name}: going on unwhitened; --noise FILE gives a separate one")
     return noise
 
 
-def _chosen_encodings(source: Source, options: Options) -> Sequence[int]:
+def _chosen_encodings(source: Source, options: RunOptions) -> Sequence[int]:
     if options.encoding is None:
         return source.encodings
     if options.encoding not in source.encodings:
@@ -206,7 +204,7 @@ def _chosen_encodings(source: Source, options: Options) -> Sequence[int]:
     return [options.encoding]
 
 
-def _chosen_images(source: Source, encodings: Sequence[int], options: Options) -> dict[int, list[ImageIndex]]:
+def _chosen_images(source: Source, encodings: Sequence[int], options: RunOptions) -> dict[int, list[ImageIndex]]:
     """The images to reconstruct, by encoding."""
     found = {e: sorted({*source.images(e), *(source.begun(e) if options.incomplete else [])}) for e in encodings}
     everything = [index for indices in found.values() for index in indices]
@@ -230,8 +228,8 @@ def _refuse_equal_stems(inputs: Sequence[Path]) -> None:
         stems[path.stem] = path
 
 
-def _record(source: Source, options: Options, method: Method, images: Sequence[Image], journal: Journal) -> RunRecord:
-    with journal.step("checksum"):
+def _record(source: Source, options: RunOptions, method: Method, images: Sequence[Image], log: Log) -> RunRecord:
+    with log.step("checksum"):
         sha256 = source.sha256()
     parameters = {name: value for name, value in vars(options).items() if name != "force"}
     parameters = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
@@ -244,10 +242,10 @@ def _record(source: Source, options: Options, method: Method, images: Sequence[I
         versions=versions() | {k: v for k, v in method.details.items() if k == "weights sha256"},
         source=str(source.path),
         source_sha256=sha256,
-        mask={"images": journal.masks},
-        seconds=journal.seconds,
-        warnings=journal.warnings,
-        extra={"noise": journal.noise}
+        mask={"images": log.masks},
+        seconds=log.seconds,
+        warnings=log.warnings,
+        extra={"noise": log.noise}
         | (
             {}
             if header is None

@@ -15,18 +15,18 @@ from kspace.io.coil_maps import load_maps
 from kspace.noise import Noise
 from kspace.partial_fourier import pocs
 from recon.run.input import Source
-from recon.run.log import Journal
-from recon.run.options import Options
+from recon.run.log import Log
+from recon.run.options import RunOptions
 
 
-def prepare(k: KSpace, noise: Noise | None, options: Options, journal: Journal) -> KSpace:
+def prepare(k: KSpace, noise: Noise | None, options: RunOptions, log: Log) -> KSpace:
     """Everything between the samples as read and the samples that a reconstruction sees."""
     if options.conjugate:
         k = preprocess.conjugate(k)
     k, dropped = preprocess.drop_dead_coils(k, noise)
     if dropped:
         why = "all samples are zero" if noise is None else "noise variance below 1e-6 of the median"
-        journal.warn(f"coils {', '.join(dropped)} are dead ({why}): dropped")
+        log.warn(f"coils {', '.join(dropped)} are dead ({why}): dropped")
     if noise is not None:
         k = preprocess.whiten(k, noise)
     k = preprocess.remove_oversampling(k)
@@ -43,8 +43,8 @@ class MapMaker:
     """Coil maps of one image after another. What images share is estimated once: the average over interleaved repetitions, and
     separate calibration lines that serve all repetitions. Embedded calibration is every image's own."""
 
-    def __init__(self, source: Source, noise: Noise | None, options: Options, journal: Journal) -> None:
-        self._source, self._noise, self._options, self._journal = source, noise, options, journal
+    def __init__(self, source: Source, noise: Noise | None, options: RunOptions, log: Log) -> None:
+        self._source, self._noise, self._options, self._journal = source, noise, options, log
         self._averaged: tuple[ImageIndex, Tensor] | None = None
         self._separate: tuple[Tensor, Tensor] | None = None
 
@@ -76,7 +76,7 @@ class MapMaker:
                 self._estimate(k)  # says what is missing
                 raise AssertionError("unreachable")
             self._journal.warn("no calibration lines: coil maps come from the average over the interleaved repetitions")
-            whole = prepare(averaged, self._noise, replace(self._options, virtual_coils=None), Journal())
+            whole = prepare(averaged, self._noise, replace(self._options, virtual_coils=None), Log())
             self._averaged = index, self._estimate(whole)
         return self._averaged[1]
 

@@ -20,7 +20,7 @@ from recon.datasets.augment import Augment
 from recon.datasets.example import Example
 from recon.datasets.image_dataset import SimulatedDataset
 from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes, split_by_patient
-from recon.datasets.patients import Group, group_files, split_groups
+from recon.datasets.patients import PatientFiles, group_files, split_groups
 from recon.train.examples import Examples, Kept, PlainImages, Simulations, Strips
 
 T = TypeVar("T")
@@ -263,7 +263,7 @@ def _from_plain(
     return train, val, {"source": str(options.images), **about}
 
 
-def _groups(options: DataOptions) -> tuple[list[Group], list[Group], int]:
+def _groups(options: DataOptions) -> tuple[list[PatientFiles], list[PatientFiles], int]:
     """Pictures to train on, to validate with, and how many are left out of both."""
     assert options.images is not None
     groups = group_files(find_images(options.images), options.images, options.group_size)

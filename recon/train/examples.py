@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 from kspace.io.images import read_image
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
@@ -24,7 +24,7 @@ from kspace.simulation.from_images import SynthesisOptions, crop_to_matrix, gene
 from recon.datasets.example import Example, Key, Shape
 from recon.datasets.image_dataset import SimulatedDataset
 from recon.datasets.kspace_dataset import Draw
-from recon.datasets.patients import Group
+from recon.datasets.patients import PatientFiles
 
 
 class Examples(Protocol):
@@ -63,7 +63,7 @@ class Simulations(torch.utils.data.Dataset[Example]):
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[PatientFiles],
         options: SynthesisOptions,
         coils: Sequence[int],
         masks: Sequence[MaskSpec],
@@ -127,7 +127,7 @@ class PlainImages(torch.utils.data.Dataset[Example]):
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[PatientFiles],
         matrix: tuple[int, int],
         masks: Sequence[MaskSpec],
         mask_per: str = "slice",
@@ -193,7 +193,7 @@ class Kept(torch.utils.data.Dataset[Example]):
         self.shapes = source.shapes
         self.lines = _lines_of(source)
         about = self.folder / "about.txt"
-        with written_whole(about, "examples cannot be kept", "choose another --data.cache", make_folder=True) as beside:
+        with atomic_write(about, "examples cannot be kept", "choose another --data.cache", make_folder=True) as beside:
             beside.write_text(description)
 
     def __len__(self) -> int:
@@ -311,7 +311,7 @@ def write_example(path: Path, example: Example) -> None:
         "noise_std": op.noise_std,
         "attributes": {k: v for k, v in example.attributes[0].items() if isinstance(v, str | int | float | bool)},
     }
-    with written_whole(path, "an example cannot be kept") as beside:
+    with atomic_write(path, "an example cannot be kept") as beside:
         save_file({k: v.clone() for k, v in tensors.items()}, beside, metadata={"about": json.dumps(about)})
 
 

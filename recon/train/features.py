@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 from kspace.io.images import find_images, read_boxes, read_image
 from kspace.simulation.from_images import crop_to_matrix
 from models.features import MrFeatures
-from recon.datasets.patients import Group, group_files, split_groups
+from recon.datasets.patients import PatientFiles, group_files, split_groups
 from recon.versions import versions
 
 SIZE = 256
@@ -131,7 +131,7 @@ def train_features(
     print(", ".join(f"{name} {value:.3f}" for name, value in found.items()) + f" on {len(val.images)} pictures\n{output}")
 
 
-def load_pictures(groups: Sequence[Group]) -> Pictures:
+def load_pictures(groups: Sequence[PatientFiles]) -> Pictures:
     """All pictures of `groups` that have a box; of several the first counts.
 
     Raises
@@ -222,5 +222,5 @@ def _write(path: Path, network: MrFeatures, about: Mapping[str, object]) -> None
     from safetensors.torch import save_file
 
     state = {name: x.detach().half().contiguous() for name, x in network.state_dict().items()}
-    with written_whole(path, "the weights cannot be written", make_folder=True) as beside:
+    with atomic_write(path, "the weights cannot be written", make_folder=True) as beside:
         save_file(state, beside, metadata={"format": "recon features 1", "about": json.dumps(about)})

@@ -24,7 +24,7 @@ class Diverged(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Options:
+class UpdateOptions:
     """How the networks are updated, beyond what the system's own optimisers and schedule say.
 
     Attributes
@@ -58,7 +58,7 @@ class GanModule(pl.LightningModule):
         Generator steps of the whole training, which learning rates refer to.
     """
 
-    def __init__(self, gan: Gan, options: Options, recorder: Recorder | None = None, n_steps: int = 0) -> None:
+    def __init__(self, gan: Gan, options: UpdateOptions, recorder: Recorder | None = None, n_steps: int = 0) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.gan, self.options, self.recorder, self.n_steps = gan, options, recorder, n_steps

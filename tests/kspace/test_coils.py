@@ -60,7 +60,7 @@ def test_espirit_equals_sigpy(shape: tuple[int, int], width: int) -> None:
     maps, eigenvalue = (torch.from_numpy(a) for a in app.run())
     clear = (eigenvalue.squeeze() - 0.9).abs() > 1e-3
     assert torch.equal((ours != 0).any(0) & clear, (maps != 0).any(0) & clear)
-    # Outside the object several eigenvalues may be close to 1, and which vector comes first is chance.
+    # Outside the object several eigenvalues may be close to 1, and which vector comes first is arbitrary.
     phase = (ours * maps.conj()).sum(0)
     difference = (ours - maps * phase / phase.abs().clamp(min=1e-9)).abs().amax(0)
     assert difference[inside].max() < 1e-4

@@ -18,7 +18,7 @@ from kspace.io.mrd import open_scan, read_noise
 from kspace.noise import Noise, noise_covariance
 from kspace.partial_fourier import pocs
 from kspace.simulation import acquisition as acquire
-from kspace.simulation.acquisition import Protocol
+from kspace.simulation.acquisition import ScanProtocol
 from kspace.simulation.measurement import true_image, write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 
@@ -29,15 +29,15 @@ PHANTOM = Phantom(
     )
 )
 COILS = head_coils(4)
-FLAT = Protocol(matrix=(32, 28, 1), fov_m=(0.24, 0.21, 0.005))
+FLAT = ScanProtocol(matrix=(32, 28, 1), fov_m=(0.24, 0.21, 0.005))
 COVARIANCE = acquire.coil_covariance(4, 1e-6)
 
 
-def plain(protocol: Protocol = FLAT, noisy: bool = False) -> acquire.Scan:
+def plain(protocol: ScanProtocol = FLAT, noisy: bool = False) -> acquire.Acquisition:
     return acquire.cartesian(protocol, PHANTOM, COILS, COVARIANCE if noisy else None)
 
 
-def load(scan: acquire.Scan, folder: Path) -> tuple[KSpace, Noise | None]:
+def load(scan: acquire.Acquisition, folder: Path) -> tuple[KSpace, Noise | None]:
     write_scan(scan, folder / "scan.h5")
     read = open_scan(folder / "scan.h5")
     return read.load(0, ImageIndex()), read.noise
@@ -210,7 +210,7 @@ def test_reversed_lines_lose_one_edge_sample_and_keep_the_rest(tmp_path: Path) -
 
 
 def test_decoupling_gives_the_planes_of_the_volume(tmp_path: Path) -> None:
-    scan = acquire.cartesian(Protocol(matrix=(16, 12, 10), fov_m=(0.24, 0.2, 0.2)), PHANTOM, COILS)
+    scan = acquire.cartesian(ScanProtocol(matrix=(16, 12, 10), fov_m=(0.24, 0.2, 0.2)), PHANTOM, COILS)
     scan = acquire.accelerate(scan, 2, 2, calibration=6)
     k = preprocess.remove_oversampling(load(scan, tmp_path)[0])
     planes = preprocess.decouple(k)

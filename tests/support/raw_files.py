@@ -1,6 +1,6 @@
 """Small raw files whose truth is known analytically, and ways to damage them. One builder per kind of acquisition.
 
-A builder returns a `Case`: the file, and the `Scan` it was made from, whose `true_image` and `true_maps` are the truth.
+A builder returns a `Case`: the file, and the `Acquisition` it was made from, whose `true_image` and `true_maps` are the truth.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from kspace.container import Geometry
 from kspace.simulation.acquisition import (
-    Protocol,
-    Scan,
+    Acquisition,
+    ScanProtocol,
     abort,
     accelerate,
     add_lines,
@@ -36,7 +36,7 @@ from kspace.simulation.acquisition import (
     state_centre_in_user_counters,
 )
 from kspace.simulation.measurement import true_image, true_maps, write_scan
-from kspace.simulation.phantom import Coils, Phantom, ellipsoid, head_coils
+from kspace.simulation.phantom import AnalyticCoils, Phantom, ellipsoid, head_coils
 
 # Three directions that are neither axial nor orthogonal to any axis of the patient, right-handed.
 OBLIQUE = np.linalg.qr(np.array([[1, 0.2, 0.15], [-0.3, 1, 0.2], [0.1, -0.35, 1]]).T)[0].T
@@ -50,7 +50,7 @@ class Case:
     """A raw file and what it was made from."""
 
     path: Path
-    scan: Scan
+    scan: Acquisition
 
     def image(self, **which: int) -> np.ndarray:
         """True image, complex ``(z, y, x)``, of unit sensitivity; `which` as in `kspace.simulation.measurement.true_image`."""
@@ -93,15 +93,15 @@ def asymmetric_phantom(scale: float = 1.0) -> Phantom:
 
 
 def plain(
-    n_coils: int = 4, noise: float = 0.0, phantom: Phantom | None = None, coils: Coils | None = None, **protocol: object
-) -> Scan:
-    """A fully sampled 2-D scan; `protocol`: fields of `kspace.simulation.acquisition.Protocol`, matrix 32x30 by default."""
-    chosen = Protocol(**{"matrix": (32, 30, 1), "fov_m": (0.2, 0.2, 0.005), **protocol})  # type: ignore[arg-type]
+    n_coils: int = 4, noise: float = 0.0, phantom: Phantom | None = None, coils: AnalyticCoils | None = None, **protocol: object
+) -> Acquisition:
+    """A fully sampled 2-D scan; `protocol`: fields of `kspace.simulation.acquisition.ScanProtocol`, matrix 32x30 by default."""
+    chosen = ScanProtocol(**{"matrix": (32, 30, 1), "fov_m": (0.2, 0.2, 0.005), **protocol})  # type: ignore[arg-type]
     covariance = coil_covariance(n_coils, noise) if noise else None
     return cartesian(chosen, phantom or asymmetric_phantom(), coils or head_coils(n_coils), covariance)
 
 
-def save(scan: Scan, path: Path, seed: int = 0) -> Case:
+def save(scan: Acquisition, path: Path, seed: int = 0) -> Case:
     """Write the file and keep its truth."""
     write_scan(scan, path, seed)
     return Case(path, scan)

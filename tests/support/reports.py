@@ -66,7 +66,7 @@ def write(folder: Path, case: Case, truth: Truth | None = None, blur: Callable[.
     for v, volume in enumerate(case.volumes):
         for mask in case.masks:
             acceleration = float(mask.rsplit(":", 1)[-1]) - 0.1
-            group = store.Group(case.dataset, volume, mask, f"{abs(hash((volume, mask))):016x}", acceleration)
+            group = store.MaskedVolume(case.dataset, volume, mask, f"{abs(hash((volume, mask))):016x}", acceleration)
             images = _images(case, group, v, make, blur)
             store.write_images(folder, images)
             for method in case.methods:
@@ -79,7 +79,7 @@ def write(folder: Path, case: Case, truth: Truth | None = None, blur: Callable[.
     return about
 
 
-def _images(case: Case, group: store.Group, v: int, make: Truth, blur: Callable[..., Any]) -> store.GroupImages:
+def _images(case: Case, group: store.MaskedVolume, v: int, make: Truth, blur: Callable[..., Any]) -> store.GroupImages:
     numbers = tuple(3 * i + 1 for i in range(case.n_slices))
     truth = np.stack([make(v, n) for n in numbers])
     made = {

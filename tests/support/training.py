@@ -19,7 +19,7 @@ from recon.datasets.kspace_dataset import Draw
 from recon.methods.weights import Card
 from recon.train.data import DataSets
 from recon.train.loaders import DataModule
-from recon.train.module import GanModule, Options
+from recon.train.module import GanModule, UpdateOptions
 from recon.train.validation import Recorder
 from tests.support.scans import coil_maps, ellipses, mask_of
 
@@ -72,7 +72,7 @@ def setup(
     n: int = 4,
     batch_size: int = 2,
     shuffle: bool = True,
-    update: Options = Options(),  # noqa: B008 - frozen
+    update: UpdateOptions = UpdateOptions(),  # noqa: B008 - frozen
     callbacks: list[pl.Callback] | None = None,
     validate: bool = False,
     **trainer: Any,

@@ -15,7 +15,7 @@ MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class ScanHeader:
+class FastmriHeader:
     """What a fastMRI file's header says; ``None`` and empty where it says nothing.
 
     Attributes
@@ -53,7 +53,7 @@ class ScanHeader:
         return max(left, 0), min(left + self.ky_max + 1, n_ky)
 
 
-def parse_header(text: str | bytes, source: str) -> ScanHeader:
+def parse_header(text: str | bytes, source: str) -> FastmriHeader:
     """Parse the XML header of a fastMRI file, as tolerantly as that of a raw scan; its first encoding counts.
 
     Parameters
@@ -74,7 +74,7 @@ def parse_header(text: str | bytes, source: str) -> ScanHeader:
     parsed = mrd_header.parse_header(text, source)
     encoding = parsed.encodings[0]
     limits = encoding.limits.get("kspace_encoding_step_1")
-    return ScanHeader(
+    return FastmriHeader(
         encoded_matrix=encoding.encoded_matrix,
         recon_matrix=encoding.recon_matrix,
         encoded_fov_m=encoding.encoded_fov_m,

@@ -1,7 +1,7 @@
 """fastMRI-style HDF5: multi-coil and single-coil volumes in, volumes and submissions out.
 
 The files hold ``kspace`` as ``(slice, coil, readout, phase)``, single-coil ones without the coil axis, and images as
-``(slice, readout, phase)``. Here the readout is last: `Volume.load` and `Volume.target` transpose on the way in,
+``(slice, readout, phase)``. Here the readout is last: `FastmriVolume.load` and `FastmriVolume.target` transpose on the way in,
 `write_volume` and `write_reconstruction` on the way out, and nothing else knows of the files' order.
 
 Format: Zbontar et al., fastMRI: an open dataset and benchmarks for accelerated MRI. https://doi.org/10.48550/arXiv.1811.08839
@@ -22,20 +22,20 @@ from torch import Tensor
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
-from kspace.io.fastmri.header import ScanHeader, parse_header
+from kspace.io.fastmri.header import FastmriHeader, parse_header
 from kspace.io.hdf5 import find_dataset, open_h5, plain_attributes
 from kspace.io.hdf5_heap import check_list
 
 if TYPE_CHECKING:
     from kspace.noise import Noise
 
-__all__ = ["Volume", "is_fastmri", "open_volume"]
+__all__ = ["FastmriVolume", "is_fastmri", "open_volume"]
 
 MAX_SAMPLES = 1 << 29  # of one slice, 4 GiB; the largest of real scanners are a tenth of it
 
 
 @dataclass(frozen=True)
-class Volume:
+class FastmriVolume:
     """A fastMRI-style file: what its header and its shapes say. Samples are read by `load`, one slice at a time.
 
     It holds no open file, so it can be handed to other processes and be kept by the thousand.
@@ -78,7 +78,7 @@ class Volume:
     recon_shape: tuple[int, int]
     single_coil: bool
     acquired: tuple[int, int]
-    scan: ScanHeader = field(repr=False)
+    scan: FastmriHeader = field(repr=False)
     target_name: str | None
     has_mask: bool
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -188,7 +188,7 @@ def is_fastmri(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def open_volume(path: str | os.PathLike[str]) -> Volume:
+def open_volume(path: str | os.PathLike[str]) -> FastmriVolume:
     """Read header, attributes and shapes of a fastMRI-style file; no samples.
 
     Raises
@@ -201,14 +201,14 @@ def open_volume(path: str | os.PathLike[str]) -> Volume:
     with open_h5(path) as file:
         kspace = find_dataset(file, "kspace", path)
         n_slices, n_coils, n_kx, n_ky = _check_kspace(kspace, path)
-        scan = parse_header(_header_text(file, path), str(path)) if "ismrmrd_header" in file else ScanHeader()
+        scan = parse_header(_header_text(file, path), str(path)) if "ismrmrd_header" in file else FastmriHeader()
         single_coil = kspace.ndim == 3
         names = ("reconstruction_esc", "reconstruction_rss") if single_coil else ("reconstruction_rss", "reconstruction_esc")
         target_name = next((name for name in names if name in file), None)
         recon_shape = _recon_shape(file, scan, target_name, (n_ky, n_kx), path)
         attributes = plain_attributes(file)
         covariance = _read_covariance(file, n_coils, path)
-        volume = Volume(
+        volume = FastmriVolume(
             path=path,
             n_slices=n_slices,
             n_coils=n_coils,
@@ -254,7 +254,7 @@ def _check_kspace(kspace: h5py.Dataset, path: Path) -> tuple[int, int, int, int]
     return n_slices, n_coils, n_kx, n_ky
 
 
-def _check_header(volume: Volume) -> None:
+def _check_header(volume: FastmriVolume) -> None:
     matrix = volume.scan.encoded_matrix
     n_ky, n_kx = volume.matrix
     if matrix is not None and matrix[:2] != (n_kx, n_ky):
@@ -273,7 +273,7 @@ def _check_header(volume: Volume) -> None:
         )
 
 
-def _check_truth(truth: h5py.Dataset, volume: Volume) -> None:
+def _check_truth(truth: h5py.Dataset, volume: FastmriVolume) -> None:
     expected = volume.n_slices, *reversed(volume.recon_shape)
     if truth.shape != expected or truth.dtype.kind != "f":
         raise InputError(
@@ -294,7 +294,7 @@ def _header_text(file: h5py.File, path: Path) -> bytes | str:
 
 
 def _recon_shape(
-    file: h5py.File, scan: ScanHeader, target_name: str | None, matrix: tuple[int, int], path: Path
+    file: h5py.File, scan: FastmriHeader, target_name: str | None, matrix: tuple[int, int], path: Path
 ) -> tuple[int, int]:
     """Points ``(y, x)`` to deliver: the header's recon matrix, cut to the volume's own; else the target's, else all."""
     shape = matrix
@@ -318,7 +318,7 @@ def _recon_shape(
     return min(shape[0], matrix[0]), min(shape[1], matrix[1])
 
 
-def _read_mask(file: h5py.File, volume: Volume) -> Tensor:
+def _read_mask(file: h5py.File, volume: FastmriVolume) -> Tensor:
     n_ky, n_kx = volume.matrix
     start, stop = volume.acquired
     lines = torch.zeros(n_ky, 1, dtype=torch.bool)
@@ -340,7 +340,7 @@ def _read_mask(file: h5py.File, volume: Volume) -> Tensor:
     return acquired & lines
 
 
-def _read_slice(dataset: h5py.Dataset, index: int, volume: Volume) -> Tensor:
+def _read_slice(dataset: h5py.Dataset, index: int, volume: FastmriVolume) -> Tensor:
     samples = dataset[index].astype(np.complex64, copy=False).reshape(volume.n_coils, *reversed(volume.matrix))
     data = torch.from_numpy(np.ascontiguousarray(samples.swapaxes(-1, -2)))  # NumPy transposes three times as fast as torch
     # One sum finds every NaN and infinity at a tenth of the price of looking at each sample; it may overflow, so look again.
@@ -385,7 +385,7 @@ def _read_covariance(file: h5py.File, n_coils: int, path: Path) -> Tensor | None
     return torch.from_numpy(covariance.astype(np.complex64))
 
 
-def _slice_header(file: h5py.File, index: int, volume: Volume) -> Header:
+def _slice_header(file: h5py.File, index: int, volume: FastmriVolume) -> Header:
     n_ky, n_kx = volume.matrix
     encoded_fov = volume.scan.encoded_fov_m or (0.0, 0.0, 0.0)
     recon_y, recon_x = volume.recon_shape

@@ -20,7 +20,7 @@ from torch import Tensor
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft, resize
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 from kspace.io.fastmri.header import format_header
 from kspace.io.hdf5 import create_h5
 
@@ -148,7 +148,7 @@ def _new_file(
     """A new file that takes its name only when it is complete."""
     if path.exists() and not force:
         raise InputError("the file exists", path, "choose another name, or force")
-    with written_whole(path) as beside, create(beside) as file:
+    with atomic_write(path) as beside, create(beside) as file:
         yield file
 
 

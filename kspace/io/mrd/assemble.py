@@ -18,8 +18,8 @@ from kspace.container import Geometry, Header, ImageIndex, KSpace, Vector
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
-from kspace.io.mrd.header import ScanHeader
-from kspace.io.mrd.sort import Plan, calibration_of
+from kspace.io.mrd.header import MrdHeader
+from kspace.io.mrd.sort import ReadoutPlan, calibration_of
 
 CENTRAL_SCALARS = ("flags", "measurement_uid", "scan_counter", "acquisition_time_stamp", "sample_time_us", "center_sample")
 CENTRAL_VECTORS = (
@@ -28,7 +28,9 @@ CENTRAL_VECTORS = (
 )
 
 
-def load_image(group: h5py.Group, path: Path, heads: np.ndarray, plan: Plan, index: ImageIndex, header: Header) -> KSpace:
+def load_image(
+    group: h5py.Group, path: Path, heads: np.ndarray, plan: ReadoutPlan, index: ImageIndex, header: Header
+) -> KSpace:
     """Read the readouts of one image, and nothing else, onto the grid of the encoded matrix.
 
     Returns
@@ -51,11 +53,11 @@ def load_image(group: h5py.Group, path: Path, heads: np.ndarray, plan: Plan, ind
     )
 
 
-def _squeeze(plan: Plan, grid: np.ndarray) -> Tensor:
+def _squeeze(plan: ReadoutPlan, grid: np.ndarray) -> Tensor:
     return torch.from_numpy(grid if plan.encoding.is_3d else grid[0])
 
 
-def _check_memory(plan: Plan, path: Path, n_grids: int) -> None:
+def _check_memory(plan: ReadoutPlan, path: Path, n_grids: int) -> None:
     """Refuse early what would die late: k-space of one image, or its coil images, must fit into the machine."""
     encoding = plan.encoding
     matrix = max(encoding.encoded_matrix, encoding.recon_matrix, key=math.prod)
@@ -71,7 +73,9 @@ def _check_memory(plan: Plan, path: Path, n_grids: int) -> None:
         )
 
 
-def _place(group: h5py.Group, path: Path, heads: np.ndarray, plan: Plan, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _place(
+    group: h5py.Group, path: Path, heads: np.ndarray, plan: ReadoutPlan, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the readouts on the grid ``(kz coil ky kx)``, and how often each sample was measured.
 
     The count is int32 ``(1, ky, kx)``, or ``(kz, 1, ky, kx)`` in 3-D, its last axis of length 1 where every line is whole.
@@ -101,7 +105,7 @@ def _place(group: h5py.Group, path: Path, heads: np.ndarray, plan: Plan, numbers
     return grid, count if plan.encoding.is_3d else count[0]
 
 
-def _lines(plan: Plan, heads: np.ndarray, numbers: np.ndarray) -> Iterable[tuple[int, int, int, int, int, int, bool]]:
+def _lines(plan: ReadoutPlan, heads: np.ndarray, numbers: np.ndarray) -> Iterable[tuple[int, int, int, int, int, int, bool]]:
     """For each readout, in their order: kz, ky, first and last column, first and last sample to keep, whether reversed."""
     chosen = heads[numbers]
     end = chosen["number_of_samples"].astype(np.int64) - chosen["discard_post"]
@@ -111,7 +115,7 @@ def _lines(plan: Plan, heads: np.ndarray, numbers: np.ndarray) -> Iterable[tuple
 
 
 def image_header(
-    path: Path, heads: np.ndarray, plan: Plan, index: ImageIndex, header: ScanHeader, warnings: list[str]
+    path: Path, heads: np.ndarray, plan: ReadoutPlan, index: ImageIndex, header: MrdHeader, warnings: list[str]
 ) -> Header:
     """Header of one image: sizes from its encoding, geometry and counters from its central readout."""
     encoding, numbers = plan.encoding, plan.images[index]

@@ -10,12 +10,12 @@ import numpy as np
 from kspace.container import ImageIndex
 from kspace.io.mrd.flags import CALIBRATION, LAST
 from kspace.io.mrd.header import Encoding
-from kspace.io.mrd.sort import IMAGE_COUNTERS, Plan
+from kspace.io.mrd.sort import IMAGE_COUNTERS, ReadoutPlan
 
 MOST_NAMED = 10_000  # absent images; beyond it the limits are nonsense
 
 
-def find_incomplete(plan: Plan, heads: np.ndarray) -> list[tuple[ImageIndex, str]]:
+def find_incomplete(plan: ReadoutPlan, heads: np.ndarray) -> list[tuple[ImageIndex, str]]:
     """Images that are announced or begun and not there, each with the reason, in order.
 
     Only an image that was under way when the scan ended can have been cut off. It is incomplete if its last readout is not
@@ -49,7 +49,7 @@ def _order(heads: np.ndarray, numbers: np.ndarray) -> bytes:
     return np.stack([idx[name].astype(np.int64) for name in names], axis=1).tobytes()
 
 
-def _absent(plan: Plan) -> list[ImageIndex]:
+def _absent(plan: ReadoutPlan) -> list[ImageIndex]:
     limits = plan.encoding.limits
     ranges = []
     for name in IMAGE_COUNTERS:
@@ -61,7 +61,7 @@ def _absent(plan: Plan) -> list[ImageIndex]:
     return [index for index in (ImageIndex(*counters) for counters in product(*ranges)) if index not in plan.images]
 
 
-def _under_way(plan: Plan, index: ImageIndex) -> bool:
+def _under_way(plan: ReadoutPlan, index: ImageIndex) -> bool:
     """Whether the image was being acquired when the scan ended: with interleaved slices, all of the last round are."""
     numbers = plan.images[index]
     pace = (numbers[-1] - numbers[0]) / max(len(numbers) - 1, 1)

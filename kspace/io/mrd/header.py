@@ -102,7 +102,7 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class ScanHeader:
+class MrdHeader:
     """What the XML header says.
 
     Attributes
@@ -132,7 +132,7 @@ class ScanHeader:
     warnings: tuple[str, ...]
 
 
-def parse_header(xml: bytes | str, source: str) -> ScanHeader:
+def parse_header(xml: bytes | str, source: str) -> MrdHeader:
     """Parse the XML header of an ISMRMRD file.
 
     Parameters
@@ -164,7 +164,7 @@ def parse_header(xml: bytes | str, source: str) -> ScanHeader:
     bandwidth = _number(system, "relativeReceiverNoiseBandwidth", source)
     if bandwidth is not None and not 0 < bandwidth <= 10:
         raise InputError(f"relativeReceiverNoiseBandwidth is {bandwidth:g}, expected about 0.8", source, "correct the header")
-    return ScanHeader(
+    return MrdHeader(
         encodings=encodings,
         study=_study(root, source),
         receiver_channels=None if channels is None else int(channels),

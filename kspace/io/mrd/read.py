@@ -15,19 +15,19 @@ from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
-from kspace.io.mrd.header import Encoding, ScanHeader, parse_header
+from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
 from kspace.io.mrd.noise import read_noise_readouts
-from kspace.io.mrd.sort import Plan, check_heads, plan_encoding
+from kspace.io.mrd.sort import ReadoutPlan, check_heads, plan_encoding
 from kspace.noise import Noise
 
 
-class Scan:
+class MrdScan:
     """A raw scan: what is in it, known from its heads; samples are read when an image is loaded.
 
     Made by `open_scan`. The file is opened for each read and closed again, always read only.
     """
 
-    def __init__(self, path: Path, group: str, header: ScanHeader, heads: np.ndarray, noise: Noise | None) -> None:
+    def __init__(self, path: Path, group: str, header: MrdHeader, heads: np.ndarray, noise: Noise | None) -> None:
         self._path, self._group, self._header, self._heads, self._noise = path, group, header, heads, noise
         self._warnings = list(header.warnings)
         self._plans = tuple(plan_encoding(e, header, heads, path, self._warnings) for e in header.encodings)
@@ -152,7 +152,7 @@ class Scan:
         """Header of one image, without reading samples."""
         return image_header(self._path, self._heads, self._plan(encoding), index, self._header, self._warnings)
 
-    def _plan(self, encoding: int) -> Plan:
+    def _plan(self, encoding: int) -> ReadoutPlan:
         if not 0 <= encoding < len(self._plans):
             raise InputError(
                 f"no encoding {encoding}, the header has {len(self._plans)}", self._path, "give another --encoding"
@@ -163,7 +163,7 @@ class Scan:
         return plan
 
 
-def open_scan(path: str | PathLike[str], group: str | None = None) -> Scan:
+def open_scan(path: str | PathLike[str], group: str | None = None) -> MrdScan:
     """Open an ISMRMRD file (HDF5, version 1): its XML header, the heads of its readouts and its noise scan.
 
     Parameters
@@ -177,7 +177,7 @@ def open_scan(path: str | PathLike[str], group: str | None = None) -> Scan:
     ------
     InputError
         If it is not a readable ISMRMRD file, or its header and readouts contradict each other, or nothing in it can be
-        reconstructed. Damaged samples are found when they are read, by `Scan.load`.
+        reconstructed. Damaged samples are found when they are read, by `MrdScan.load`.
     """
     path = Path(path)
     warnings: list[str] = []
@@ -188,7 +188,7 @@ def open_scan(path: str | PathLike[str], group: str | None = None) -> Scan:
         check_heads(heads, header, path)
         noise = read_noise_readouts(found, path, heads, header.relative_bandwidth, warnings)
         name = found.name.lstrip("/")
-    scan = Scan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), heads, noise)
+    scan = MrdScan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), heads, noise)
     used = [encoding for encoding in scan.encodings if encoding.n_readouts]
     if all(encoding.refusal is not None for encoding in used):
         raise InputError(used[0].refusal or "", path, "only Cartesian scans can be reconstructed")
@@ -227,7 +227,7 @@ def _check_noise(noise: Noise, encodings: list[Encoding], path: Path) -> None:
 
 def _add(total: KSpace | None, k: KSpace) -> KSpace:
     """Running sum of samples and of how often they were measured."""
-    assert k.n_averages is not None  # `Scan.load` always counts
+    assert k.n_averages is not None  # `MrdScan.load` always counts
     weighted = k.data * k.n_averages
     if total is None:
         return replace(k, data=weighted)

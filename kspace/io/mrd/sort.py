@@ -10,13 +10,13 @@ import numpy as np
 from kspace.container import ImageIndex
 from kspace.errors import InputError
 from kspace.io.mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGING, COMPRESSED, EXCLUDED, NOT_IMAGING, REVERSE
-from kspace.io.mrd.header import Encoding, Limits, ScanHeader
+from kspace.io.mrd.header import Encoding, Limits, MrdHeader
 
 IMAGE_COUNTERS = ("contrast", "set", "phase", "repetition", "slice")
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ReadoutPlan:
     """Where the readouts of one encoding go.
 
     Attributes
@@ -43,7 +43,7 @@ class Plan:
     images: dict[ImageIndex, np.ndarray]
 
 
-def plan_encoding(encoding: Encoding, header: ScanHeader, heads: np.ndarray, path: Path, warnings: list[str]) -> Plan:
+def plan_encoding(encoding: Encoding, header: MrdHeader, heads: np.ndarray, path: Path, warnings: list[str]) -> ReadoutPlan:
     """Sort the readouts of one encoding.
 
     Raises
@@ -58,7 +58,7 @@ def plan_encoding(encoding: Encoding, header: ScanHeader, heads: np.ndarray, pat
     if encoding.refusal is not None or not len(imaging):
         # Columns and rows of a spiral mean nothing; `refusal` is raised when somebody asks for its images.
         none = np.empty(0, np.int64)
-        return Plan(replace(encoding, n_readouts=len(imaging)), imaging, calibration, none, none, none, none, {})
+        return ReadoutPlan(replace(encoding, n_readouts=len(imaging)), imaging, calibration, none, none, none, none, {})
     both = np.concatenate([imaging, calibration])
     _check_channels(header, heads, both, path)
     _check_lengths(heads, both, path)
@@ -73,10 +73,10 @@ def plan_encoding(encoding: Encoding, header: ScanHeader, heads: np.ndarray, pat
         dwell_s=_dwell(encoding, heads, imaging, warnings),
         calibration="separate" if len(calibration) else "embedded" if calibrated else "none",
     )
-    return Plan(encoding, imaging, calibration, ky, kz, first, stop, _group(heads, imaging))
+    return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(heads, imaging))
 
 
-def check_heads(heads: np.ndarray, header: ScanHeader, path: Path) -> None:
+def check_heads(heads: np.ndarray, header: MrdHeader, path: Path) -> None:
     """Refuse files without a readout that could become an image line.
 
     Raises
@@ -147,7 +147,7 @@ def _group(heads: np.ndarray, imaging: np.ndarray) -> dict[ImageIndex, np.ndarra
     return {ImageIndex(*(int(v) for v in key)): group for key, group in zip(keys, groups, strict=True)}
 
 
-def _check_channels(header: ScanHeader, heads: np.ndarray, numbers: np.ndarray, path: Path) -> None:
+def _check_channels(header: MrdHeader, heads: np.ndarray, numbers: np.ndarray, path: Path) -> None:
     channels = heads["active_channels"][numbers]
     expected = int(channels[0]) if header.receiver_channels is None else header.receiver_channels
     wrong = np.flatnonzero(channels != expected)
@@ -317,7 +317,7 @@ def _refuse_first(numbers: np.ndarray, wrong: np.ndarray, text: str, path: Path,
         raise InputError(f"readout {numbers[i]} {what}", path, "correct the header or convert the scan again")
 
 
-def calibration_of(plan: Plan, heads: np.ndarray, index: ImageIndex) -> np.ndarray:
+def calibration_of(plan: ReadoutPlan, heads: np.ndarray, index: ImageIndex) -> np.ndarray:
     """Separate calibration readouts that serve an image: those of its slice, and as far as there are any, of its contrast,
     set, phase and repetition; otherwise those of the first one that has them."""
     numbers = plan.calibration

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kspace.container import Matrix, Vector
 from kspace.errors import InputError
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 
 HEAD_DTYPE = ismrmrd.hdf5.acquisition_header_dtype
 """Structured dtype of one acquisition header, 340 bytes, fields as in ISMRMRD's specification (lengths in mm)."""
@@ -196,7 +196,7 @@ def write_raw(
     """
     rows = _rows(path, heads, samples, trajectories)
     xml = header_xml.encode() if isinstance(header_xml, str) else header_xml
-    with written_whole(Path(path), "cannot write the raw file") as beside, h5py.File(beside, "w") as file:
+    with atomic_write(Path(path), "cannot write the raw file") as beside, h5py.File(beside, "w") as file:
         group = file.create_group("dataset")
         group.create_dataset("xml", (1,), h5py.special_dtype(vlen=bytes))[0] = xml
         group.create_dataset("data", data=rows, dtype=rows.dtype, maxshape=(None,))

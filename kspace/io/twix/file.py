@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kspace.errors import InputError
 from kspace.io.mrd.write import flag, new_heads, write_raw
-from kspace.io.twix.header import Protocol, header_xml, read_protocol
+from kspace.io.twix.header import TwixProtocol, header_xml, read_protocol
 
 ACQEND, SYNCDATA = 1 << 0, 1 << 5
 NOISE, PATREF, PATREF_AND_IMAGE = 1 << 25, 1 << 22, 1 << 23
@@ -52,7 +52,7 @@ MICROMETRE_MM = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
+class TwixMeasurement:
     """One measurement of a file.
 
     Attributes
@@ -67,7 +67,7 @@ class Measurement:
         Layout of VD and later (one header for all channels) or of VB (one for each).
     """
 
-    protocol: Protocol
+    protocol: TwixProtocol
     heads: NDArray[np.void]
     positions: NDArray[np.int64]
     is_ve: bool
@@ -181,7 +181,7 @@ def _find_measurements(raw: mmap.mmap, path: Path) -> list[tuple[int, int, bool]
     return found
 
 
-def _measurement(raw: mmap.mmap, start: int, stop: int, is_ve: bool, path: Path) -> Measurement:
+def _measurement(raw: mmap.mmap, start: int, stop: int, is_ve: bool, path: Path) -> TwixMeasurement:
     (length,) = struct.unpack_from("<I", raw, start)
     if not 16 <= length <= min(MAX_HEADER, stop - start):
         raise InputError(
@@ -195,7 +195,7 @@ def _measurement(raw: mmap.mmap, start: int, stop: int, is_ve: bool, path: Path)
     heads = np.empty(len(positions), layout)
     for i, position in enumerate(positions):
         heads[i] = np.frombuffer(raw, layout, 1, position)[0]
-    return Measurement(protocol, heads, positions, is_ve)
+    return TwixMeasurement(protocol, heads, positions, is_ve)
 
 
 def _walk(raw: mmap.mmap, start: int, stop: int, layout: np.dtype[np.void], is_ve: bool, path: Path) -> list[int]:
@@ -237,7 +237,7 @@ def _walk(raw: mmap.mmap, start: int, stop: int, layout: np.dtype[np.void], is_v
     )
 
 
-def _find_noise(others: list[Measurement], scan: Measurement, notes: list[str]) -> Measurement | None:
+def _find_noise(others: list[TwixMeasurement], scan: TwixMeasurement, notes: list[str]) -> TwixMeasurement | None:
     """The noise readouts of the last measurement before the scan that has them for the same number of channels."""
     n_coils = int(scan.heads["UsedChannels"][0])
     for other in reversed(others):
@@ -248,11 +248,11 @@ def _find_noise(others: list[Measurement], scan: Measurement, notes: list[str]) 
         if channels.tolist() != [n_coils]:
             notes.append(f"noise readouts with {channels.tolist()} channels were left out, the scan has {n_coils}")
             continue
-        return Measurement(other.protocol, other.heads[chosen], other.positions[chosen], other.is_ve)
+        return TwixMeasurement(other.protocol, other.heads[chosen], other.positions[chosen], other.is_ve)
     return None
 
 
-def _samples(raw: mmap.mmap, part: Measurement) -> list[NDArray[np.complex64]]:
+def _samples(raw: mmap.mmap, part: TwixMeasurement) -> list[NDArray[np.complex64]]:
     found = []
     for head, position in zip(part.heads, part.positions, strict=True):
         skip = CHANNEL_HEADER if part.is_ve else head.dtype.itemsize
@@ -263,7 +263,7 @@ def _samples(raw: mmap.mmap, part: Measurement) -> list[NDArray[np.complex64]]:
     return found
 
 
-def _mrd_heads(part: Measurement) -> NDArray[np.void]:
+def _mrd_heads(part: TwixMeasurement) -> NDArray[np.void]:
     mdh = part.heads
     heads = new_heads(len(mdh), 0, 0)
     heads["measurement_uid"] = mdh["MeasUID"].astype(np.int64) & 0xFFFFFFFF

@@ -38,7 +38,7 @@ MAX_LINE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Protocol:
+class TwixProtocol:
     """The sections of a twix header, as nested dictionaries.
 
     Attributes
@@ -108,7 +108,7 @@ class Protocol:
         )
 
 
-def read_protocol(header: bytes, path: Path) -> Protocol:
+def read_protocol(header: bytes, path: Path) -> TwixProtocol:
     """Parse the text header of a measurement.
 
     Parameters
@@ -144,10 +144,10 @@ def read_protocol(header: bytes, path: Path) -> Protocol:
             path,
             "copy it again from the scanner",
         )
-    return Protocol(yaps, sections.get("Meas", {}), sections.get("Dicom", {}))
+    return TwixProtocol(yaps, sections.get("Meas", {}), sections.get("Dicom", {}))
 
 
-def header_xml(protocol: Protocol, heads: NDArray[np.void], imaging: NDArray[np.bool_], path: Path) -> bytes:
+def header_xml(protocol: TwixProtocol, heads: NDArray[np.void], imaging: NDArray[np.bool_], path: Path) -> bytes:
     """The ISMRMRD header of a scan.
 
     Parameters
@@ -218,7 +218,7 @@ def _check_text(text: str, path: Path) -> None:
         )
 
 
-def _measurement(root: ET.Element, protocol: Protocol) -> None:
+def _measurement(root: ET.Element, protocol: TwixProtocol) -> None:
     node = ET.SubElement(root, "measurementInformation")
     _add(node, "measurementID", _whole(protocol.number("MeasUID")))
     _add(node, "patientPosition", protocol.text("tPatientPosition", "PatientPosition", "sPatPosition") or "HFS")
@@ -227,7 +227,7 @@ def _measurement(root: ET.Element, protocol: Protocol) -> None:
     _add(node, "frameOfReferenceUID", protocol.text("tFrameOfReference", "FrameOfReference"))
 
 
-def _system(root: ET.Element, protocol: Protocol, n_coils: int) -> None:
+def _system(root: ET.Element, protocol: TwixProtocol, n_coils: int) -> None:
     node = ET.SubElement(root, "acquisitionSystemInformation")
     _add(node, "systemVendor", protocol.text("Manufacturer") or "SIEMENS")
     _add(node, "systemModel", protocol.text("ManufacturersModelName"))
@@ -250,7 +250,7 @@ def _system(root: ET.Element, protocol: Protocol, n_coils: int) -> None:
     _add(node, "institutionName", protocol.text("InstitutionName"))
 
 
-def _encoding(root: ET.Element, protocol: Protocol, heads: NDArray[np.void], path: Path) -> None:
+def _encoding(root: ET.Element, protocol: TwixProtocol, heads: NDArray[np.void], path: Path) -> None:
     encoded, recon = _spaces(protocol, heads, path)
     node = ET.SubElement(root, "encoding")
     for name, (matrix, fov_mm) in (("encodedSpace", encoded), ("reconSpace", recon)):
@@ -281,7 +281,7 @@ def _encoding(root: ET.Element, protocol: Protocol, heads: NDArray[np.void], pat
 
 
 def _spaces(
-    protocol: Protocol, heads: NDArray[np.void], path: Path
+    protocol: TwixProtocol, heads: NDArray[np.void], path: Path
 ) -> tuple[tuple[list[int], list[float]], tuple[list[int], list[float]]]:
     """Matrix and field of view in mm, ``[x, y, z]`` each, of the encoded and of the recon space."""
     base = protocol.number("sKSpace.lBaseResolution")
@@ -311,7 +311,7 @@ def _spaces(
     )
 
 
-def _epi(node: ET.Element, protocol: Protocol, heads: NDArray[np.void]) -> None:
+def _epi(node: ET.Element, protocol: TwixProtocol, heads: NDArray[np.void]) -> None:
     """What a reconstruction of echo-planar scans needs, under the names that Gadgetron's has."""
     description = ET.SubElement(node, "trajectoryDescription")
     _add(description, "identifier", "ConventionalEPI")
@@ -332,7 +332,7 @@ def _epi(node: ET.Element, protocol: Protocol, heads: NDArray[np.void]) -> None:
     _add(parameter, "value", float(heads["sample_time_us"][0]))
 
 
-def _sequence(root: ET.Element, protocol: Protocol) -> None:
+def _sequence(root: ET.Element, protocol: TwixProtocol) -> None:
     node = ET.SubElement(root, "sequenceParameters")
     n_echoes = int(protocol.number("lContrasts") or 1)
     inverted = protocol.number("sPrepPulses.ucInversion") in (1, 2)

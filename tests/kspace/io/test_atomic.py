@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from kspace.errors import InputError
-from kspace.io.atomic import written_whole
+from kspace.io.atomic import atomic_write
 
 
 def test_the_file_appears_at_the_end_in_a_folder_that_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
-    with written_whole(path, make_folder=True) as beside:
+    with atomic_write(path, make_folder=True) as beside:
         beside.write_text("all of it")
         assert not path.exists()
         assert beside.parent == path.parent
@@ -27,7 +27,7 @@ def test_what_ends_the_writing_leaves_what_was_there(tmp_path: Path, what: BaseE
     path.write_text("before")
 
     def stop() -> None:
-        with written_whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("half")
             raise what
 
@@ -41,7 +41,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
 
     def fill() -> None:
-        with written_whole(path, "it cannot be kept", "make room"):
+        with atomic_write(path, "it cannot be kept", "make room"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(InputError, match=r"it cannot be kept \(No space left on device\)") as error:
@@ -56,7 +56,7 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path, make_folder: bool) 
     (tmp_path / "a").write_text("")
 
     def write() -> None:
-        with written_whole(tmp_path / "a" / "b.txt", make_folder=make_folder) as beside:
+        with atomic_write(tmp_path / "a" / "b.txt", make_folder=make_folder) as beside:
             beside.write_text("never")
 
     with pytest.raises(InputError, match="cannot write"):
@@ -66,7 +66,7 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path, make_folder: bool) 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    with written_whole(path) as one, written_whole(path) as other:
+    with atomic_write(path) as one, atomic_write(path) as other:
         one.write_text("1")
         other.write_text("2")
     assert path.read_text() == "1", "the outer one came last"

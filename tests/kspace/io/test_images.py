@@ -15,7 +15,7 @@ from PIL import Image
 from kspace.errors import InputError
 from kspace.io.images import Box, box_corners, find_images, read_boxes, read_image
 from kspace.simulation.from_images import crop_to_matrix
-from recon.datasets.patients import Group, file_number, group_files, split_groups
+from recon.datasets.patients import PatientFiles, file_number, group_files, split_groups
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_patients_are_split_where_they_are_known(tmp_path: Path, ramp: np.ndarra
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused() -> None:
-    one = [Group("a", "a", (Path("a/1.png"),))]
+    one = [PatientFiles("a", "a", (Path("a/1.png"),))]
     with pytest.raises(InputError, match="leaves 0 for training"):
         split_groups(one, 0.5)
     with pytest.raises(InputError, match="fraction for validation is 1"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kspace.errors import InputError
 from kspace.masks import FAMILIES, MaskSpec, acceleration, digest
-from kspace.seeds import Chance
+from kspace.seeds import RandomGenerator
 
 LINES = ["random1d", "equispaced1d", "uniform1d", "gancs", "seitzer"]
 POINTS = ["poisson2d", "radial", "spiral", "centre"]
@@ -179,7 +179,7 @@ def test_seeds_keys_and_families_draw_different_masks() -> None:
 
 def test_chance_is_the_documented_stream() -> None:
     words = np.random.PCG64(int.from_bytes(hashlib.sha256(b"text").digest(), "little")).random_raw(3)
-    assert Chance("text").uniform(3).tolist() == [int(word) // 2**11 / 2**53 for word in words]
+    assert RandomGenerator("text").uniform(3).tolist() == [int(word) // 2**11 / 2**53 for word in words]
 
 
 # --- digest and acceleration
@@ -324,6 +324,6 @@ def test_what_is_called_possible_is(text: str, nearest: str, shape: tuple[int, i
 
 
 def test_the_rate_is_the_sampled_fraction() -> None:
-    assert MaskSpec.parse("random1d:4").rate == 0.25
-    assert MaskSpec.parse("partial:6/8").rate == 0.75
-    assert MaskSpec.parse("file:m.npy").rate is None
+    assert MaskSpec.parse("random1d:4").fraction == 0.25
+    assert MaskSpec.parse("partial:6/8").fraction == 0.75
+    assert MaskSpec.parse("file:m.npy").fraction is None

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from kspace.masks import FAMILIES, MaskSpec
 from kspace.masks.poisson import disc
-from kspace.seeds import Chance
+from kspace.seeds import RandomGenerator
 
 
 def drawn(text: str, shape: tuple[int, int], key: str = "") -> NDArray[np.bool_]:
@@ -38,18 +38,18 @@ def naive(n: int, density: NDArray[np.float64], centre: slice, n_lines: int, dra
 
 
 def test_chance_is_uniform_and_chooses_as_numpy_does() -> None:
-    u = np.concatenate([Chance(f"key {i}").uniform(100) for i in range(200)])
+    u = np.concatenate([RandomGenerator(f"key {i}").uniform(100) for i in range(200)])
     assert 0 <= u.min() < u.max() < 1
     counts = np.histogram(u, 50, (0, 1))[0]
     assert ((counts - 400) ** 2 / 400).sum() < 95  # chi squared of 49 degrees: 1 in 10,000
     weights = np.array([0.0, 1, 2, 3, 10])
-    ours = np.mean([np.isin(np.arange(5), Chance(f"{i}").choose(weights, 2)) for i in range(4000)], axis=0)
+    ours = np.mean([np.isin(np.arange(5), RandomGenerator(f"{i}").choose(weights, 2)) for i in range(4000)], axis=0)
     rng = np.random.default_rng(0)
     other = [np.isin(np.arange(5), rng.choice(5, 2, replace=False, p=weights / weights.sum())) for _ in range(4000)]
     assert np.abs(ours - np.mean(other, axis=0)).max() < 0.05
     assert ours[0] == 0
     with pytest.raises(ValueError, match="cannot choose 5 of 4"):
-        Chance("").choose(weights, 5)
+        RandomGenerator("").choose(weights, 5)
 
 
 @pytest.mark.parametrize(("n", "centre"), [(40, slice(15, 25)), (41, slice(15, 25))])
@@ -196,7 +196,7 @@ def test_masks_follow_the_proportions_of_the_matrix() -> None:
 def test_radial_points_lie_on_golden_angle_spokes(shape: tuple[int, int]) -> None:
     ny, nx = shape
     mask = drawn("radial:5", shape, "a")
-    turn = 2 * math.pi * Chance(f"radial:5\n{ny} {nx}\na").uniform(1)[0]
+    turn = 2 * math.pi * RandomGenerator(f"radial:5\n{ny} {nx}\na").uniform(1)[0]
     allowed = np.zeros(shape, bool)
     covered = 0
     for i in range(200):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kspace.fourier import fft, ifft
-from kspace.simulation.phantom import Coils, Phantom, ellipse, ellipsoid, head_coils, uniform_coil
+from kspace.simulation.phantom import AnalyticCoils, Phantom, ellipse, ellipsoid, head_coils, uniform_coil
 
 FLAT = Phantom((ellipse((0.01, -0.02), (0.05, 0.03), 25, 1.0), ellipse((-0.02, 0.01), (0.012, 0.02), -40, -0.6)))
 SOLID = Phantom(
@@ -146,5 +146,5 @@ def test_head_coils_are_a_useful_array() -> None:
     gram = np.einsum("cix,cjx->xij", folded.conj(), folded)
     g = np.sqrt(np.einsum("xii,xii->xi", np.linalg.inv(gram), gram).real)
     assert 1 < g.mean() < 1.7
-    assert isinstance(uniform_coil(), Coils)
+    assert isinstance(uniform_coil(), AnalyticCoils)
     np.testing.assert_array_equal(uniform_coil().maps(x, x, x), np.ones((1, 24)))

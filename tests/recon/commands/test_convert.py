@@ -13,8 +13,8 @@ from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.io import fastmri, mrd
 from kspace.simulation.acquisition import (
-    Protocol,
-    Scan,
+    Acquisition,
+    ScanProtocol,
     accelerate,
     add_noise_scan,
     asymmetric_echo,
@@ -29,13 +29,13 @@ from recon.commands.convert import convert
 N_COILS = 4
 
 
-def _scan(**protocol: object) -> Scan:
+def _scan(**protocol: object) -> Acquisition:
     phantom = Phantom((ellipsoid((0.01, -0.02, 0.0), (0.08, 0.06, 0.09)),))
     values = {"matrix": (32, 24, 1), "fov_m": (0.24, 0.18, 0.005), "n_slices": 2} | protocol
-    return cartesian(Protocol(**values), phantom, head_coils(N_COILS), coil_covariance(N_COILS, 1e-9))  # type: ignore[arg-type]
+    return cartesian(ScanProtocol(**values), phantom, head_coils(N_COILS), coil_covariance(N_COILS, 1e-9))  # type: ignore[arg-type]
 
 
-def _convert(scan: Scan, folder: Path, **options: object) -> fastmri.Volume:
+def _convert(scan: Acquisition, folder: Path, **options: object) -> fastmri.FastmriVolume:
     write_scan(scan, folder / "scan.h5")
     convert(folder / "scan.h5", folder / "volume.h5", **options)  # type: ignore[arg-type]
     return fastmri.open_volume(folder / "volume.h5")

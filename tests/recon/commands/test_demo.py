@@ -10,18 +10,18 @@ import pytest
 
 import recon.commands.demo
 from kspace.errors import InputError
-from kspace.simulation.acquisition import Scan
+from kspace.simulation.acquisition import Acquisition
 from recon.commands.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan, read_slices, truth_of
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Scan:
+def small(monkeypatch: pytest.MonkeyPatch) -> Acquisition:
     scan = head_scan(matrix=96, n_slices=2)
     monkeypatch.setattr(recon.commands.demo, "head_scan", lambda: scan)
     return scan
 
 
-def test_demo_shows_the_phantom(small: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_shows_the_phantom(small: Acquisition, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo(tmp_path / "demo", ("sense",)) == 0
     named = [Path(line) for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
     kinds = {"phantom.mrd.h5", "phantom.nii.gz", "phantom.png", "phantom_dicom", "phantom.json"}
@@ -38,7 +38,7 @@ def test_demo_shows_the_phantom(small: Scan, tmp_path: Path, capsys: pytest.Capt
         assert np.abs((image * ghost).sum()) < 0.05 * (ghost**2).sum()
 
 
-def test_demo_does_not_overwrite(small: Scan, tmp_path: Path) -> None:
+def test_demo_does_not_overwrite(small: Acquisition, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no method 'magic'"):
         demo(tmp_path, ("sense", "magic"))
     assert list(tmp_path.iterdir()) == []

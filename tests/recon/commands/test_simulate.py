@@ -15,7 +15,7 @@ from kspace.fourier import ifft
 from kspace.io import fastmri
 from kspace.io.images import read_image
 from kspace.masks import MaskSpec
-from kspace.simulation.acquisition import Protocol, accelerate, add_noise_scan, cartesian, coil_covariance
+from kspace.simulation.acquisition import ScanProtocol, accelerate, add_noise_scan, cartesian, coil_covariance
 from kspace.simulation.from_images import crop_to_matrix
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
@@ -97,7 +97,7 @@ def test_a_truth_that_is_no_number_is_refused(images: Path, tmp_path: Path) -> N
         volume.truth(3)
 
 
-def _volumes(folder: Path) -> dict[str, fastmri.Volume]:
+def _volumes(folder: Path) -> dict[str, fastmri.FastmriVolume]:
     return {path.relative_to(folder).as_posix(): fastmri.open_volume(path) for path in sorted(folder.rglob("*.h5"))}
 
 
@@ -221,7 +221,7 @@ def test_every_format_becomes_a_volume(tmp_path: Path) -> None:
 
 def test_coils_measured_from_a_scan_are_used(images: Path, tmp_path: Path) -> None:
     phantom = Phantom((ellipsoid((0.0, 0.0, 0.0), (0.09, 0.1, 0.09)),))
-    protocol = Protocol(matrix=(48, 48, 1), fov_m=(0.24, 0.24, 0.005), n_slices=1)
+    protocol = ScanProtocol(matrix=(48, 48, 1), fov_m=(0.24, 0.24, 0.005), n_slices=1)
     scan = add_noise_scan(cartesian(protocol, phantom, head_coils(6), coil_covariance(6, 1e-9)))
     write_scan(accelerate(scan, 2, calibration=24), tmp_path / "scan.h5")
     maps, covariance = measure_receiver(tmp_path / "scan.h5")

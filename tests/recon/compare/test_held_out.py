@@ -17,14 +17,14 @@ from kspace.io import fastmri
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
 from recon.commands.convert import convert
-from recon.compare.held_out import Comparison, compare_scan
+from recon.compare.held_out import HeldOutComparison, compare_scan
 from recon.compare.holding import Candidates, NoiseLevel, hold_out
 from recon.methods import classical
 from tests.support import raw_files
 from tests.support.scans import coil_maps, ellipses
 
 SHAPE = (48, 40)
-SENSE = classical.Sense(lamda=1e-3, iterations=30)
+SENSE = classical.CgSense(lamda=1e-3, iterations=30)
 METHODS = {"zero-filled": classical.ZeroFilled(), "sense": SENSE}
 
 
@@ -43,7 +43,7 @@ def scan(
 
 def compare(k: KSpace, maps: Tensor, images: dict[str, Tensor], **options: Any) -> dict[str, Any]:
     """The summary for images that do not depend on the data."""
-    comparison = Comparison(tuple(images), **options)
+    comparison = HeldOutComparison(tuple(images), **options)
     for draw, held in comparison.begin(k):
         op = Sense(maps, hold_out(k, held).mask)
         for name, image in images.items():

@@ -21,9 +21,9 @@ from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from recon.compare import metrics, runs, store, tuning
 from recon.compare.cases import find_data, groups_of, is_full, make_case, parse_masks, spread, undersample
-from recon.compare.methods import Method
+from recon.compare.methods import ComparedMethod
 from recon.compare.statistics import holm, interval, signed_rank, smallest_p, statistics
-from recon.compare.store import Group, SliceLog, SliceRow, VolumeRow
+from recon.compare.store import MaskedVolume, SliceLog, SliceRow, VolumeRow
 from recon.compare.tables import escape, latex, markdown
 from recon.compare.timing import measure
 from recon.compare.verdict import verdict
@@ -59,7 +59,7 @@ def ran(tmp_path: Path) -> tuple[dict[str, Spy], SliceLog, Any]:
     (found,), _ = find_data([str(path)])
     ((_, _, group),) = groups_of(found, [SPEC])
     spies = {how: Spy(how, []) for how in ("well", "raises", "shape", "nan")}
-    methods = [Method(name, name, "classical", spy) for name, spy in spies.items()]
+    methods = [ComparedMethod(name, name, "classical", spy) for name, spy in spies.items()]
     log = SliceLog(tmp_path)
     with tqdm(disable=True) as progress:
         runner = runs.Runner(tmp_path, methods, log, "espirit", progress)
@@ -102,7 +102,7 @@ def test_maps_that_cannot_be_made_fail_every_method_of_the_slice(tmp_path: Path)
     ((_, _, group),) = groups_of(found, [spec])
     log, spy = SliceLog(tmp_path), Spy("well", [])
     with tqdm(disable=True) as progress:
-        runner = runs.Runner(tmp_path, [Method("spy", "spy", "classical", spy)], log, "espirit", progress)
+        runner = runs.Runner(tmp_path, [ComparedMethod("spy", "spy", "classical", spy)], log, "espirit", progress)
         assert runner.run(found, (0,), spec, group) is None
     assert "calibration" in log.rows[0].reason
     assert not spy.seen
@@ -172,13 +172,14 @@ def test_tuning_finds_the_weight_that_brute_force_finds(tmp_path: Path) -> None:
     (found,), _ = find_data([str(volume(tmp_path / "v.h5", n_slices=1, noise=0.3))])
     case = make_case(found, 0, SPEC)
     # The default is far off: the grid has to grow towards the best weight.
-    method = Method("sense", "SENSE", "classical", classical.Sense(lamda=1e-3))
+    method = ComparedMethod("sense", "SENSE", "classical", classical.CgSense(lamda=1e-3))
     done: list[dict[str, Any]] = []
     tuning.tune([method], [SPEC], [tuning.TuningSlice(found, 0)], "psnr_support", done, lambda: None, "espirit")
     (curve,) = done
     grid = 10.0 ** np.arange(-5, 1.01, 1 / 3)
     scores = [
-        metrics.slice_figure("psnr_support", case.truth, case.deliver(classical.Sense(lamda=w)(case.y, case.op))) for w in grid
+        metrics.slice_figure("psnr_support", case.truth, case.deliver(classical.CgSense(lamda=w)(case.y, case.op)))
+        for w in grid
     ]
     assert curve["chosen"] == pytest.approx(grid[int(np.argmax(scores))], rel=1e-3)
     assert max(curve["values"]) == pytest.approx(max(scores), abs=1e-3)
@@ -353,7 +354,7 @@ def test_the_memory_of_programs_counts() -> None:
 
 
 def test_the_folder_keeps_what_it_is_given(tmp_path: Path) -> None:
-    group = Group("heads", 'a "b", c.h5', MASK, "d" * 64, 3.9285714285)
+    group = MaskedVolume("heads", 'a "b", c.h5', MASK, "d" * 64, 3.9285714285)
     row = SliceRow(*("heads", group.volume, 3, MASK, "d" * 64, group.acceleration, "tv"), "failed", "no\tway, out", None, 0.5)
     log = SliceLog(tmp_path)
     log.append(row)

@@ -16,11 +16,11 @@ from kspace.errors import InputError
 from kspace.fourier import fft, ifft
 from kspace.operators import Sense as Op
 from recon.methods import classical, solvers
-from recon.methods.classical import L1Wavelet, Sense, TotalVariation, ZeroFilled, make, objective, rss
+from recon.methods.classical import CgSense, L1Wavelet, TotalVariation, ZeroFilled, make, objective, rss
 from recon.methods.regularisers import Gradient, Sparsity, Wavelet
 
 SHAPE = (24, 20)
-ALL = [ZeroFilled(), Sense(), L1Wavelet(levels=2), TotalVariation()]
+ALL = [ZeroFilled(), CgSense(), L1Wavelet(levels=2), TotalVariation()]
 SPARSE = [L1Wavelet(levels=2), TotalVariation()]
 
 
@@ -77,7 +77,7 @@ def test_sense_solves_the_dense_system(lamda: float, n_averages: bool) -> None:
     # SENSE sees the largest weight as 1, so lamda is relative to it.
     top = float(op.weights.max())
     expected = np.linalg.solve(a.conj().T @ a + top * lamda * np.eye(a.shape[1]), a.conj().T @ weighted).reshape(SHAPE)
-    image = Sense(lamda=lamda, tolerance=1e-6)(y, op).numpy()
+    image = CgSense(lamda=lamda, tolerance=1e-6)(y, op).numpy()
     assert np.linalg.norm(image - expected) < 1e-4 * np.linalg.norm(expected)
 
 
@@ -115,7 +115,7 @@ def test_sparse_methods_find_the_minimum_that_another_solver_finds(method: Any, 
 
 @pytest.mark.parametrize("lamda", [3e-4, 3e-3, 3e-2])
 @pytest.mark.parametrize("n_coils", [1, 3])
-@pytest.mark.parametrize("method", [Sense(), *SPARSE], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [CgSense(), *SPARSE], ids=lambda m: m.name)
 def test_defaults_are_converged(method: Any, n_coils: int, lamda: float) -> None:
     y, op = problem(n_coils=n_coils, lines=n_coils == 3)
     method = replace(method, lamda=lamda)
@@ -158,7 +158,7 @@ def test_weights_are_repeated_measurements(method: Any) -> None:
     averaged = replace(op, n_averages=op.mask.int() + twice.int())
     doubled = Op(torch.cat([op.maps, op.maps]), torch.cat([op.mask.expand(3, *SHAPE), twice.expand(3, *SHAPE)]))
     # The doubled problem has the same A^H W y and A^H W A, but its own largest weight, 1, where the averaged has 2.
-    lamda = method.lamda * (2 if isinstance(method, Sense) else 1)
+    lamda = method.lamda * (2 if isinstance(method, CgSense) else 1)
     expected = replace(method, lamda=lamda, tolerance=1e-6)(torch.cat([y, y]), doubled)
     image = replace(method, tolerance=1e-6)(y, averaged)
     assert torch.linalg.vector_norm(image - expected) < 3e-3 * torch.linalg.vector_norm(expected)
@@ -208,7 +208,7 @@ def test_odd_sizes_and_the_global_generator(method: Any) -> None:
 
 
 def test_make_knows_every_method_and_refuses_the_rest() -> None:
-    assert [make(name) for name in classical.METHODS] == [ZeroFilled(), Sense(), L1Wavelet(), TotalVariation()]
+    assert [make(name) for name in classical.METHODS] == [ZeroFilled(), CgSense(), L1Wavelet(), TotalVariation()]
     assert make("tv", lamda=0.1) == TotalVariation(lamda=0.1)
     with pytest.raises(InputError, match="unknown method 'grappa'; choose from zero-filled, sense, l1-wavelet, tv"):
         make("grappa")

@@ -9,7 +9,7 @@ import pytest
 
 from kspace.io.mrd.images import read_images
 from kspace.simulation.acquisition import accelerate, add_noise_scan, kill_coil
-from recon.run.pipeline import Options, run
+from recon.run.pipeline import RunOptions, run
 from tests.support import raw_files
 
 
@@ -26,7 +26,7 @@ def test_maps_from_a_file_are_whitened_and_compressed_as_the_samples_are(virtual
     scan.covariance[:, 5] *= 20
     case = raw_files.save(add_noise_scan(scan, 800), tmp_path / "scan.h5")
     np.save(tmp_path / "maps.npy", case.maps()[:, 0])
-    options = Options(format="mrd", maps=str(tmp_path / "maps.npy"), lamda=1e-5, virtual_coils=virtual_coils)
+    options = RunOptions(format="mrd", maps=str(tmp_path / "maps.npy"), lamda=1e-5, virtual_coils=virtual_coils)
     assert run([case.path], tmp_path, options) == 0
     alive = [c for c in range(9) if c != 2]
     inverse = np.linalg.inv(scan.covariance[np.ix_(alive, alive)])
@@ -39,7 +39,7 @@ def test_maps_from_a_file_are_whitened_and_compressed_as_the_samples_are(virtual
 @pytest.mark.parametrize("virtual_coils", [8, 7])
 def test_maps_of_averaged_repetitions_are_for_the_virtual_coils_of_each(virtual_coils: int, tmp_path: Path) -> None:
     case = raw_files.interleaved(tmp_path / "scan.h5")
-    assert run([case.path], tmp_path, Options(format="mrd", virtual_coils=virtual_coils, lamda=1e-4)) == 0
+    assert run([case.path], tmp_path, RunOptions(format="mrd", virtual_coils=virtual_coils, lamda=1e-4)) == 0
     for repetition, stored in enumerate(read_images(tmp_path / "scan.mrd.h5")):
         truth = np.sqrt((np.abs(case.coil_images(repetition=repetition)) ** 2).sum(0))
         assert nrmse(stored.image.data.numpy(), truth) < 0.1

@@ -19,10 +19,10 @@ from kspace.io.mrd.images import read_images
 from kspace.simulation.acquisition import abort, repeat
 from models import systems
 from recon.methods import weights
-from recon.run.pipeline import Options, run
+from recon.run.pipeline import RunOptions, run
 from tests.support import raw_files
 
-QUIET = Options(method="zero-filled", format="mrd", complex=True)
+QUIET = RunOptions(method="zero-filled", format="mrd", complex=True)
 
 
 def images_of(path: Path) -> np.ndarray:
@@ -55,7 +55,7 @@ FULLY_SAMPLED: dict[str, Callable[[Path], raw_files.Case]] = {
 @pytest.mark.parametrize("name", FULLY_SAMPLED)
 def test_rss_of_a_fully_sampled_scan_is_the_truth(name: str, tmp_path: Path) -> None:
     case = FULLY_SAMPLED[name](tmp_path / "scan.h5")
-    assert run([case.path], tmp_path, Options(method="rss", format="mrd")) == 0
+    assert run([case.path], tmp_path, RunOptions(method="rss", format="mrd")) == 0
     image = images_of(tmp_path / "scan.mrd.h5")[0]
     # Samples that are discarded are missing, and an image that is cut before it is interpolated has lost what lay beyond.
     assert nrmse(image, combined(case)) < {"discarding": 0.05, "oversampled": 0.01}.get(name, 1e-4)
@@ -65,7 +65,7 @@ def test_rss_of_a_fully_sampled_scan_is_the_truth(name: str, tmp_path: Path) -> 
 def test_acceleration_is_undone(method: str, tmp_path: Path) -> None:
     # The field of view fits closely, so that aliases fall onto the object.
     case = raw_files.accelerated(tmp_path / "scan.h5", matrix=(48, 48, 1), fov_m=(0.17, 0.17, 0.005))
-    options = Options(method=method, format="mrd")
+    options = RunOptions(method=method, format="mrd")
     assert run([case.path], tmp_path, options) == 0
     assert run([case.path], tmp_path / "zf", replace(options, method="zero-filled")) == 0
     truth = combined(case)
@@ -78,7 +78,7 @@ def test_acceleration_is_undone(method: str, tmp_path: Path) -> None:
 def test_maps_from_what_there_is(calibration: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scan.h5"
     case = raw_files.interleaved(path) if calibration == "interleaved" else raw_files.accelerated(path, mode="separate")
-    assert run([case.path], tmp_path, Options(method="sense", format="mrd")) == 0
+    assert run([case.path], tmp_path, RunOptions(method="sense", format="mrd")) == 0
     assert nrmse(images_of(tmp_path / "scan.mrd.h5")[0], combined(case)) < 0.2
     said = "average over the interleaved repetitions" in capsys.readouterr().err
     assert said == (calibration == "interleaved")
@@ -87,34 +87,34 @@ def test_maps_from_what_there_is(calibration: str, tmp_path: Path, capsys: pytes
 def test_without_calibration_the_scan_is_refused_or_maps_are_given(tmp_path: Path) -> None:
     case = raw_files.uncalibrated(tmp_path / "scan.h5")
     with pytest.raises(InputError, match="calibration lines around the centre of k-space"):
-        run([case.path], tmp_path, Options(format="mrd"))
+        run([case.path], tmp_path, RunOptions(format="mrd"))
     assert not list(tmp_path.glob("scan.*.h5"))
     maps = case.maps()[:, 0]
     np.save(tmp_path / "maps.npy", maps)
-    assert run([case.path], tmp_path, Options(format="mrd", maps=str(tmp_path / "maps.npy"), lamda=1e-4)) == 0
+    assert run([case.path], tmp_path, RunOptions(format="mrd", maps=str(tmp_path / "maps.npy"), lamda=1e-4)) == 0
     assert nrmse(images_of(tmp_path / "scan.mrd.h5")[0], combined(case)) < 0.1
 
 
 def test_a_three_dimensional_scan_is_decoupled(tmp_path: Path) -> None:
     case = raw_files.accelerated_volume(tmp_path / "scan.h5")
-    assert run([case.path], tmp_path, Options(method="sense", format="mrd,nifti")) == 0
+    assert run([case.path], tmp_path, RunOptions(method="sense", format="mrd,nifti")) == 0
     image = images_of(tmp_path / "scan.mrd.h5")[0]
     truth = combined(case)
     assert image.shape == truth.shape
     assert nrmse(image, truth) < 0.12
-    assert run([case.path], tmp_path / "zf", Options(method="zero-filled", format="mrd")) == 0
+    assert run([case.path], tmp_path / "zf", RunOptions(method="zero-filled", format="mrd")) == 0
     assert nrmse(image, truth) < 0.7 * nrmse(images_of(tmp_path / "zf" / "scan.mrd.h5")[0], truth)
 
 
 def test_every_counter_is_its_own_image(tmp_path: Path) -> None:
     case = raw_files.counters(tmp_path / "scan.h5")
-    assert run([case.path], tmp_path, Options(method="rss", format="mrd,nifti")) == 0
+    assert run([case.path], tmp_path, RunOptions(method="rss", format="mrd,nifti")) == 0
     record = json.loads((tmp_path / "scan.json").read_text())
     assert len(record["mask"]["images"]) == 32
     volumes = record["volumes"]["main"]
     assert [v["repetition"] for v in volumes[:4]] == [0, 1, 0, 1]
     assert [v["phase"] for v in volumes[:4]] == [0, 0, 1, 1]
-    assert run([case.path], tmp_path / "part", Options(method="rss", format="mrd", slices="1", repetitions="0")) == 0
+    assert run([case.path], tmp_path / "part", RunOptions(method="rss", format="mrd", slices="1", repetitions="0")) == 0
     assert len(json.loads((tmp_path / "part" / "scan.json").read_text())["mask"]["images"]) == 8
 
 
@@ -123,11 +123,11 @@ def test_what_went_wrong_in_the_scan_is_said(tmp_path: Path, capsys: pytest.Capt
     raw_files.aborted(tmp_path / "aborted.h5")
     raw_files.simple(tmp_path / "quiet.h5")
     inputs = [tmp_path / f"{name}.h5" for name in ("dead", "aborted", "quiet")]
-    assert run(inputs, tmp_path / "out", Options(method="zero-filled", format="mrd")) == 0
+    assert run(inputs, tmp_path / "out", RunOptions(method="zero-filled", format="mrd")) == 0
     error = capsys.readouterr().err
     assert "coils 2" in error
     assert "left out: slice 2" in error
-    assert run(inputs[1:2], tmp_path / "all", Options(method="rss", format="mrd", incomplete=True)) == 0
+    assert run(inputs[1:2], tmp_path / "all", RunOptions(method="rss", format="mrd", incomplete=True)) == 0
     assert [len(images_of(tmp_path / name / "aborted.mrd.h5")) for name in ("out", "all")] == [2, 3]
     assert "no noise scan in quiet.h5: going on unwhitened" in error
     for name in ("dead", "aborted"):
@@ -136,7 +136,7 @@ def test_what_went_wrong_in_the_scan_is_said(tmp_path: Path, capsys: pytest.Capt
 
 def test_an_empty_slice_stays_empty(tmp_path: Path) -> None:
     case = raw_files.with_empty_slice(tmp_path / "scan.h5")
-    assert run([case.path], tmp_path, Options(method="sense", format="mrd")) == 0
+    assert run([case.path], tmp_path, RunOptions(method="sense", format="mrd")) == 0
     images = images_of(tmp_path / "scan.mrd.h5")
     assert np.isfinite(images).all()
     assert np.abs(images[1]).max() < 0.3 * np.abs(images[0]).max()
@@ -144,20 +144,20 @@ def test_an_empty_slice_stays_empty(tmp_path: Path) -> None:
 
 def test_two_encodings_are_two_sets_of_files(tmp_path: Path) -> None:
     case = raw_files.two_encodings(tmp_path / "scan.h5")
-    assert run([case.path], tmp_path, Options(method="rss", format="mrd")) == 0
+    assert run([case.path], tmp_path, RunOptions(method="rss", format="mrd")) == 0
     for encoding in (0, 1):
         image = images_of(tmp_path / f"scan_enc{encoding}.mrd.h5")[0]
         assert nrmse(image, combined(case, encoding=encoding)) < 1e-4
-    assert run([case.path], tmp_path / "one", Options(method="rss", format="mrd", encoding=1)) == 0
+    assert run([case.path], tmp_path / "one", RunOptions(method="rss", format="mrd", encoding=1)) == 0
     assert [p.name for p in (tmp_path / "one").glob("*.mrd.h5")] == ["scan_enc1.mrd.h5"]
     with pytest.raises(InputError, match="there is no encoding 7"):
-        run([case.path], tmp_path / "none", Options(method="rss", encoding=7))
+        run([case.path], tmp_path / "none", RunOptions(method="rss", encoding=7))
 
 
 def test_partial_fourier_is_filled_by_pocs(tmp_path: Path) -> None:
     case = raw_files.partial(tmp_path / "scan.h5")
     for how in ("zero-filled", "pocs"):
-        assert run([case.path], tmp_path / how, Options(method="rss", format="mrd", partial_fourier=how)) == 0
+        assert run([case.path], tmp_path / how, RunOptions(method="rss", format="mrd", partial_fourier=how)) == 0
     truth = combined(case)
     errors = [nrmse(images_of(tmp_path / how / "scan.mrd.h5")[0], truth) for how in ("zero-filled", "pocs")]
     assert errors[1] < 0.8 * errors[0]
@@ -189,8 +189,8 @@ def test_samples_that_were_not_acquired_do_not_matter(tmp_path: Path) -> None:
 
 def test_conjugation_turns_the_image(tmp_path: Path) -> None:
     case = raw_files.simple(tmp_path / "scan.h5", matrix=(31, 31, 1))
-    assert run([case.path], tmp_path / "a", Options(method="rss", format="mrd")) == 0
-    assert run([case.path], tmp_path / "b", Options(method="rss", format="mrd", conjugate=True)) == 0
+    assert run([case.path], tmp_path / "a", RunOptions(method="rss", format="mrd")) == 0
+    assert run([case.path], tmp_path / "b", RunOptions(method="rss", format="mrd", conjugate=True)) == 0
     a, b = (images_of(tmp_path / n / "scan.mrd.h5")[0, 0] for n in ("a", "b"))
     assert nrmse(b[::-1, ::-1], a) < 1e-3
 
@@ -198,21 +198,21 @@ def test_conjugation_turns_the_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(method="magic"), "magic"),
-        (Options(method="rss", lamda=0.1), "rss has no regularisation weight"),
-        (Options(method="rss", complex=True), "rss is a magnitude"),
-        (Options(format="mrd,bmp"), "unknown format 'bmp' in --format; choose from mrd, dicom"),
-        (Options(slices="0", repetitions="1"), "'1' selects what is not there in --repetitions"),
-        (Options(slices="4"), "'4' selects what is not there in --slices; the file has 0-0"),
-        (Options(slices="a-b"), "'a-b' is no selection"),
-        (Options(maps="nothing.npy"), "nothing.npy"),
-        (Options(noise=Path("nothing.h5")), "nothing.h5"),
-        (Options(virtual_coils=99), "99 virtual coils asked for"),
-        (Options(partial_fourier="pocs"), "sampled symmetrically"),
-        (Options(device="cuda"), "no CUDA device"),
+        (RunOptions(method="magic"), "magic"),
+        (RunOptions(method="rss", lamda=0.1), "rss has no regularisation weight"),
+        (RunOptions(method="rss", complex=True), "rss is a magnitude"),
+        (RunOptions(format="mrd,bmp"), "unknown format 'bmp' in --format; choose from mrd, dicom"),
+        (RunOptions(slices="0", repetitions="1"), "'1' selects what is not there in --repetitions"),
+        (RunOptions(slices="4"), "'4' selects what is not there in --slices; the file has 0-0"),
+        (RunOptions(slices="a-b"), "'a-b' is no selection"),
+        (RunOptions(maps="nothing.npy"), "nothing.npy"),
+        (RunOptions(noise=Path("nothing.h5")), "nothing.h5"),
+        (RunOptions(virtual_coils=99), "99 virtual coils asked for"),
+        (RunOptions(partial_fourier="pocs"), "sampled symmetrically"),
+        (RunOptions(device="cuda"), "no CUDA device"),
     ],
 )
-def test_options_that_cannot_be(options: Options, message: str, tmp_path: Path) -> None:
+def test_options_that_cannot_be(options: RunOptions, message: str, tmp_path: Path) -> None:
     case = raw_files.simple(tmp_path / "scan.h5")
     if options.device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
@@ -225,17 +225,17 @@ def test_options_that_cannot_be(options: Options, message: str, tmp_path: Path) 
 def test_one_bad_file_does_not_cost_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = raw_files.simple(tmp_path / "scan.h5")
     (tmp_path / "empty.h5").touch()
-    assert run([tmp_path / "empty.h5", case.path], tmp_path / "out", Options(method="rss", format="png")) == 2
+    assert run([tmp_path / "empty.h5", case.path], tmp_path / "out", RunOptions(method="rss", format="png")) == 2
     assert capsys.readouterr().err.startswith("recon: error: ")
     assert (tmp_path / "out" / "scan.png").exists()
     with pytest.raises(InputError, match="would write the same files"):
-        run([case.path, tmp_path / "b" / "scan.h5"], tmp_path / "out", Options())
+        run([case.path, tmp_path / "b" / "scan.h5"], tmp_path / "out", RunOptions())
 
 
 def test_outputs_are_not_overwritten_and_inputs_not_touched(tmp_path: Path) -> None:
     case = raw_files.simple(tmp_path / "scan.h5")
     content, time = case.path.read_bytes(), case.path.stat().st_mtime_ns
-    options = Options(method="rss", format="mrd")
+    options = RunOptions(method="rss", format="mrd")
     assert run([case.path], tmp_path, options) == 0
     with pytest.raises(InputError, match="--force"):
         run([case.path], tmp_path, options)
@@ -252,16 +252,16 @@ def test_a_fastmri_volume_gives_a_submission_in_the_units_of_its_target(
     case = raw_files.noisy(tmp_path / "scan.h5", noise=0.01)
     convert(case.path, tmp_path / "volume.h5")
     for method in ("rss", "sense"):
-        assert run([tmp_path / "volume.h5"], tmp_path / method, Options(method=method, format="mrd")) == 0
+        assert run([tmp_path / "volume.h5"], tmp_path / method, RunOptions(method=method, format="mrd")) == 0
     with h5py.File(tmp_path / "volume.h5", "r") as volume, h5py.File(tmp_path / "rss" / "volume.h5", "r") as submission:
         target, reconstruction = volume["reconstruction_rss"][()], submission["reconstruction"][()]
     assert nrmse(reconstruction, target) < 1e-5
     evaluate(tmp_path / "volume.h5", tmp_path / "sense" / "volume.h5")
     assert "PSNR" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"exists already .* --force"):
-        run([tmp_path / "volume.h5"], tmp_path / "rss", Options(method="rss", format="png"))
+        run([tmp_path / "volume.h5"], tmp_path / "rss", RunOptions(method="rss", format="png"))
     with pytest.raises(InputError, match="would overwrite its own input"):
-        run([tmp_path / "volume.h5"], tmp_path, Options(method="rss", format="png", force=True))
+        run([tmp_path / "volume.h5"], tmp_path, RunOptions(method="rss", format="png", force=True))
 
 
 def small_weights(path: Path, coils: tuple[int, ...] = (2, 4, 8)) -> Path:
@@ -276,7 +276,7 @@ def small_weights(path: Path, coils: tuple[int, ...] = (2, 4, 8)) -> Path:
 def test_a_generated_image_has_a_classical_one_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = raw_files.accelerated(tmp_path / "scan.h5")
     path = small_weights(tmp_path / "small.safetensors")
-    options = Options(method="refinegan", weights=path, format="mrd,dicom")
+    options = RunOptions(method="refinegan", weights=path, format="mrd,dicom")
     assert run([case.path], tmp_path / "out", options) == 0
     assert "outside of what" not in capsys.readouterr().err
     stored = read_images(tmp_path / "out" / "scan.mrd.h5"), read_images(tmp_path / "out" / "scan_sense.mrd.h5")
@@ -295,23 +295,23 @@ def test_a_generated_image_has_a_classical_one_beside_it(tmp_path: Path, capsys:
 def test_a_scan_outside_of_the_training_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = raw_files.accelerated(tmp_path / "scan.h5")
     path = small_weights(tmp_path / "small.safetensors", coils=(12, 16))
-    assert run([case.path], tmp_path / "out", Options(method="refinegan", weights=path, format="mrd")) == 0
+    assert run([case.path], tmp_path / "out", RunOptions(method="refinegan", weights=path, format="mrd")) == 0
     assert "outside of what refinegan was trained on: 8 coils; trained with 12 to 16" in capsys.readouterr().err
     with pytest.raises(InputError, match="sense has no weights"):
-        run([case.path], tmp_path / "a", Options(method="sense", weights=path))
+        run([case.path], tmp_path / "a", RunOptions(method="sense", weights=path))
     with pytest.raises(InputError, match="has no regularisation weight"):
-        run([case.path], tmp_path / "a", Options(method="refinegan", weights=path, lamda=0.1))
+        run([case.path], tmp_path / "a", RunOptions(method="refinegan", weights=path, lamda=0.1))
     with pytest.raises(InputError, match="dagan"):
-        run([case.path], tmp_path / "a", Options(method="dagan", weights=path))
+        run([case.path], tmp_path / "a", RunOptions(method="dagan", weights=path))
 
 
 def test_options_that_would_be_ignored_are_refused() -> None:
     with pytest.raises(InputError, match="--no-whiten forbids it"):
-        Options(no_whiten=True, noise=Path("noise.h5"))
+        RunOptions(no_whiten=True, noise=Path("noise.h5"))
     with pytest.raises(InputError, match="only MRD and NIfTI images can be complex"):
-        Options(complex=True, format="png,dicom")
+        RunOptions(complex=True, format="png,dicom")
     with pytest.raises(InputError, match="rss needs no coil maps"):
-        Options(method="rss", maps="jsense")
+        RunOptions(method="rss", maps="jsense")
 
 
 def test_a_file_gives_all_of_its_encodings_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_a_file_gives_all_of_its_encodings_or_none(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(pipeline, "reconstruct_image", fails_the_second_time)
     with pytest.raises(InputError, match="damaged"):
-        run([case.path], tmp_path / "out", Options(method="rss", format="mrd"))
+        run([case.path], tmp_path / "out", RunOptions(method="rss", format="mrd"))
     assert calls == [0, 1]
     assert not (tmp_path / "out").exists()
 
@@ -347,7 +347,7 @@ def test_repetitions_share_the_maps_that_they_can(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(coils, "estimate_maps", counting)
     case = raw_files.interleaved(tmp_path / "scan.h5")
-    assert run([case.path], tmp_path / "out", Options(format="mrd")) == 0
+    assert run([case.path], tmp_path / "out", RunOptions(format="mrd")) == 0
     assert len(estimated) == 1
     images = images_of(tmp_path / "out" / "scan.mrd.h5")
     assert all(nrmse(image, combined(case)) < 0.2 for image in images)
@@ -356,7 +356,7 @@ def test_repetitions_share_the_maps_that_they_can(tmp_path: Path, monkeypatch: p
 def test_many_incomplete_images_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scan = repeat(raw_files.plain(), "repetition", [1.0] * 12)
     case = raw_files.save(abort(scan, 75), tmp_path / "scan.h5")
-    assert run([case.path], tmp_path / "out", Options(method="rss", format="mrd")) == 0
+    assert run([case.path], tmp_path / "out", RunOptions(method="rss", format="mrd")) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert 1 <= len(lines) <= 2
     assert any(" more: " in line for line in lines)

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.interface import Gan, LearningRate, LossTerm, Optimiser, Schedule, Step
 from models.systems import build
 from recon.train.callbacks import Interrupted
-from recon.train.module import Diverged, Options, batches_per_step, regions
+from recon.train.module import Diverged, UpdateOptions, batches_per_step, regions
 from tests.support.training import Scans, setup, small, state
 
 
@@ -107,7 +107,7 @@ def test_moves_are_the_weighted_gradients_in_the_order_that_is_asked_for(tmp_pat
               Schedule(order=order), config=gan.config)  # fmt: skip
     g0 = [p.detach().clone() for p in gan.generator.parameters()]
     d0 = [p.detach().clone() for p in gan.discriminators[0].parameters()]
-    trainer, module, loaders = setup(tmp_path, gan, max_steps=1, update=Options(ema=0))
+    trainer, module, loaders = setup(tmp_path, gan, max_steps=1, update=UpdateOptions(ema=0))
     trainer.fit(module, loaders)
     d1 = [p - 0.1 * 2 * 2 * (p - 1) for p in d0]
     height = sum(p.sum() for p in (d1 if order == "critic_first" else d0))
@@ -146,7 +146,7 @@ def test_learning_rates_follow_the_generators_steps(tmp_path: Path) -> None:
 
 def test_the_average_is_the_recursion_that_it_says(tmp_path: Path) -> None:
     record = Record()
-    trainer, module, loaders = setup(tmp_path, callbacks=[record], update=Options(ema=0.2))
+    trainer, module, loaders = setup(tmp_path, callbacks=[record], update=UpdateOptions(ema=0.2))
     mean = [p.detach().clone() for p in module.generator.parameters()]
     trainer.fit(module, loaders)
     for n, now in enumerate(record.generators[1:], start=1):
@@ -168,7 +168,7 @@ def test_gradients_are_clipped(tmp_path: Path, algorithm: str, order: float) -> 
                 grads = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
                 seen.append(float(torch.linalg.vector_norm(torch.cat(grads), order)))
 
-    update = Options(clip=1e-3, clip_algorithm=algorithm)
+    update = UpdateOptions(clip=1e-3, clip_algorithm=algorithm)
     trainer, module, loaders = setup(tmp_path, callbacks=[Look()], update=update)
     trainer.fit(module, loaders)
     assert len(seen) == 8

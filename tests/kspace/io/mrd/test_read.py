@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from kspace.container import Geometry, ImageIndex, KSpace
 from kspace.errors import InputError
-from kspace.io.mrd import Scan, open_scan
+from kspace.io.mrd import MrdScan, open_scan
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.file import BLOCK_BYTES, blocks
 from kspace.io.mrd.write import flag, header_xml, write_raw
 from kspace.simulation import acquisition as acquire
-from kspace.simulation.acquisition import Protocol, with_limits
+from kspace.simulation.acquisition import ScanProtocol, with_limits
 from kspace.simulation.measurement import measure, write_scan
-from kspace.simulation.phantom import Coils, Phantom, ellipsoid, head_coils
+from kspace.simulation.phantom import AnalyticCoils, Phantom, ellipsoid, head_coils
 
 PHANTOM = Phantom(
     (
@@ -31,21 +31,21 @@ PHANTOM = Phantom(
     )
 )
 COILS = head_coils(3)
-FLAT = Protocol(matrix=(24, 20, 1), fov_m=(0.24, 0.2, 0.005))
-DEEP = Protocol(matrix=(16, 12, 10), fov_m=(0.24, 0.2, 0.2))
+FLAT = ScanProtocol(matrix=(24, 20, 1), fov_m=(0.24, 0.2, 0.005))
+DEEP = ScanProtocol(matrix=(16, 12, 10), fov_m=(0.24, 0.2, 0.2))
 
 
-def plain(protocol: Protocol = FLAT) -> acquire.Scan:
+def plain(protocol: ScanProtocol = FLAT) -> acquire.Acquisition:
     return acquire.cartesian(protocol, PHANTOM, COILS)
 
 
-def opened(scan: acquire.Scan, folder: Path) -> Scan:
+def opened(scan: acquire.Acquisition, folder: Path) -> MrdScan:
     path = folder / "scan.h5"
     write_scan(scan, path)
     return open_scan(path)
 
 
-def truth(scan: acquire.Scan, encoding: int = 0, gain: float = 1.0, slice: int = 0) -> NDArray[np.complex128]:
+def truth(scan: acquire.Acquisition, encoding: int = 0, gain: float = 1.0, slice: int = 0) -> NDArray[np.complex128]:
     """Samples on the full encoded grid, straight from the definition: ``(coil ky kx)`` or ``(kz coil ky kx)``."""
     space = scan.spaces[encoding]
     rows = scan.imaging & (scan.heads["encoding_space_ref"] == encoding) & (scan.heads["idx"]["slice"] == slice)
@@ -129,7 +129,9 @@ def test_discarded_samples_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prepare", [lambda s: s, lambda s: acquire.discard(acquire.asymmetric_echo(s, 6), 3, 1)])
-def test_reversed_readouts_have_no_phase_ramp(tmp_path: Path, prepare: Callable[[acquire.Scan], acquire.Scan]) -> None:
+def test_reversed_readouts_have_no_phase_ramp(
+    tmp_path: Path, prepare: Callable[[acquire.Acquisition], acquire.Acquisition]
+) -> None:
     scan = acquire.reverse_readouts(prepare(plain()))
     assert_samples(opened(scan, tmp_path).load(0, ImageIndex()), truth(scan))
 
@@ -498,5 +500,5 @@ def test_unset_directions_are_nominal_and_crooked_ones_refused(tmp_path: Path) -
 
 
 def test_one_coil(tmp_path: Path) -> None:
-    scan = acquire.cartesian(FLAT, PHANTOM, Coils(np.zeros((1, 3)), np.ones((1, 1), np.complex128)))
+    scan = acquire.cartesian(FLAT, PHANTOM, AnalyticCoils(np.zeros((1, 3)), np.ones((1, 1), np.complex128)))
     assert_samples(opened(scan, tmp_path).load(0, ImageIndex()), truth(scan))

@@ -18,15 +18,15 @@ from kspace.io.mrd import open_scan, read_noise
 from kspace.io.mrd.header import parse_header
 from kspace.io.mrd.write import HEAD_DTYPE, flag, header_xml, write_raw
 from kspace.simulation import acquisition as acquire
-from kspace.simulation.acquisition import Protocol, with_limits
+from kspace.simulation.acquisition import ScanProtocol, with_limits
 from kspace.simulation.measurement import measure, write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 
 PHANTOM = Phantom((ellipsoid((0.0, 0.0, 0.0), (0.07, 0.09, 0.08)),))
-FLAT = Protocol(matrix=(12, 10, 1), fov_m=(0.24, 0.2, 0.005))
+FLAT = ScanProtocol(matrix=(12, 10, 1), fov_m=(0.24, 0.2, 0.005))
 
 
-def plain() -> acquire.Scan:
+def plain() -> acquire.Acquisition:
     return acquire.cartesian(FLAT, PHANTOM, head_coils(2))
 
 
