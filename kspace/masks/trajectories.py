@@ -18,7 +18,7 @@ STEP, DENSEST = 0.4, 1.0  # spacing of samples along, and at least of turns acro
 def radial(ask: Request) -> Mask:
     """Golden-angle spokes from the centre outwards, as many as make ``round(ny * nx / R)`` points; the last one is cut short.
 
-    Winkelmann et al., IEEE TMI 26(1):68-76, 2007, doi:10.1109/TMI.2006.885337. RandomGenerator turns all spokes together.
+    Winkelmann et al., IEEE TMI 26(1):68-76, 2007, doi:10.1109/TMI.2006.885337. One random angle rotates all spokes.
     """
     from sigpy.mri import radial as spokes  # imported here: SigPy is heavy
 
