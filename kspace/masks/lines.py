@@ -17,7 +17,8 @@ def random1d(ask: Request) -> Mask:
 def equispaced1d(ask: Request) -> Mask:
     """Calibration lines, and the others spread evenly over the rest: exactly ``round(ny / R)`` lines in all.
 
-    Neighbouring gaps differ by at most one line, apart from the one that holds the calibration block. The comb has a random offset.
+    Neighbouring gaps differ by at most one line, apart from the one that holds the calibration block. The comb has a random
+    offset.
     """
     n_lines = ask.n_lines()
     mask = _calibrated(ask.ny, ask.centre_lines(n_lines))
