@@ -12,18 +12,25 @@ import errno
 import importlib
 import inspect
 import logging
-import os
-import re
 import signal
 import sys
 import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from kspace.errors import InputError
+from recon.process import (
+    EXIT_BUG,
+    EXIT_INPUT_ERROR,
+    MEMORY_WORDS,
+    Stopped,
+    memory_is_used_up,
+    out_of_memory,
+    print_error,
+    run_in_child,
+)
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,13 @@ COMMANDS = {
         "recon.commands.train:train", "train a system on fastMRI-style volumes or on scans simulated from pictures", raw=True
     ),
     "train-features": Command(
-        "recon.train.features:train_features",
+        "recon.commands.train_features:train_features",
         "train the feature network of perceptual losses and distances on pictures with boxes",
         ("images", "output"),
         (("force", "-f"),),
     ),
     "export": Command(
-        "recon.commands.models:export",
+        "recon.commands.export:export",
         "make a file of weights, with a card inside, of a training run",
         ("run",),
         (("output", "-o"), ("force", "-f")),
@@ -100,47 +107,16 @@ COMMANDS = {
     ),
 }
 
-EXIT_INPUT_ERROR = 2
-EXIT_BUG = 1
-TOLD = 100  # added by the child to its exit status once it has said what there is to say
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT, signal.SIGTERM)
 # Failures of a disk, a path or a limit, wherever they show; others are ours.
 SURROUNDINGS = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC,
     errno.EPERM, errno.EROFS, errno.ESTALE,
 }  # fmt: skip
-# What libraries say that do not raise MemoryError; the last two are the dynamic linker's, while it loads PyTorch.
-MEMORY_WORDS = ("not enough memory", "out of memory", "cannot allocate memory", "failed to map segment")
-LESS_MEMORY = "take a part with --slices or --repetitions, fewer coils with --virtual-coils, or a machine with more memory"
-SPARE_BYTES = 64 << 20  # who cannot have this much more fails for lack of it, whatever the library that failed says
 
 
 def main() -> int:
-    """Entry point of the console script: run the command in a child process and say what became of it.
-
-    A damaged file can make the HDF5 library crash the interpreter, and a large one can make the kernel kill it. The parent,
-    which has imported nothing and read nothing, turns both into the one-line error that a person can act on.
-    """
-    if not hasattr(os, "fork"):
-        return execute(sys.argv[1:])
-    sys.stdout.flush()
-    # A signal between the fork and the handlers would end one of the two with a traceback: it waits.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    child = os.fork()
-    if child == 0:
-        code = 0
-        try:
-            _stop_once()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-            code = TOLD + execute(sys.argv[1:])
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader of our output has left, as `recon info scan.h5 | head` does
-            code = TOLD
-        finally:
-            with contextlib.suppress(OSError):
-                sys.stderr.flush()
-            os._exit(code)
-    return _wait(child)
+    """Entry point of the console script; returns the exit status."""
+    return run_in_child(lambda: execute(sys.argv[1:]))
 
 
 def execute(argv: Sequence[str]) -> int:
@@ -160,32 +136,32 @@ def execute(argv: Sequence[str]) -> int:
     except SystemExit as ending:  # --help and --version end so
         return int(ending.code or 0)
     except InputError as error:
-        _complain(str(error))
+        print_error(str(error))
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt as stop:
-        number = stop.number if isinstance(stop, _Stopped) else signal.SIGINT
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         what = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         with contextlib.suppress(OSError):  # the terminal may be what went away
-            _complain(f"{what}; nothing half-written was left behind")
+            print_error(f"{what}; nothing half-written was left behind")
         return 128 + number
     except MemoryError as error:
-        _complain(_out_of_memory(str(error)))
+        print_error(out_of_memory(str(error)))
         return EXIT_INPUT_ERROR
     except BrokenPipeError:
         raise
     except Exception as error:
-        if any(words in str(error).lower() for words in MEMORY_WORDS) or _memory_is_used_up():
-            _complain(_out_of_memory(str(error)))
+        if any(words in str(error).lower() for words in MEMORY_WORDS) or memory_is_used_up():
+            print_error(out_of_memory(str(error)))
             return EXIT_INPUT_ERROR
         if isinstance(error, OSError) and error.errno in SURROUNDINGS:
-            _complain(
+            print_error(
                 f"{error.strerror}{f' in {error.filename}' if error.filename else ''}; check the path, its disk and its rights"
             )
             return EXIT_INPUT_ERROR
         if verbose:
             logging.getLogger(__name__).exception("unexpected failure")
         text = " ".join(str(error).split())
-        _complain(f"unexpected {type(error).__name__}: {text[:300]}; this is a defect of recon: repeat with -v and report it")
+        print_error(f"unexpected {type(error).__name__}: {text[:300]}; this is a defect of recon: repeat with -v and report it")
         return EXIT_BUG
 
 
@@ -304,93 +280,6 @@ def _load(command: Command) -> Callable[..., int | None]:
     module, function = command.function.split(":")
     loaded: Callable[..., int | None] = getattr(importlib.import_module(module), function)
     return loaded
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal that asks to stop: what is being written is cleaned away on the way out, as after Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(number)
-
-
-def _stop_once() -> None:
-    """Let the first signal to stop end the command in order, and ignore more of them: the cleaning up must not be cut short."""
-    command = os.getpid()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != command:  # a worker process, which inherited this: it ends as others expect it to
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        for other in STOPPING:
-            signal.signal(other, signal.SIG_IGN)
-        raise _Stopped(number)
-
-    for number in STOPPING:
-        signal.signal(number, stop)
-
-
-def _wait(child: int) -> int:
-    """Wait for the child, pass signals on, and turn a death by signal into words."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    for number in STOPPING:
-        signal.signal(number, forward)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status):
-        code = os.WEXITSTATUS(status) - TOLD
-        if code >= 0:
-            return code
-        # Whatever goes wrong is told, unless no memory is left to tell it, or a library ends the process for want of some.
-        _complain(_out_of_memory("too little even to say where"))
-        return EXIT_INPUT_ERROR
-    died_of = os.WTERMSIG(status)
-    if died_of == signal.SIGKILL:
-        # Only the system's log knows who did it.
-        _complain(f"the process was killed{_where()}, as the system does when memory runs out; {LESS_MEMORY}")
-        return EXIT_INPUT_ERROR
-    if died_of in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
-        name = signal.Signals(died_of).name
-        files = f" ({_given()})" if _given() else ""
-        _complain(
-            f"the process crashed ({name}): an input file is probably damaged{files}, unless memory ran out; copy it again"
-        )
-        return EXIT_INPUT_ERROR
-    return 128 + died_of
-
-
-def _given() -> str:
-    """The files that the command was given, for messages of those who know no better which of them it was."""
-    files = [argument for argument in sys.argv[1:] if os.path.isfile(argument)]
-    return ", ".join([*files[:3], *["..."][: max(0, len(files) - 3)]])
-
-
-def _memory_is_used_up() -> bool:
-    """Whether `SPARE_BYTES` cannot be had: extensions that never look whether they got memory fail with all kinds of words."""
-    try:
-        bytearray(SPARE_BYTES)
-    except MemoryError:
-        return True
-    return False
-
-
-def _out_of_memory(detail: str) -> str:
-    asked = re.search(r"tried to allocate (\d+) bytes", detail)  # PyTorch's, behind a line of its source code
-    detail = f"{int(asked[1]) / 2**20:.0f} MiB were asked for" if asked else " ".join(detail.split())[:160]
-    return f"out of memory ({detail or 'allocation failed'}){_where()}; {LESS_MEMORY}"
-
-
-def _where() -> str:
-    return f" in {_given()}" if _given() else ""
-
-
-def _complain(message: str) -> None:
-    print(f"recon: error: {message}", file=sys.stderr, flush=True)
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -1,14 +1,13 @@
-"""``recon models`` and ``recon export``: weights with cards, to look at and to make."""
+"""`recon models`: bundled and own weights, and their cards."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from kspace.errors import InputError
 from recon.methods import weights
 from recon.methods.weights import Card
 
@@ -27,7 +26,7 @@ def models(name: str = "", json_output: bool = False) -> None:
         path = weights.find(name)
         card, state = weights.read(path)
         n = sum(x.numel() for x in state.values())
-        print(json.dumps(asdict(card), indent=2) if json_output else _describe(card, path, n))
+        print(json.dumps(asdict(card), indent=2) if json_output else describe(card, path, n))
         return
     cards = {path: weights.read_card(path) for path in weights.shipped().values()}
     if json_output:
@@ -37,49 +36,6 @@ def models(name: str = "", json_output: bool = False) -> None:
     else:
         print("\n".join(_line(card, path) for path, card in cards.items()))
         print("\nrecon models NAME prints a whole card.")
-
-
-def export(
-    run: Path,
-    output: Path,
-    which: Literal["best", "last"] = "best",
-    half: bool = False,
-    licence: str | None = None,
-    attribution: str | None = None,
-    notes: str | None = None,
-    force: bool = False,
-) -> None:
-    """Make a file of weights, with a card inside, of a training run.
-
-    Parameters
-    ----------
-    run
-        Folder of the run.
-    output
-        File to write; it ends in .safetensors, and its name is the name of the weights.
-    which
-        The weights of the best validation, or the last ones.
-    half
-        Store them in half precision.
-    licence
-        Licence of the training data, for the card.
-    attribution
-        Whom the licence wants named.
-    notes
-        What else a user should know.
-    force
-        Overwrite an existing file.
-    """
-    source = run / f"{which}{weights.SUFFIX}"
-    if not source.exists():
-        raise InputError(f"the run has no {source.name}", run, "train until the first validation, or give --which last")
-    card, state = weights.read(source)
-    given = {"licence": licence, "attribution": attribution}
-    data = {**card.data, **{key: value for key, value in given.items() if value is not None}}
-    card = weights.write(
-        output, state, replace(card, data=data, notes=card.notes if notes is None else notes), half=half, force=force
-    )
-    print(_describe(card, output, sum(x.numel() for x in state.values())))
 
 
 def _line(card: Card, path: Path) -> str:
@@ -98,7 +54,8 @@ def _span(values: list[Any]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _describe(card: Card, path: Path, n_parameters: int) -> str:
+def describe(card: Card, path: Path, n_parameters: int) -> str:
+    """The whole card in words, a line for each of its parts."""
     lines = [str(path), f"  system      {card.system}, preset {card.preset}, {n_parameters:,} parameters"]
     for title in ("envelope", "data", "training", "metrics", "versions"):
         lines.append(f"  {title:<11} {_entries(getattr(card, title))}")

@@ -172,7 +172,7 @@ def _place(device: str) -> str:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device", "--device", "use --device cpu")
+        raise InputError("no CUDA device found", "--device", "use --device cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 

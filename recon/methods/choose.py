@@ -79,7 +79,7 @@ def choose(
         If there is no such method, it has no such option, or its weights cannot be used.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device", "--device", "use --device cpu")
+        raise InputError("no CUDA device found", "--device", "use --device cpu")
     if name == RSS or name in classical.METHODS:
         if weights is not None:
             raise InputError(f"{name} has no weights", "--weights", "leave it out, or choose the generator with --method")

@@ -1,7 +1,7 @@
-"""`recon train-features`: the small feature network of `models.features`, trained on pictures with boxes.
+"""Training of the small feature network of `models.features`, on images with boxes.
 
 Three tasks at once, one for each kind of thing that a perceptual loss should notice: the class of the tumour (contrast), its
-box (where), and by how many quarter turns the picture was rotated (anatomy; Gidaris, Singh and Komodakis 2018, arXiv
+box (where), and by how many quarter turns the image was rotated (anatomy; Gidaris, Singh and Komodakis 2018, arXiv
 1803.07728).
 """
 
@@ -18,19 +18,18 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.io.atomic import atomic_write
-from kspace.io.images import find_images, read_boxes, read_image
+from kspace.io.images import read_boxes, read_image
 from kspace.simulation.from_images import crop_to_matrix
 from models.features import MrFeatures
-from recon.datasets.patients import PatientFiles, group_files, split_groups
-from recon.versions import versions
+from recon.datasets.patients import PatientFiles
 
 SIZE = 256
 HALF_EPOCHS = 0.7  # share of the training that is done at half the size, at a quarter of the cost
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures and what is to be learned of them.
+class LabelledImages:
+    """Images with what is to be learned of them.
 
     Attributes
     ----------
@@ -39,7 +38,7 @@ class Pictures:
     tumour
         Class ``(n,)``.
     box
-        ``(n 4)``: centre x, centre y, width, height as fractions of the picture.
+        ``(n 4)``: centre x, centre y, width, height as fractions of the image.
     """
 
     images: Tensor
@@ -47,13 +46,13 @@ class Pictures:
     box: Tensor
 
     def batch(self, which: Tensor, turns: Tensor, halved: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Images turned by `turns` quarters, classes, and the boxes turned with them."""
+        """Images rotated by `turns` quarters, classes, and the boxes rotated with them."""
         images = torch.stack([torch.rot90(self.images[i].float(), int(k), (-2, -1)) for i, k in zip(which, turns, strict=True)])
-        boxes = torch.stack([turn_box(self.box[i], int(k)) for i, k in zip(which, turns, strict=True)])
+        boxes = torch.stack([rotate_box(self.box[i], int(k)) for i, k in zip(which, turns, strict=True)])
         return F.avg_pool2d(images, 2) if halved else images, self.tumour[which], boxes
 
 
-def turn_box(box: Tensor, turns: int) -> Tensor:
+def rotate_box(box: Tensor, turns: int) -> Tensor:
     """The box ``(4,)`` (centre x, centre y, width, height) after `turns` quarter turns as ``torch.rot90`` makes them."""
     x, y, w, h = box.unbind()
     for _ in range(turns % 4):
@@ -61,78 +60,8 @@ def turn_box(box: Tensor, turns: int) -> Tensor:
     return torch.stack([x, y, w, h])
 
 
-def train_features(
-    images: Path,
-    output: Path,
-    group_size: int = 12,
-    val_fraction: float = 0.1,
-    gap: int = 20,
-    epochs: int = 12,
-    batch_size: int = 16,
-    learning_rate: float = 2e-3,
-    licence: str = "",
-    attribution: str = "",
-    seed: int = 0,
-    force: bool = False,
-) -> None:
-    """Train the feature network that perceptual losses and distances use, on pictures with boxes.
-
-    Parameters
-    ----------
-    images
-        Folder of pictures with boxes in YOLO text files beside them; each folder in it is a class.
-    output
-        The weights, a .safetensors file.
-    group_size
-        Pictures of a folder whose numbers lie within this many consecutive ones are one patient.
-    val_fraction
-        Share of each folder's pictures to validate with.
-    gap
-        Pictures before those of validation that are left out of everything.
-    epochs
-        Passes over the pictures; the first 70 % at half the size.
-    batch_size
-        Pictures of a step.
-    learning_rate
-        Highest rate of Adam; it rises, then falls along a cosine.
-    licence
-        Of the pictures, for the file's own record.
-    attribution
-        Whom the licence wants named.
-    seed
-        Of everything that is drawn.
-    force
-        Overwrite an existing file.
-
-    Raises
-    ------
-    InputError
-        If there are no pictures with boxes, or the file exists or cannot be written.
-    """
-    if output.suffix != ".safetensors":
-        raise InputError("weights are files that end in .safetensors", output)
-    if output.exists() and not force:
-        raise InputError("the file exists", output, "choose another name, or give --force")
-    torch.manual_seed(seed)
-    train_groups, val_groups, _ = split_groups(group_files(find_images(images), images, group_size), val_fraction, gap, True)
-    train, val = load_pictures(train_groups), load_pictures(val_groups)
-    n_classes = 1 + int(max(train.tumour.max(), val.tumour.max()))
-    network = MrFeatures(n_classes=n_classes)
-    found = fit(network, train, val, epochs, batch_size, learning_rate)
-    about = {
-        "tasks": ["tumour class", "tumour box", "rotation by quarter turns"],
-        "data": {"source": images.name, "n_train": len(train.images), "n_val": len(val.images), "licence": licence,
-                 "attribution": attribution},
-        "training": {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed},
-        "metrics": found,
-        "versions": versions(),
-    }  # fmt: skip
-    _write(output, network, about)
-    print(", ".join(f"{name} {value:.3f}" for name, value in found.items()) + f" on {len(val.images)} pictures\n{output}")
-
-
-def load_pictures(groups: Sequence[PatientFiles]) -> Pictures:
-    """All pictures of `groups` that have a box; of several the first counts.
+def load_images(groups: Sequence[PatientFiles]) -> LabelledImages:
+    """All images of `groups` that have a box; of several the first counts.
 
     Raises
     ------
@@ -142,21 +71,21 @@ def load_pictures(groups: Sequence[PatientFiles]) -> Pictures:
     from tqdm import tqdm
 
     images, classes, boxes = [], [], []
-    for path in tqdm([path for group in groups for path in group.files], "reading", unit="picture", disable=None):
+    for path in tqdm([path for group in groups for path in group.files], "reading", unit="image", disable=None):
         stored = read_boxes(path)
         if not stored:
             continue
-        picture = crop_to_matrix(torch.from_numpy(read_image(path)[0]).float(), (SIZE, SIZE), str(path)).abs()
-        images.append((picture / picture.max().clamp(min=1e-12)).half()[None])
+        image = crop_to_matrix(torch.from_numpy(read_image(path)[0]).float(), (SIZE, SIZE), str(path)).abs()
+        images.append((image / image.max().clamp(min=1e-12)).half()[None])
         classes.append(stored[0].label)
         boxes.append([stored[0].x, stored[0].y, stored[0].width, stored[0].height])
     if not images:
-        raise InputError("there are no pictures with boxes", groups[0].files[0].parent if groups else None)
-    return Pictures(torch.stack(images), torch.tensor(classes), torch.tensor(boxes))
+        raise InputError("there are no images with boxes", groups[0].files[0].parent if groups else None)
+    return LabelledImages(torch.stack(images), torch.tensor(classes), torch.tensor(boxes))
 
 
 def fit(
-    network: MrFeatures, train: Pictures, val: Pictures, epochs: int, batch_size: int, learning_rate: float
+    network: MrFeatures, train: LabelledImages, val: LabelledImages, epochs: int, batch_size: int, learning_rate: float
 ) -> dict[str, float]:
     """Train in place; returns the metrics on `val` (`measure`)."""
     from tqdm import trange
@@ -191,17 +120,17 @@ def loss(network: MrFeatures, images: Tensor, tumour: Tensor, box: Tensor, turns
 
 
 @torch.no_grad()
-def measure(network: MrFeatures, pictures: Pictures) -> dict[str, float]:
-    """Shares of right classes and rotations (every picture in every rotation), and the mean overlap of the boxes.
+def measure(network: MrFeatures, labelled: LabelledImages) -> dict[str, float]:
+    """Shares of right classes and rotations (every image in every rotation), and the mean overlap of the boxes.
 
     The overlap is intersection over union.
     """
     network.eval()
     right, turned, overlap, n = 0.0, 0.0, 0.0, 0
-    for which in torch.arange(len(pictures.images)).split(32):
+    for which in torch.arange(len(labelled.images)).split(32):
         for k in range(4):
             turns = torch.full_like(which, k)
-            images, tumour, box = pictures.batch(which, turns, halved=False)
+            images, tumour, box = labelled.batch(which, turns, halved=False)
             out = network(images)
             right += float((out["tumour"].argmax(1) == tumour).sum())
             turned += float((out["rotation"].argmax(1) == k).sum())
@@ -218,7 +147,8 @@ def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
     return both / (a[:, 2:].prod(1) + b[:, 2:].prod(1) - both)
 
 
-def _write(path: Path, network: MrFeatures, about: Mapping[str, object]) -> None:
+def write(path: Path, network: MrFeatures, about: Mapping[str, object]) -> None:
+    """Write the weights in half precision, atomically, with `about` as JSON metadata."""
     from safetensors.torch import save_file
 
     state = {name: x.detach().half().contiguous() for name, x in network.state_dict().items()}

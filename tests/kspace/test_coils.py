@@ -142,7 +142,7 @@ def test_separate_calibration_serves_the_maps_at_its_own_scale() -> None:
 
 def test_too_few_lines_are_refused_by_number() -> None:
     k, _, _ = scan()
-    with pytest.raises(NoCalibration, match=r"4 calibration lines .* 5 are needed in scan\.h5.*jsense"):
+    with pytest.raises(NoCalibration, match=r"scan\.h5: 4 calibration lines .* 5 are needed.*jsense"):
         estimate_maps(undersampled(k, lines(48, 4, every=16)))
     columns = torch.zeros(48, 40, dtype=torch.bool)
     columns[:, 18:22] = True
@@ -231,7 +231,7 @@ def test_compression_takes_the_calibration_along() -> None:
 @pytest.mark.parametrize("n", [0, 6])
 def test_impossible_numbers_of_virtual_coils_are_refused(n: int) -> None:
     k, _, _ = scan()
-    with pytest.raises(InputError, match=rf"{n} virtual coils asked for, the data have 5 in scan\.h5; choose 1 to 5"):
+    with pytest.raises(InputError, match=rf"scan\.h5: {n} virtual coils asked for, the data have 5; choose 1 to 5"):
         compress(k, n)
 
 

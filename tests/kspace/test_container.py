@@ -19,7 +19,7 @@ def test_a_step_is_remembered_and_refused_the_second_time() -> None:
     assert whitened.header.noise_std == 1.0
     assert some().header.noise_std is None
     assert whitened.data.real.min() == 1
-    with pytest.raises(InputError, match=r"step 'whiten' was already applied \(steps: whiten\) in scan.h5"):
+    with pytest.raises(InputError, match=r"scan.h5: step 'whiten' was already applied \(steps: whiten\)"):
         whitened.after("whiten")
 
 

@@ -94,7 +94,7 @@ def test_weights_from_a_safetensors_file_given(tmp_path: Path, state: dict[str, 
 
 
 def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=r"no such file of VGG weights in .*absent.safetensors"):
+    with pytest.raises(InputError, match=r"absent.safetensors: no such file of VGG weights"):
         load_vgg("vgg16", SHALLOW, weights=tmp_path / "absent.safetensors")
     state.pop("features.2.weight")
     save_file(state, tmp_path / "part.safetensors")
@@ -140,7 +140,7 @@ def test_a_system_that_wants_features_refuses_too_and_needs_none_at_weight_zero(
 def test_own_features_load_or_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mr_features.safetensors"
     monkeypatch.setattr(features, "MR_WEIGHTS", path)
-    with pytest.raises(InputError, match=r"weights of the feature network are absent in .*mr_features.safetensors"):
+    with pytest.raises(InputError, match=r"mr_features.safetensors: the weights of the feature network are absent"):
         feature_extractor(Perceptual("mr"))
     trained = MrFeatures()
     save_file({k: v.half() for k, v in trained.state_dict().items()}, path)

@@ -194,10 +194,10 @@ def test_the_support_is_the_object() -> None:
 
 
 def test_impossible_requests_are_refused() -> None:
-    with pytest.raises(InputError, match=r"empty \(all zero\).* in dark.png"):
+    with pytest.raises(InputError, match=r"dark.png: .*empty \(all zero\)"):
         simulate_example(torch.zeros(16, 16), generator(0), SynthesisOptions(matrix=(16, 16)), "dark.png")
     for bad, message in (
-        ({"coils": 0}, "0 coils in --coils"),
+        ({"coils": 0}, "--coils: 0 coils"),
         ({"snr": (0.0, 1.0)}, "signal-to-noise ratio"),
         ({"snr": (9.0, 1.0)}, "smaller first"),
         ({"matrix": (1, 9)}, "matrix is"),

@@ -43,11 +43,11 @@ def test_demo_does_not_overwrite(small: Acquisition, tmp_path: Path) -> None:
         demo(tmp_path, ("sense", "magic"))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "phantom.h5").write_text("mine")
-    with pytest.raises(InputError, match=r"the file exists in .*phantom.h5; give --force"):
+    with pytest.raises(InputError, match=r"phantom.h5: the file exists; give --force"):
         demo(tmp_path)
     assert (tmp_path / "phantom.h5").read_text() == "mine"
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot make the output folder \(.*\) in .*file"):
+    with pytest.raises(InputError, match=r"file.*: cannot make the output folder \(.*\)"):
         demo(tmp_path / "file" / "demo", ("sense",))
 
 

@@ -87,7 +87,7 @@ def test_other_conventions(folders: tuple[Path, Path], capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "HFEN" in printed
     assert "seitzer: by slice" in printed
-    with pytest.raises(InputError, match="unknown convention 'psnr' in --convention; one of fastmri, "):
+    with pytest.raises(InputError, match="--convention: unknown convention 'psnr'; one of fastmri, "):
         evaluate(*folders, convention="psnr")
 
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_compared(folders: tuple[Path, Path], tmp_path: Path) -> 
         if values is None:
             break
     (predictions / "v1.h5").write_bytes(b"no")
-    with pytest.raises(InputError, match=r"not an HDF5 file in .*v1\.h5"):
+    with pytest.raises(InputError, match=r"v1\.h5: not an HDF5 file"):
         evaluate(targets / "v1.h5", predictions)
     for name in ("v0.h5", "v1.h5"):
         (predictions / name).unlink()

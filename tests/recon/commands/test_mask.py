@@ -54,7 +54,7 @@ def test_the_size_of_the_centre_is_said(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("shape", [(0, 4), (-3, 5), (100_000_000, 1000), (64,)])
 def test_a_shape_that_cannot_be_is_refused_by_the_option_that_gave_it(shape: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match=r"is no size of k-space in --shape; .*--shape 320 256"):
+    with pytest.raises(InputError, match=r"--shape: .* is no size of k-space; .*--shape 320 256"):
         mask("random1d:4", shape)
 
 

@@ -11,7 +11,8 @@ import yaml
 
 from kspace.errors import InputError
 from recon import cli
-from recon.commands import models, train
+from recon.commands import train
+from recon.commands.export import export
 from recon.commands.simulate import simulate
 from recon.methods import generator, weights
 from tests.conftest import ROOT
@@ -39,7 +40,7 @@ def test_every_config_trains_two_steps_and_its_export_reconstructs_the_same_imag
 ) -> None:
     assert train.train(arguments(images, tmp_path / "run", "--card.anatomies", "[head]", config=name)) == 0
     assert "2 generator steps" in capsys.readouterr().out
-    models.export(tmp_path / "run", tmp_path / "out.safetensors", licence="CC0")
+    export(tmp_path / "run", tmp_path / "out.safetensors", licence="CC0")
     card = weights.read_card(tmp_path / "out.safetensors")
     assert card.system == name
     assert card.training["steps"] == 2
@@ -153,7 +154,7 @@ def test_a_run_that_diverges_is_one_line(
         (["--data.augment", "true", "--data.cache", "c"], r"augmentation makes every example new"),
         (["--data.val_coils", "0"], r"val_coils is 0"),
         (["--schedule.mask_per", "batch"], r"one mask per batch is for plain pictures"),
-        (["--resume", "/nowhere"], r"there is no checkpoint to go on with in /nowhere"),
+        (["--resume", "/nowhere"], r"/nowhere: there is no checkpoint to go on with"),
         (["--trainer.accumulate_grad_batches", "2"], r"gradients are not accumulated"),
         (["--card.licens", "CC0"], r"licens"),
     ],

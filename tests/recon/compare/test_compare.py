@@ -295,7 +295,7 @@ def test_bart_gets_the_same_samples_and_maps(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- what is refused
 
 REFUSED = [
-    (["--methods", "sense,magic"], "there is no method 'magic' in --methods; choose from zero-filled, sense"),
+    (["--methods", "sense,magic"], "--methods: there is no method 'magic'; choose from zero-filled, sense"),
     (["--methods", "sense,sense"], "sense is given twice"),
     (["--methods", "rss"], "there is no method 'rss'"),
     (["--masks", "rondom1d:4"], "there is no mask family 'rondom1d'"),
@@ -341,10 +341,10 @@ def test_what_is_reported_is_not_tuned_on(tmp_path: Path, capsys: pytest.Capture
     data = volumes(tmp_path / "heads", 2)
     words = ("-o", tmp_path / "out", "--methods", "sense", "--masks", MASK, "--tune-on")
     assert run(data, *words, data / "v0.h5") == 2
-    assert "v0.h5 is reported too in --tune-on" in capsys.readouterr().err
+    assert "--tune-on: v0.h5 is reported too" in capsys.readouterr().err
     raw_files.accelerated(tmp_path / "under.h5", factor=2)
     assert run(data, *words, tmp_path / "under.h5") == 2
-    assert "under.h5 is undersampled: it has no truth in --tune-on" in capsys.readouterr().err
+    assert "--tune-on: under.h5 is undersampled: it has no truth" in capsys.readouterr().err
     (tmp_path / "copy.h5").write_bytes((data / "v1.h5").read_bytes())
     assert run(data, *words, tmp_path / "copy.h5") == 2
     assert "copy.h5 holds the same as v1.h5, which is reported" in capsys.readouterr().err
@@ -357,4 +357,4 @@ def test_bart_is_asked_for_and_absent(
     bart.version.cache_clear()
     volume(tmp_path / "v.h5")
     assert run(tmp_path / "v.h5", "-o", tmp_path / "out", "--bart", "--masks", MASK) == 2
-    assert "the program bart is not installed in --bart; apt install bart" in capsys.readouterr().err
+    assert "--bart: the program bart is not installed; apt install bart" in capsys.readouterr().err

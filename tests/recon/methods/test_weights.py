@@ -17,6 +17,7 @@ from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from models.systems import build_generator, find_systems, resolve
 from recon.commands import models
+from recon.commands.export import export
 from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.methods import classical, generator, weights
 from recon.methods.choose import choose
@@ -267,9 +268,9 @@ def test_writing_refuses_what_could_not_be_read(tmp_path: Path) -> None:
 def test_export_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run, ships = tmp_path / "run", tmp_path / "weights"
     with pytest.raises(InputError, match=r"the run has no best.safetensors"):
-        models.export(run, ships / "brain.safetensors")
+        export(run, ships / "brain.safetensors")
     path = written(run, "best.safetensors")
-    models.export(run, ships / "brain.safetensors", licence="CC BY 4.0", attribution="Cheng", notes="T1c only")
+    export(run, ships / "brain.safetensors", licence="CC BY 4.0", attribution="Cheng", notes="T1c only")
     card = weights.read_card(ships / "brain.safetensors")
     assert (card.name, card.notes) == ("brain", "T1c only")
     assert card.data == {"licence": "CC BY 4.0", "attribution": "Cheng"}

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from kspace.errors import InputError
 from models.features import load_mr_features
+from recon.commands.train_features import train_features
 from recon.train import features
 
 
@@ -18,7 +19,7 @@ def test_boxes_turn_as_pictures_do(turns: int) -> None:
     picture = torch.zeros(64, 64)
     picture[8:16, 40:60] = 1  # y0 y1, x0 x1
     box = torch.tensor([50 / 64, 12 / 64, 20 / 64, 8 / 64])
-    x, y, w, h = (64 * features.turn_box(box, turns)).tolist()
+    x, y, w, h = (64 * features.rotate_box(box, turns)).tolist()
     inside = torch.rot90(picture, turns, (-2, -1)).nonzero()
     assert inside.min(0).values.tolist() == pytest.approx([y - h / 2, x - w / 2])
     assert (inside.max(0).values + 1).tolist() == pytest.approx([y + h / 2, x + w / 2])
@@ -55,20 +56,20 @@ def test_weights_are_trained_written_and_loaded(tmp_path: Path, monkeypatch: pyt
     label = folder / "1" / "0.txt"
     label.write_text("2" + label.read_text()[1:])
     torch.manual_seed(0)
-    features.train_features(folder, out, **options, licence="CC0", attribution="nobody")  # type: ignore[arg-type]
+    train_features(folder, out, **options, licence="CC0", attribution="nobody")  # type: ignore[arg-type]
     with safe_open(out, "pt") as file:
         about = file.metadata()["about"]
     assert '"licence": "CC0"' in about
     network = load_mr_features(out)
     groups = features.group_files(features.find_images(folder), folder, 2)
-    val = features.load_pictures(features.split_groups(groups, 0.25, 0, True)[1])
+    val = features.load_images(features.split_groups(groups, 0.25, 0, True)[1])
     found = features.measure(network, val)
     assert found["rotation_accuracy"] > 0.6  # a quarter is chance
     with pytest.raises(InputError, match="the file exists"):
-        features.train_features(folder, out)
+        train_features(folder, out)
 
 
 def test_pictures_without_boxes_are_refused(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "in", 6, labelled=False)
     with pytest.raises(InputError, match="no pictures with boxes"):
-        features.train_features(folder, tmp_path / "f.safetensors", group_size=2, val_fraction=0.25, gap=0)
+        train_features(folder, tmp_path / "f.safetensors", group_size=2, val_fraction=0.25, gap=0)
