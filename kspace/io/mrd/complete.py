@@ -15,14 +15,15 @@ from kspace.io.mrd.sort import IMAGE_COUNTERS, ReadoutPlan
 MOST_NAMED = 10_000  # absent images; beyond it the limits are nonsense
 
 
-def find_incomplete(plan: ReadoutPlan, heads: np.ndarray) -> list[tuple[ImageIndex, str]]:
+def find_incomplete(plan: ReadoutPlan, heads: np.ndarray, warnings: list[str]) -> list[tuple[ImageIndex, str]]:
     """Images that are announced or begun and not there, each with the reason, in order.
 
     Only an image that was under way when the scan ended can have been cut off. It is incomplete if its last readout is not
     marked as the last of anything, no other image was finished with just its lines, and the order of its lines is the
     beginning, and no more, of that of another image of the same contrast and set, or stops short of the header's limits.
-    Images of one scan may well differ in their lines: calibration in the first repetition only, other numbers of averages. An
-    image is absent if the header's limits announce it and no readout belongs to it.
+    An acquisition that was cut off lacks its last lines in time: lines that are missing elsewhere are partial Fourier, which
+    is added to `warnings`. Images of one scan may well differ in their lines: calibration in the first repetition only, other
+    numbers of averages. An image is absent if the header's limits announce it and no readout belongs to it.
     """
     reasons = dict.fromkeys(_absent(plan), f"no readouts; {plan.encoding.n_readouts} others are there")
     begun: dict[tuple[int, int], set[bytes]] = {}
@@ -37,7 +38,7 @@ def find_incomplete(plan: ReadoutPlan, heads: np.ndarray) -> list[tuple[ImageInd
         longer = [len(o) for o in begun[index.contrast, index.set] if len(o) > len(order) and o.startswith(order)]
         if longer:
             reasons[index] = f"the scan stopped after {len(numbers)} of its {max(longer) // 24} readouts"
-        elif short := _short_of_limits(plan.encoding, heads, numbers):
+        elif short := _short_of_limits(plan.encoding, heads, numbers, warnings):
             reasons[index] = f"the scan stopped after {len(numbers)} readouts of it: {short}"
     return sorted(reasons.items())
 
@@ -68,8 +69,8 @@ def _under_way(plan: ReadoutPlan, index: ImageIndex) -> bool:
     return bool(plan.imaging[-1] - numbers[-1] <= 1.5 * pace)
 
 
-def _short_of_limits(encoding: Encoding, heads: np.ndarray, numbers: np.ndarray) -> str | None:
-    """How far the lines of an image stop short of the header's limits; None where they do not, or nothing can be said.
+def _short_of_limits(encoding: Encoding, heads: np.ndarray, numbers: np.ndarray, warnings: list[str]) -> str | None:
+    """How far an acquisition stopped short of the header's limits; None where it did not, or nothing can be said.
 
     Only gapless lattices can be judged: of randomly undersampled k-space nobody knows what is missing.
     """
@@ -83,10 +84,16 @@ def _short_of_limits(encoding: Encoding, heads: np.ndarray, numbers: np.ndarray)
         spacing = max(1, round(encoding.acceleration[s - 1]))
         if limit is None or np.any(np.diff(lines) != spacing):
             continue
-        if lines[0] - spacing >= limit.minimum or lines[-1] + spacing <= limit.maximum:
-            return (
+        below, above = lines[0] - spacing >= limit.minimum, lines[-1] + spacing <= limit.maximum
+        if below or above:
+            text = (
                 f"kspace_encode_step_{s} runs from {lines[0]} to {lines[-1]}, the limits are {limit.minimum} to {limit.maximum}"
             )
+            in_time, edges = idx[f"kspace_encode_step_{s}"], lines[[0, -1]]
+            if any(_ends_at(edge, edges, in_time) for edge in edges[[below, above]]):
+                return text
+            sides = " and ".join(["before the first"] * int(below) + ["after the last"] * int(above))
+            warnings.append(f"encoding {encoding.index}: {text}; the lines {sides} are taken for partial Fourier")
     # A 3-D scan that stopped within its last partition (or last line of partitions) has all others alike and full.
     for mine, other in ((1, 2), (2, 1)):
         counts = np.unique(idx[f"kspace_encode_step_{other}"], return_counts=True)[1]
@@ -94,3 +101,9 @@ def _short_of_limits(encoding: Encoding, heads: np.ndarray, numbers: np.ndarray)
         if len(counts) > 1 and len(odd) == 1:
             return f"one kspace_encode_step_{other} has {counts[odd[0]]} of {len(steps[mine - 1])} lines"
     return None
+
+
+def _ends_at(edge: np.int64, edges: np.ndarray, in_time: np.ndarray) -> bool:
+    """Whether an acquisition had only just come to the line `edge` when it ended: nothing but the outermost lines, `edges`
+    (two where it proceeds from the centre outwards), was acquired from then on."""
+    return bool(np.isin(in_time[np.argmax(in_time == edge) :], edges).all())

@@ -31,7 +31,7 @@ class MrdScan:
         self._path, self._group, self._header, self._heads, self._noise = path, group, header, heads, noise
         self._warnings = list(header.warnings)
         self._plans = tuple(plan_encoding(e, header, heads, path, self._warnings) for e in header.encodings)
-        self._incomplete = [find_incomplete(plan, heads) for plan in self._plans]
+        self._incomplete = [find_incomplete(plan, heads, self._warnings) for plan in self._plans]
         self._digest: str | None = None
 
     @property

@@ -400,6 +400,50 @@ def test_an_aborted_3d_scan(tmp_path: Path, n: int) -> None:
     assert len(read.incomplete(0)) == 1
 
 
+WHOLE = {"kspace_encoding_step_1": (0, 19, 10)}
+
+
+@pytest.mark.parametrize("order", ["ascending", "interleaved", "both sides"])
+def test_partial_fourier_within_the_limits_of_the_whole_matrix_is_complete(tmp_path: Path, order: str) -> None:
+    scan = acquire.partial_fourier(acquire.fix_limits(plain(), WHOLE), lines=(5, 18 if order == "both sides" else 20))
+    lines = scan.heads["idx"]["kspace_encode_step_1"].astype(int)
+    if order != "ascending":
+        chosen = np.lexsort((lines, lines % 4))
+        scan = replace(scan, heads=scan.heads[chosen], gain=scan.gain[chosen])
+    found = opened(scan, tmp_path)
+    assert found.incomplete(0) == []
+    high, sides = (17, "before the first and after the last") if order == "both sides" else (19, "before the first")
+    said = (
+        f"kspace_encode_step_1 runs from 5 to {high}, the limits are 0 to 19; the lines {sides} are taken for partial Fourier"
+    )
+    assert [w for w in found.warnings if "partial Fourier" in w] == [f"encoding 0: {said}"]
+    assert found.load(0, ImageIndex()).mask[0, :, 0].nonzero().flatten().tolist() == list(range(5, high + 1))
+
+
+@pytest.mark.parametrize("lines", [(0, 9), (3, 12)])
+def test_partial_fourier_in_every_partition_is_complete(tmp_path: Path, lines: tuple[int, int]) -> None:
+    """Each partition ends where the others do: no acquisition that was cut off leaves that."""
+    scan = acquire.fix_limits(plain(DEEP), {"kspace_encoding_step_1": (0, 11, 6), "kspace_encoding_step_2": (0, 9, 5)})
+    found = opened(acquire.partial_fourier(scan, lines=lines), tmp_path)
+    assert found.incomplete(0) == []
+    assert any("partial Fourier" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize("order", ["descending", "from the centre outwards", "partial Fourier"])
+def test_an_acquisition_that_lacks_its_last_lines_in_time_is_incomplete(tmp_path: Path, order: str) -> None:
+    scan = plain()
+    lines = scan.heads["idx"]["kspace_encode_step_1"].astype(int)
+    chosen = {
+        "descending": lines[::-1],
+        "from the centre outwards": np.argsort(np.abs(lines - 10), kind="stable"),
+        "partial Fourier": lines[4:],
+    }[order][:12]
+    scan = acquire.fix_limits(replace(scan, heads=scan.heads[chosen], gain=scan.gain[chosen]), WHOLE)
+    found = opened(scan, tmp_path)
+    assert [index for index, _ in found.incomplete(0)] == [ImageIndex()]
+    assert found.images(0) == []
+
+
 def test_a_random_pattern_is_not_mistaken_for_an_aborted_scan(tmp_path: Path) -> None:
     scan = acquire.abort(plain(), 20)
     keep = np.array([0, 1, 4, 7, 8, 9, 10, 11, 12, 15])
