@@ -1,8 +1,10 @@
-"""What the figures of volumes prove: bootstrap intervals, and a paired test against the best classical method.
+"""What the metrics of volumes prove: confidence intervals, and a paired test against the best classical method.
 
-Volumes are the unit: slices of one head are no independent observations. Intervals are percentile intervals of the paired
-bootstrap (Efron and Tibshirani 1993, doi:10.1007/978-1-4899-4541-9): volumes are drawn with replacement, the same ones for
-every method. The test is Wilcoxon's signed-rank test (Wilcoxon 1945, doi:10.2307/3001968), two-sided, on the differences by
+Volumes are the unit: slices of one head are no independent observations. Below `ENOUGH` volumes intervals are Student's
+(Student 1908, doi:10.1093/biomet/6.1.1), on the differences by volume where two methods are compared: percentile intervals of
+the bootstrap are too narrow there (over 6 volumes they cover 87 %, not 95 %). From then on they are percentile intervals of the
+paired bootstrap (Efron and Tibshirani 1993, doi:10.1007/978-1-4899-4541-9): volumes are drawn with replacement, the same ones
+for every method. The test is Wilcoxon's signed-rank test (Wilcoxon 1945, doi:10.2307/3001968), two-sided, on the differences by
 volume; its p-values are corrected for the number of comparisons with one metric, all data sets and masks together (Holm 1979,
 https://www.jstor.org/stable/4615733).
 """
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from recon.compare.metrics import is_better
 from recon.compare.store import VolumeRow
 
+ENOUGH = 20  # volumes, from which on percentile intervals cover what they should
+STUDENT, BOOTSTRAP = "Student's t", "paired bootstrap"
 DRAWS = 10_000
 SEED = 20_260
 LEVEL = 0.95
@@ -27,16 +31,29 @@ Float = NDArray[np.float64]
 
 
 def interval(values: Float, draws: int = DRAWS, seed: int = SEED) -> tuple[float, float] | None:
-    """95 % percentile interval of the mean of `values` (one for each volume) under resampling; None of fewer than two.
+    """95 % interval of the mean of `values` ``(volume)``, by `interval_method`; None of fewer than two.
 
-    The volumes drawn depend on their number and the seed alone, so that methods with the same volumes are resampled alike.
+    The volumes that the bootstrap draws depend on their number and the seed alone, so that methods with the same volumes are
+    resampled alike.
     """
     n = len(values)
     if n < 2:
         return None
+    if interval_method(n) == STUDENT:
+        if np.ptp(values) <= 1e-12 * np.abs(values).max():  # SciPy warns of a variance that is rounding
+            return float(values[0]), float(values[0])
+        from scipy.stats import ttest_1samp
+
+        low, high = ttest_1samp(values, 0.0).confidence_interval(LEVEL)
+        return float(low), float(high)
     chosen = np.random.default_rng(seed).integers(0, n, (draws, n))
     low, high = np.quantile(values[chosen].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def interval_method(n: int) -> str:
+    """How intervals of `n` volumes are made: Student's t below `ENOUGH`, else the percentile bootstrap."""
+    return STUDENT if n < ENOUGH else BOOTSTRAP
 
 
 def signed_rank(differences: Float) -> float | None:
@@ -89,8 +106,8 @@ def statistics(rows: Sequence[VolumeRow], classical: Sequence[str], metric: str)
     Returns
     -------
     list
-        ``dataset, mask, metric, method, n, mean, low, high, reference, difference, diff_low, diff_high, p, p_corrected,
-        comparisons, n_paired, smallest_p``; None where there is nothing to say: of the reference itself no difference, of a
+        ``dataset, mask, metric, method, n, mean, low, high, interval_method, reference, difference, diff_low, diff_high, p,
+        p_corrected, comparisons, n_paired, smallest_p``; None where there is nothing to say: of the reference itself no difference, of a
         single volume no interval.
     """
     tables: dict[tuple[str, str], dict[str, dict[str, VolumeRow]]] = {}
@@ -137,6 +154,7 @@ def _compare(values: Mapping[str, float], reference: Mapping[str, float], itself
         "difference": float(differences.mean()) if common else None,
         "diff_low": diff_low,
         "diff_high": diff_high,
+        "interval_method": interval_method(len(common) or len(array)) if len(array) > 1 else None,
         "p": signed_rank(differences),
         "p_corrected": None,
         "comparisons": None,

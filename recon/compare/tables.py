@@ -8,7 +8,7 @@ from typing import Any
 
 from kspace.io.atomic import atomic_write
 from recon.compare.metrics import MEASURED
-from recon.compare.statistics import can_be_significant
+from recon.compare.statistics import BOOTSTRAP, ENOUGH, STUDENT, can_be_significant
 from recon.compare.store import VolumeRow
 
 UNITS = {"psnr": " dB"}
@@ -146,12 +146,19 @@ def value_format(metric: str) -> str:
     return next((form for name, form in FORMATS.items() if name in metric), ".4g")
 
 
+def _interval_methods(summary: Summary) -> str:
+    """How the intervals of a comparison are made. Results of earlier versions do not say; theirs were the bootstrap's."""
+    used = {e.get("interval_method", BOOTSTRAP) for e in summary["statistics"]} - {None} or {STUDENT}
+    says = {STUDENT: f"Student's t over volumes, since they are fewer than {ENOUGH}", BOOTSTRAP: "percentile bootstrap over volumes"}
+    return "; or ".join(says[name] for name in says if name in used)
+
+
 def notes(summary: Summary, rows: Sequence[VolumeRow]) -> list[str]:
     """What has to be known to read the tables."""
     found = [
         f"Metrics: fastMRI's convention, {MEASURED.says}; HFEN relative to the target. "
         "Support: where the smoothed truth is above a tenth of its 99th percentile.",
-        "Intervals: 95 %, percentile bootstrap over volumes. p: Wilcoxon's signed-rank test over volumes against the best "
+        f"Intervals: 95 %, {_interval_methods(summary)}. p: Wilcoxon's signed-rank test over volumes against the best "
         "classical method of the data set and mask, two-sided, Holm-corrected for all comparisons with this metric.",
     ]
     if summary["tuning"]:

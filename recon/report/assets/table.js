@@ -163,7 +163,7 @@ function drawNotes(rows) {
   const statistics = tested.find((s) => s.p_corrected != null) ?? tested[0];
   const n = Math.max(0, ...rows.map((r) => r.summaries[state.metric]?.n ?? 0));
   const about = statistics && n > 1
-    ? `95 % paired bootstrap intervals over ${n} volumes; differences and p (paired Wilcoxon test, Holm's correction for ${statistics.comparisons ?? "all"} comparisons) against ${labelOf(statistics.reference)}, the best classical method.${hopeless(statistics)}`
+    ? `95 % intervals (${statistics.interval_method ?? "paired bootstrap"}) over ${n} volumes; differences and p (paired Wilcoxon test, Holm's correction for ${statistics.comparisons ?? "all"} comparisons) against ${labelOf(statistics.reference)}, the best classical method.${hopeless(statistics)}`
     : n ? `Mean over ${n} volume${n === 1 ? "" : "s"}; no interval and no test with so few.` : "";
   byId("table-note").textContent = `★ best of the methods that have every volume. ${about} – not measured.`;
   const failed = FAILURES.filter((f) => f.dataset === state.dataset && (state.everyMask || f.mask === state.mask));

@@ -223,19 +223,39 @@ def test_the_signed_rank_test_by_counting_all_signs() -> None:
         assert signed_rank(np.arange(1.0, n + 1)) == pytest.approx(smallest_p(n))
 
 
-def test_the_interval_is_that_of_all_resamples() -> None:
-    values = np.array([1.0, 4.0, 2.5])
-    means = [np.mean(chosen) for chosen in itertools.product(values, repeat=3)]
-    expected = np.quantile(means, [0.025, 0.975])
-    assert interval(values) == pytest.approx(tuple(expected), abs=0.35)
+def test_intervals_of_few_volumes_are_students() -> None:
+    values = np.array([1.0, 4.0, 2.5, 3.0, -1.0, 2.0])
+    half = 2.5705818 * values.std(ddof=1) / 6**0.5  # the tabulated quantile of five degrees of freedom
+    assert interval(values) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert interval(np.full(6, 0.1)) == (0.1, 0.1)
+    assert interval(np.array([1.0])) is None
+
+
+def test_intervals_cover_what_they_state() -> None:
+    """Of 95 % intervals of samples of a known mean, 95 % hold it, whatever the number of volumes."""
+    rng = np.random.default_rng(1)
+    for n in (2, 6, 19, 25):
+        found = [interval(rng.normal(0, 1, n), draws=400) or (1.0, 1.0) for _ in range(1000)]
+        covered = np.mean([low <= 0 <= high for low, high in found])
+        assert 0.92 < covered < 0.98, n
+
+
+def test_the_interval_of_many_volumes_is_that_of_resamples() -> None:
     many = np.random.default_rng(0).normal(3, 2, 60)
     low, high = interval(many) or (0, 0)
     mean, error = many.mean(), many.std() / 60**0.5
     assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.06)
-    assert interval(np.array([1.0])) is None
     # The same volumes are drawn for every method: a constant difference has an interval of no width.
     shifted = interval(many + 1) or (0, 0)
     assert shifted == pytest.approx((low + 1, high + 1))
+
+
+def test_the_report_says_how_intervals_were_made() -> None:
+    for n, said in ((6, "Intervals: 95 %, Student's t over volumes, since they are fewer than 20."), (20, "percentile bootstrap")):
+        rows = rows_of({"tv": [30.0 + i % 3 for i in range(n)], "gan": [31.0 + i % 5 for i in range(n)]})
+        summary = summary_of(rows, {"tv": "classical", "gan": "generator"})
+        assert said in markdown(summary, rows)
+        assert {e["interval_method"] for e in summary["statistics"]} == {"Student's t" if n < 20 else "paired bootstrap"}
 
 
 def rows_of(values: dict[str, list[float]], mask: str = MASK) -> list[VolumeRow]:
@@ -320,7 +340,7 @@ def test_tables_are_read_by_markdown_and_latex() -> None:
     text = markdown(summary, rows)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
-    assert "| GAN | 35.50 [35.00, 36.00] | +5.00 [+5.00, +5.00] |" in text
+    assert "| GAN | 35.50 [29.15, 41.85] | +5.00 [+5.00, +5.00] |" in text
     assert "R = 2, 2 volumes, simulated" in text
     assert escape(r"a_b & 50 % {x} \ ~ ^ < #") == (
         r"a\_b \& 50 \% \{x\} \textbackslash{} \textasciitilde{} \textasciicircum{} \textless{} \#"
