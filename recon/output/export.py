@@ -18,6 +18,7 @@ from typing import Any
 
 from kspace.container import Image
 from kspace.errors import InputError
+from kspace.io.atomic import sync, sync_folder
 from recon.output.series import NOTICE, RunRecord, Series, make_series
 
 __all__ = ["FORMATS", "RunRecord", "check_outputs", "export"]
@@ -83,6 +84,7 @@ def export(
         fresh = room / "new"
         fresh.mkdir()
         _write_all(fresh, series, record, stem, formats, complex_images, xml, started)
+        sync(fresh)
         written = _publish(fresh, room, out, _existing(out, stem, formats, roles) if force else [], stem)
     except BaseException as error:
         _remove(room, made)
@@ -240,6 +242,7 @@ def _publish(fresh: Path, room: Path, out: Path, replaced: Sequence[Path], stem:
             if os.path.lexists(target) and not os.path.lexists(source):
                 os.rename(target, source)
         raise
+    sync_folder(out)
     return [target for _, target in moves[len(replaced) :]]
 
 

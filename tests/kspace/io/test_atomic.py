@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kspace.errors import InputError
 from kspace.io.atomic import atomic_write
+from recon.output.export import export
+from tests.support.exports import make_image, make_record
 
 
 def test_the_file_appears_at_the_end_in_a_folder_that_is_made(tmp_path: Path) -> None:
@@ -19,6 +23,56 @@ def test_the_file_appears_at_the_end_in_a_folder_that_is_made(tmp_path: Path) ->
         assert beside.parent == path.parent
     assert path.read_text() == "all of it"
     assert list(path.parent.iterdir()) == [path]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, *moves: str) -> list[str]:
+    """The names of what is flushed and moved, in the order of the calls."""
+    calls: list[str] = []
+    fsync = os.fsync
+
+    def flush(descriptor: int) -> None:
+        calls.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def move(source: str | Path, target: str | Path, real: Callable[..., None] = os.rename) -> None:
+        calls.append(f"move {Path(source).name} {Path(target).name}")
+        real(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    for name in moves:
+        monkeypatch.setattr(os, name, move)
+    return calls
+
+
+def test_the_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = recorded(monkeypatch, "replace")
+    with atomic_write(tmp_path / "a.txt") as beside:
+        beside.write_text("all of it")
+    assert calls == [f"fsync {beside.name}", f"move {beside.name} a.txt", f"fsync {tmp_path.name}"]
+
+
+def test_results_are_on_the_disk_before_their_names_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = recorded(monkeypatch, "rename")
+    export([make_image()], make_record(), tmp_path, "scan", ("mrd", "dicom"))
+    first_move = next(i for i, call in enumerate(calls) if call.startswith("move"))
+    files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert {f"fsync {name}" for name in (*files, "scan_dicom")} <= set(calls[:first_move])
+    assert calls[-1] == f"fsync {tmp_path.name}"
+
+
+def test_a_file_system_that_cannot_flush_folders_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with atomic_write(tmp_path / "a.txt") as beside:
+        beside.write_text("all of it")
+    assert (tmp_path / "a.txt").read_text() == "all of it"
 
 
 @pytest.mark.parametrize("what", [ValueError("no"), KeyboardInterrupt()])
