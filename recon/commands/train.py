@@ -23,6 +23,7 @@ from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from models import systems
 from models.interface import Gan
+from recon.methods.precision import SLOW, multiplies_bfloat16
 from recon.methods.weights import Card
 from recon.metrics.image import CONVENTIONS
 from recon.train.callbacks import Interrupted, Keeper, Panels, RandomState, StopOnSignal
@@ -272,9 +273,13 @@ def make_trainer(folder: Path, gan: Gan, options: Mapping[str, Any], card: Card,
     given = options.pop("callbacks", None) or []
     callbacks += given if isinstance(given, list) else [given]
     loggers = [CSVLogger(folder, "csv", flush_logs_every_n_steps=1), TensorBoardLogger(folder, "tensorboard")]
-    return pl.Trainer(
+    made = pl.Trainer(
         **options, default_root_dir=folder, callbacks=callbacks, logger=loggers, use_distributed_sampler=False,
     )  # fmt: skip
+    device = made.strategy.root_device
+    if "bf16" in str(made.precision) and device.type == "cpu" and made.is_global_zero and not multiplies_bfloat16(device):
+        print(f"recon: warning: --trainer.precision {made.precision}: {SLOW}; leave it out", file=sys.stderr, flush=True)
+    return made
 
 
 def planned_steps(trainer: pl.Trainer, loaders: DataModule, gan: Gan) -> int:

@@ -314,6 +314,22 @@ def test_half_precision_reaches_networks_and_nothing_else(tmp_path: Path) -> Non
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("capable", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx2": True, "avx512_bf16": False}])
+def test_half_precision_that_would_be_slow_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], capable: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
+    setup(tmp_path, precision="32-true")
+    assert capsys.readouterr().err == ""
+    setup(tmp_path, precision="bf16-mixed")
+    said = capsys.readouterr().err
+    if "avx2" not in capable:
+        assert said == ""
+    else:
+        assert said.startswith("recon: warning: --trainer.precision bf16-mixed: this processor does not multiply bfloat16 (no avx512")
+        assert said.endswith("; leave it out\n")
+
+
 def test_regions_are_the_largest_box_in_whole_points() -> None:
     example = Scans(1)[0, 0]  # type: ignore[index]
     boxes = torch.tensor([[0, 1.0, 1.0, 3.0, 3.0], [1, 2.5, 3.5, 9.2, 8.0]])
