@@ -155,12 +155,15 @@ class FastmriSource:
     kind = "fastMRI"
     expects_noise = False
     encodings: Sequence[int] = (0,)
-    warnings: Sequence[str] = ()
     xml = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.volume = fastmri.open_volume(path)
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self.volume.scan.warnings
 
     @property
     def noise(self) -> Noise | None:

@@ -30,6 +30,8 @@ class FastmriHeader:
         Nominal ``(ky, kz)``.
     study
         Facts of the scan under ISMRMRD's names, as in `kspace.container.Header.study`.
+    warnings
+        What was missing, what was assumed instead, and what cannot be right.
     """
 
     encoded_matrix: Matrix | None = None
@@ -40,6 +42,7 @@ class FastmriHeader:
     ky_max: int | None = None
     acceleration: tuple[float, float] = (1.0, 1.0)
     study: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def acquired_range(self, n_ky: int) -> tuple[int, int]:
         """First and past-the-last acquired line of `n_ky`; what lies outside was never acquired.
@@ -83,6 +86,7 @@ def parse_header(text: str | bytes, source: str) -> FastmriHeader:
         ky_max=None if limits is None else limits.maximum,
         acceleration=encoding.acceleration,
         study=parsed.study,
+        warnings=parsed.warnings,
     )
 
 

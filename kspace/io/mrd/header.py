@@ -20,6 +20,8 @@ from kspace.errors import InputError
 MAX_AXIS = 65536
 MAX_POINTS = 2**31
 MAX_FINER = 16  # scanners interpolate images twofold or fourfold
+VOXEL_MM = (0.02, 50.0)  # from microscopy to single-voxel coils: beyond them a length has another unit
+UNITS = {1e3: "metres", 1e1: "centimetres", 1e-3: "micrometres"}  # mm in one of them
 
 COUNTERS = ("kspace_encoding_step_1", "kspace_encoding_step_2", "average", "slice", "contrast", "phase", "repetition", "set")
 NUMBERS = {
@@ -204,12 +206,14 @@ def _parse_xml(text: str, source: str) -> ElementTree.Element:
 
 def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list[str]) -> Encoding:
     encoded, encoded_fov = _space(node, "encodedSpace", index, source)
+    _check_unit(f"encodedSpace of encoding {index}", encoded, encoded_fov, warnings)
     if _child(node, "reconSpace") is None:
         warnings.append(f"encoding {index} has no reconSpace: images get the encoded matrix {_times(encoded)}")
         recon, recon_fov = encoded, encoded_fov
     else:
         recon, recon_fov = _space(node, "reconSpace", index, source)
         _check_recon(index, encoded, recon, source)
+        _check_unit(f"reconSpace of encoding {index}", recon, recon_fov, warnings)
     limits_node = _child(node, "encodingLimits")
     limits = {}
     for name in COUNTERS:
@@ -274,6 +278,23 @@ def _space(node: ElementTree.Element, name: str, index: int, source: str) -> tup
         )
     x, y, z = (int(n) for n in whole)
     return (x, y, z), (lengths[0] / 1000, lengths[1] / 1000, lengths[2] / 1000)
+
+
+def _check_unit(where: str, matrix: Matrix, fov_m: Vector, warnings: list[str]) -> None:
+    """Warn of voxels that no MRI has. The thickness of a single slice is not judged: it may be a projection."""
+    n_axes = 3 if matrix[2] > 1 else 2
+    voxels = [1e3 * length / n for length, n in zip(fov_m[:n_axes], matrix[:n_axes], strict=True)]
+    low, high = VOXEL_MM
+    if all(low <= voxel <= high for voxel in voxels):
+        return
+    likely = [factor for factor in UNITS if all(low <= factor * voxel <= high for voxel in voxels)]
+    nearest = min(likely, key=lambda factor: abs(math.log(factor * voxels[0])), default=None)  # to 1 mm
+    unit = f"likely {UNITS[nearest]}, not millimetres" if nearest else "another unit than millimetres, or wrong"
+    shown = " x ".join(f"{1e3 * length:g}" for length in fov_m)
+    warnings.append(
+        f"{where}: fieldOfView_mm is {shown}, so a voxel {' x '.join(f'{voxel:.2g}' for voxel in voxels)} mm: {unit}; sizes and "
+        "places in the images follow it, correct the XML header"
+    )
 
 
 def _check_recon(index: int, encoded: Matrix, recon: Matrix, source: str) -> None:

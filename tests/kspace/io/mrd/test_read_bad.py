@@ -219,6 +219,27 @@ def test_a_header_without_its_optional_parts(good: Path) -> None:
     assert scan.load(0, ImageIndex()).mask.all()
 
 
+@pytest.mark.parametrize(
+    ("factor", "unit"),
+    [(1e-3, "likely metres, not millimetres"), (0.1, None), (1e3, "likely micrometres"), (1e-5, "another unit"), (1.0, None)],
+)
+def test_a_field_of_view_in_another_unit_is_said(factor: float, unit: str | None) -> None:
+    encoded, recon = ((factor * 1e-3 * nx, factor * 1e-3 * 10, factor * 5e-3) for nx in (24, 12))  # voxels of 1 x 1 mm
+    xml = header_xml([replace(plain().spaces[0], encoded_fov_m=encoded, recon_fov_m=recon)], {})
+    said = [w for w in parse_header(xml, "scan.h5").warnings if "fieldOfView_mm" in w]
+    if unit is None:
+        assert said == []
+        return
+    assert [w.split(":")[0] for w in said] == ["encodedSpace of encoding 0", "reconSpace of encoding 0"]
+    assert all(unit in w and f"{factor:.2g} x {factor:.2g} mm" in w for w in said)
+
+
+def test_a_thick_slice_is_no_wrong_unit() -> None:
+    space = plain().spaces[0]
+    thick = replace(space, encoded_fov_m=(*space.encoded_fov_m[:2], 0.08), recon_fov_m=(*space.recon_fov_m[:2], 0.08))
+    assert not any("fieldOfView_mm" in w for w in parse_header(header_xml([thick], {}), "scan.h5").warnings)
+
+
 def test_trailing_nul_bytes_are_no_part_of_the_header() -> None:
     xml = header_xml(plain().spaces, {})
     assert parse_header(xml.encode() + b"\x00\x00", "scan.h5").encodings == parse_header(xml, "scan.h5").encodings
