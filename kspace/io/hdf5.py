@@ -71,6 +71,46 @@ def _explain(path: Path, error: Exception) -> str:
     return f"the HDF5 file is damaged ({type(error).__name__}: {error})"
 
 
+def check_self_contained(file: h5py.File, path: Path) -> None:
+    """Refuse a file whose values lie in other files: no checksum covers those, and they may be anything on this machine.
+
+    Links within the file are fine.
+
+    Raises
+    ------
+    InputError
+        Naming the external links, external storage and virtual data sets with sources in other files.
+    """
+    found = list(_elsewhere(file, "", set()))
+    if found:
+        raise InputError(
+            f"parts of the file are in others: {'; '.join(found[:4])}", path, "copy them into one file (h5repack, or h5py's copy)"
+        )
+
+
+def _elsewhere(group: h5py.Group, prefix: str, seen: set[int]) -> Iterator[str]:
+    """What below a group lies in other files. (h5py's own visitor dies of a damaged name with a `SystemError`.)"""
+    for name in group:
+        link, full = group.get(name, getlink=True), f"{prefix}{name}"
+        if isinstance(link, h5py.ExternalLink):
+            yield f"'{full}' is a link to {link.filename}"
+        if not isinstance(link, h5py.HardLink):
+            continue
+        one = group[name]
+        address = h5py.h5o.get_info(one.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        if isinstance(one, h5py.Group):
+            yield from _elsewhere(one, f"{full}/", seen)
+        elif isinstance(one, h5py.Dataset):
+            others = [source for source, _, _ in one.external or ()]
+            if one.is_virtual:
+                others += [source.file_name for source in one.virtual_sources() if source.file_name != "."]
+            if others:
+                yield f"the values of '{full}' are stored in {', '.join(dict.fromkeys(others))}"
+
+
 def find_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     """The data set `name`; `InputError` that says what the file is instead."""
     found = file.get(name)

@@ -23,7 +23,7 @@ from torch import Tensor
 from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.io.fastmri.header import FastmriHeader, parse_header
-from kspace.io.hdf5 import find_dataset, open_h5, plain_attributes
+from kspace.io.hdf5 import check_self_contained, find_dataset, open_h5, plain_attributes
 from kspace.io.hdf5_heap import check_list
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ def open_volume(path: str | os.PathLike[str]) -> FastmriVolume:
     """
     path = Path(path)
     with open_h5(path) as file:
+        check_self_contained(file, path)
         kspace = find_dataset(file, "kspace", path)
         n_slices, n_coils, n_kx, n_ky = _check_kspace(kspace, path)
         scan = parse_header(_header_text(file, path), str(path)) if "ismrmrd_header" in file else FastmriHeader()

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from kspace.errors import InputError
+from kspace.io.hdf5 import check_self_contained
 from kspace.io.hdf5_heap import LIST, check_heaps, check_list
 
 # Memory of one block of samples: HDF5 copies every readout once, and a small block is copied on from the cache.
@@ -89,9 +90,11 @@ def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
     Raises
     ------
     InputError
-        If there is none (saying so where the file looks like a fastMRI file) or more than one.
+        If there is none (saying so where the file looks like a fastMRI file) or more than one, or parts of it lie in other
+        files.
     """
     with _guard(path):
+        check_self_contained(file, path)
         names = [name for name in file if _is_scan(file, name)]
         half = [name for name in file if isinstance(file.get(name), h5py.Group) and {"xml", "data"} & set(file[name])]
         found = ", ".join(list(file)[:8]) or "nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from kspace.container import ImageIndex
 from kspace.errors import InputError
+from kspace.io.fastmri.volume import open_volume
 from kspace.io.mrd import open_scan, read_noise
 from kspace.io.mrd.header import parse_header
 from kspace.io.mrd.write import HEAD_DTYPE, flag, header_xml, write_raw
@@ -161,6 +163,48 @@ def test_groups(good: Path) -> None:
     assert open_scan(good, group="measurement_8").load(0, ImageIndex()).n_coils == 2
     with pytest.raises(InputError, match="no raw scan in group 'x', there are: measurement_7, measurement_8"):
         open_scan(good, group="x")
+
+
+def test_links_within_the_file_are_followed(good: Path) -> None:
+    with h5py.File(good, "r+") as file:
+        file.move("dataset/data", "samples")
+        file["dataset/data"] = h5py.SoftLink("/samples")
+    assert open_scan(good).load(0, ImageIndex()).n_coils == 2
+
+
+def test_values_in_other_files_are_refused(good: Path) -> None:
+    """The record's checksum is that of this file alone."""
+    other = good.with_name("other.h5")
+    shutil.copy(good, other)
+    with h5py.File(good, "r+") as file:
+        del file["dataset/data"]
+        file["dataset/data"] = h5py.ExternalLink(str(other), "dataset/data")
+    refuses(good, f"parts of the file are in others: 'dataset/data' is a link to {other}")
+    with h5py.File(good, "w") as file:
+        file["dataset"] = h5py.ExternalLink(str(other), "dataset")
+    refuses(good, f"'dataset' is a link to {other}")
+
+
+@pytest.mark.parametrize("how", ["external", "virtual"])
+def test_samples_stored_in_other_files_are_refused(tmp_path: Path, how: str) -> None:
+    samples = np.ones((1, 2, 8, 8), np.complex64)
+    other, path = tmp_path / "samples", tmp_path / "scan.h5"
+    if how == "external":
+        other.write_bytes(samples.tobytes())
+    else:
+        with h5py.File(other, "w") as file:
+            file["kspace"] = samples
+    with h5py.File(path, "w") as file:
+        if how == "external":
+            file.create_dataset("kspace", samples.shape, samples.dtype, external=[(str(other), 0, samples.nbytes)])
+        else:
+            layout = h5py.VirtualLayout(samples.shape, samples.dtype)
+            layout[:] = h5py.VirtualSource(other, "kspace", samples.shape)
+            file.create_virtual_dataset("kspace", layout)
+    with h5py.File(path, "r") as file:
+        np.testing.assert_array_equal(file["kspace"][()], samples)
+    with pytest.raises(InputError, match=f"the values of 'kspace' are stored in {other}"):
+        open_volume(path)
 
 
 @pytest.mark.parametrize(("part", "text"), [("data", r"no acquisitions \('data'\)"), ("xml", r"no XML header \('xml'\)")])
