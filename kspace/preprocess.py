@@ -19,6 +19,7 @@ from kspace.fourier import fft, ifft, interpolate, resize
 from kspace.noise import Noise
 
 __all__ = [
+    "check_range",
     "conjugate",
     "dead_coils",
     "decouple",
@@ -29,8 +30,26 @@ __all__ = [
     "whiten",
 ]
 
+SMALLEST = torch.finfo(torch.float32).tiny
 DEAD = 1e-6  # noise variance, relative to the median coil's, below which a coil is not connected
 WHOLE = 1e-3  # a computed number of voxels this close to an integer is that integer: headers round lengths to micrometres
+
+
+def check_range(k: KSpace) -> None:
+    """Refuse samples that single precision does not hold: below 1.2e-38 numbers lose their digits, and their inverses overflow.
+
+    Raises
+    ------
+    InputError
+        If the largest sample is not zero and below the smallest normal number; the message has its size.
+    """
+    largest = float(torch.view_as_real(k.data).abs().max()) if k.data.numel() else 0.0
+    if 0 < largest < SMALLEST:
+        raise InputError(
+            f"the largest sample is {largest:.2g}, below {SMALLEST:.2g}, the smallest number that single precision holds in full",
+            k.header.source or None,
+            "scale the samples up when the scan is converted",
+        )
 
 
 def conjugate(k: KSpace) -> KSpace:
@@ -122,6 +141,13 @@ def whiten(k: KSpace, noise: Noise) -> KSpace:
     dwell_us = k.header.central.get("sample_time_us", 0.0)
     covariance = noise.covariance_at(dwell_us * 1e-6 if dwell_us > 0 else None)[np.ix_(coils, coils)]
     std = np.sqrt(np.real(np.diag(covariance)))
+    if 0 < std.max() < SMALLEST:
+        raise InputError(
+            f"the noise has a standard deviation of {std.max():.2g}, below {SMALLEST:.2g}, the smallest number that single "
+            "precision holds in full",
+            source,
+            "scale the samples up when the scan is converted, or do not whiten",
+        )
     try:
         # Coils of very different gain are no reason to call the covariance singular, so their correlation is judged.
         if not std.all() or np.linalg.cond(covariance / np.outer(std, std)) > 1e12:

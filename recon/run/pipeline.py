@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,7 +142,7 @@ def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, log: Log) -> li
         with log.step("reconstruct"):
             # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
             coil_images = preprocess.to_recon_matrix(_volume(ifft(k.data)), k.header)
-            return [Image(coil_images.abs().square().sum(0).sqrt(), k.header)]
+            return [Image(_root_sum_of_squares(coil_images), k.header)]
     with log.step("maps"):
         op = Sense(maps.of(k), k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
     _check_support(k, op, log)
@@ -153,6 +154,14 @@ def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, log: Log) -> li
         with log.step(BESIDE.name):
             images.append(_image(BESIDE(k.data, op), k, BESIDE.name))
     return images
+
+
+def _root_sum_of_squares(coil_images: Tensor) -> Tensor:
+    """Real ``(z y x)`` of complex ``(coil z y x)``, of whatever size: squares of samples below 1e-23 would vanish."""
+    magnitude = coil_images.abs()
+    # A power of two, so that no digit changes.
+    scale = 2.0 ** math.frexp(float(magnitude.max()))[1]
+    return (magnitude / scale).square().sum(0).sqrt() * scale
 
 
 def _image(planes: Tensor, k: KSpace, role: str) -> Image:

@@ -21,6 +21,7 @@ from recon.run.options import RunOptions
 
 def prepare(k: KSpace, noise: Noise | None, options: RunOptions, log: Log) -> KSpace:
     """Everything between the samples as read and the samples that a reconstruction sees."""
+    preprocess.check_range(k)
     if options.conjugate:
         k = preprocess.conjugate(k)
     k, dropped = preprocess.drop_dead_coils(k, noise)

@@ -384,3 +384,9 @@ def test_the_skyra_noise_is_white_with_variance_one(data_dir: Path) -> None:
     free[72:96] = free[288:312] = True
     power = float(columns[free].mean())
     assert 0.85 < power < 1.15, power
+
+
+def test_noise_that_single_precision_does_not_hold_is_refused_with_its_size() -> None:
+    k = KSpace(torch.ones((2, 4, 4), dtype=torch.complex64), torch.ones((1, 4, 1), dtype=torch.bool), Header(source="scan.h5"))
+    with pytest.raises(InputError, match=r"the noise has a standard deviation of 1e-40, below 1.2e-38"):
+        preprocess.whiten(k, Noise(1e-80 * np.eye(2, dtype=np.complex128), None, 100))

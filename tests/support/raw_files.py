@@ -295,6 +295,14 @@ def _sample(value: complex) -> Callable[[Path], None]:
     return lambda path: _edit_rows(path, change)
 
 
+def _scaled(factor: float) -> Callable[[Path], None]:
+    def change(rows: np.ndarray) -> None:
+        for row in rows:
+            row["data"] = (row["data"].astype(np.float64) * factor).astype(np.float32)
+
+    return lambda path: _edit_rows(path, change)
+
+
 def _truncated(path: Path, fraction: float = 0.6) -> None:
     simple(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
@@ -348,6 +356,7 @@ BAD: dict[str, Callable[[Path], None]] = {
     "partition-outside": _set("kspace_encode_step_2", 5),
     "nan": _sample(complex(np.nan, 0)),
     "infinite": _sample(complex(0, np.inf)),
+    "subnormal": _scaled(1e-42),
     "radial": _trajectory("radial"),
     "epi": _trajectory("epi"),
 }

@@ -19,7 +19,7 @@ from kspace.io.mrd.images import read_images
 from kspace.simulation.acquisition import abort, repeat
 from models import systems
 from recon.methods import weights
-from recon.run.pipeline import RunOptions, run
+from recon.run.pipeline import RunOptions, reconstruct_file, run
 from tests.support import raw_files
 
 QUIET = RunOptions(method="zero-filled", format="mrd", complex=True)
@@ -185,6 +185,22 @@ def test_samples_that_were_not_acquired_do_not_matter(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "a" / "scan.json").read_text())
     assert record["mask"]["images"][0]["acceleration"] > 1.5
     assert json.loads((tmp_path / "b" / "scan.json").read_text())["parameters"]["virtual_coils"] == 3
+
+
+@pytest.mark.parametrize("method", ["rss", "zero-filled"])
+@pytest.mark.parametrize("factor", [1e-36, 1e-30, 1e-20, 1e30])
+def test_the_unit_of_the_samples_does_not_matter(method: str, factor: float, tmp_path: Path) -> None:
+    images = []
+    for name, by in (("one", 1.0), ("other", factor)):
+        path = raw_files.simple(tmp_path / f"{name}.h5").path
+        with h5py.File(path, "r+") as file:
+            rows = file["dataset/data"][:]
+            for row in rows:
+                row["data"] = (row["data"].astype(np.float64) * by).astype(np.float32)
+            file["dataset/data"][...] = rows
+        reconstruct_file(path, tmp_path / "out", RunOptions(method=method, format="mrd"))
+        images.append(read_images(tmp_path / "out" / f"{name}.mrd.h5")[0].image.data.double().numpy() / by)
+    assert np.abs(images[1] - images[0]).max() < 1e-5 * images[0].max()
 
 
 def test_conjugation_turns_the_image(tmp_path: Path) -> None:
