@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kspace.container import Image
 from kspace.errors import InputError
 from kspace.io.atomic import sync, sync_folder
 from recon.output.series import NOTICE, RunRecord, Series, make_series
+
+if TYPE_CHECKING:
+    from recon.output.mrd import MrdPixels
 
 __all__ = ["FORMATS", "RunRecord", "check_outputs", "export"]
 
@@ -36,6 +39,7 @@ def export(
     complex_images: bool = False,
     force: bool = False,
     xml: str | bytes | None = None,
+    mrd_pixels: MrdPixels = "float32",
 ) -> list[Path]:
     """Write the images of one run.
 
@@ -61,6 +65,8 @@ def export(
         Replace outputs of the same names.
     xml
         ISMRMRD header of the raw file, copied into the MRD file where given.
+    mrd_pixels
+        ``float32``, or ``uint16``: magnitudes in the MRD file as integers, one scale per series.
 
     Returns
     -------
@@ -83,7 +89,7 @@ def export(
         room = Path(tempfile.mkdtemp(prefix=f".{stem}.", suffix=".part", dir=out))
         fresh = room / "new"
         fresh.mkdir()
-        _write_all(fresh, series, record, stem, formats, complex_images, xml, started)
+        _write_all(fresh, series, record, stem, formats, complex_images, xml, mrd_pixels, started)
         sync(fresh)
         written = _publish(fresh, room, out, _existing(out, stem, formats, roles) if force else [], stem)
     except BaseException as error:
@@ -148,6 +154,7 @@ def _write_all(
     formats: Sequence[str],
     complex_images: bool,
     xml: str | bytes | None,
+    mrd_pixels: MrdPixels,
     started: float,
 ) -> None:
     """Everything into one fresh folder. Each format's library is imported only where that format is written."""
@@ -160,7 +167,7 @@ def _write_all(
         if "mrd" in formats:
             from recon.output.mrd import write_mrd
 
-            write_mrd(folder / (name + SUFFIXES["mrd"]), members, record, complex_images, xml)
+            write_mrd(folder / (name + SUFFIXES["mrd"]), members, record, complex_images, xml, mrd_pixels)
         if "dicom" in formats:
             from recon.output.dicom import write_dicom
 

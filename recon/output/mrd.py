@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kspace.io.mrd.images import make_image, write_images
 from recon.output.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, pixels
@@ -13,8 +17,45 @@ if TYPE_CHECKING:
     from kspace.container import Image
 
 
+MrdPixels = Literal["float32", "uint16"]
+BITS = 12  # of a scanner's pixels, where the raw file's header does not say BitsStored
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the integers of a series stand for its values: ``value = stored * slope + intercept``, `stored` from 0 to `most`."""
+
+    slope: float
+    intercept: float
+    most: int
+
+    def store(self, values: NDArray[Any]) -> NDArray[np.uint16]:
+        """The integers nearest to real `values`, any shape, uint16."""
+        stored = np.rint((values.astype(np.float64) - self.intercept) / self.slope)
+        return stored.clip(0, self.most).astype(np.uint16)
+
+
+def integer_scale(series: Series) -> Scale:
+    """One scale for all images of a series, so that their intensities can be compared; 0 stays 0 where nothing is negative.
+
+    The greatest value becomes the greatest integer of ``BitsStored`` bits (a ``userParameterLong`` of the raw file's header, 12
+    where missing, as scanners take it).
+    """
+    low = min(0.0, *(float(pixels(image).min()) for image in series.images))
+    high = max(float(pixels(image).max()) for image in series.images)
+    bits = (series.images[0].header.study.get("userParameters") or {}).get("BitsStored", BITS)
+    bits = int(bits) if str(bits).isdecimal() and 1 <= int(bits) <= 16 else BITS
+    most = 2**bits - 1
+    return Scale((high - low) / most if high > low else 1.0, low, most)
+
+
 def write_mrd(
-    path: Path, series: Sequence[Series], record: RunRecord, complex_images: bool = False, xml: str | bytes | None = None
+    path: Path,
+    series: Sequence[Series],
+    record: RunRecord,
+    complex_images: bool = False,
+    xml: str | bytes | None = None,
+    stored_as: MrdPixels = "float32",
 ) -> None:
     """Write all images of `series` into the new MRD file `path`, group ``dataset``, ``image_<series>``.
 
@@ -30,21 +71,31 @@ def write_mrd(
         complex64 where an image is complex, instead of the float32 magnitude.
     xml
         ISMRMRD header of the raw file, copied along where given.
+    stored_as
+        ``float32``, or ``uint16`` for scanners that take nothing else: magnitudes by `integer_scale`.
     """
-    write_images(path, mrd_images(series, record, complex_images), xml)
+    write_images(path, mrd_images(series, record, complex_images, stored_as), xml)
 
 
-def mrd_images(series: Sequence[Series], record: RunRecord, complex_images: bool = False) -> Iterator[Any]:
+def mrd_images(
+    series: Sequence[Series], record: RunRecord, complex_images: bool = False, stored_as: MrdPixels = "float32"
+) -> Iterator[Any]:
     """Yield the `ismrmrd.Image` of every image, in order; `image_index` counts from 1 within a series."""
     for one in series:
+        scale = integer_scale(one) if stored_as == "uint16" else None
         for number, image in enumerate(one.images, start=1):
-            values = pixels(image, complex_images)
-            yield make_image(image, values, one.number, number, image_meta(one, image, record))
+            values = pixels(image, complex_images) if scale is None else scale.store(pixels(image))
+            yield make_image(image, values, one.number, number, image_meta(one, image, record, scale))
 
 
-def image_meta(series: Series, image: Image, record: RunRecord) -> dict[str, str | list[str]]:
-    """Attributes that clients and converters look for; the pixels are not rescaled, so the slope is 1."""
+def image_meta(series: Series, image: Image, record: RunRecord, scale: Scale | None = None) -> dict[str, str | list[str]]:
+    """Attributes that clients and converters look for. Integers come with slope and intercept of `scale`, and a window in
+    integers as they are stored, which is how scanners read it."""
     low, high = series.window
+    window = f"{(low + high) / 2:.9g}", f"{high - low:.9g}"
+    if scale is not None:
+        first, last = (int(v) for v in scale.store(np.array([low, high])))
+        window = str((first + last) // 2), str(max(last - first, 1))
     comment = comments(series, record)
     history = [*image.header.steps, method_of(series.role, record)]
     if is_generated(series.role, image, record):
@@ -59,10 +110,10 @@ def image_meta(series: Series, image: Image, record: RunRecord) -> dict[str, str
         "SequenceDescriptionAdditional": f"{method_of(series.role, record)} {NOTICE}",
         "ImageComment": comment,
         "ImageComments": comment,
-        "WindowCenter": f"{(low + high) / 2:.9g}",
-        "WindowWidth": f"{high - low:.9g}",
-        "RescaleSlope": "1",
-        "RescaleIntercept": "0",
+        "WindowCenter": window[0],
+        "WindowWidth": window[1],
+        "RescaleSlope": "1" if scale is None else repr(scale.slope),
+        "RescaleIntercept": "0" if scale is None else repr(scale.intercept),
         "Keep_image_geometry": "1",
         "SoftwareVersions": [f"{name} {value}" for name, value in record.versions.items()],
     }

@@ -52,6 +52,9 @@ class RunOptions:
         What to write, separated by commas: mrd, dicom, nifti, png. A JSON record is always written.
     complex
         Write complex MRD and NIfTI images instead of magnitudes.
+    mrd_pixels
+        How MRD files store magnitudes: float32, or uint16 for scanners, one scale per series, with integer window, slope and
+        intercept in the attributes.
     device
         Where networks and operators run. SigPy's classical methods run on the CPU.
     precision
@@ -76,6 +79,7 @@ class RunOptions:
     incomplete: bool = False
     format: str = ",".join(FORMATS)
     complex: bool = False
+    mrd_pixels: Literal["float32", "uint16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
     force: bool = False
@@ -85,6 +89,9 @@ class RunOptions:
             raise InputError("--noise is for whitening, --no-whiten forbids it", "the options", "give one of them")
         if self.complex and not {"mrd", "nifti"} & set(self.formats):
             raise InputError("only MRD and NIfTI images can be complex", "--complex", f"--format is {self.format}")
+        if self.mrd_pixels == "uint16" and (self.complex or "mrd" not in self.formats):
+            why = "integers hold no complex images" if self.complex else "no MRD file is asked for"
+            raise InputError(why, "--mrd-pixels uint16", "leave it out, or --complex" if self.complex else "add mrd to --format")
         if self.method == "rss" and (self.maps, self.calibration_width) != (RunOptions.maps, RunOptions.calibration_width):
             raise InputError("rss needs no coil maps", "--maps or --calibration-width", "leave it out")
 

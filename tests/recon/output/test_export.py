@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ import recon.output.dicom
 import recon.output.png
 from kspace.container import Image, ImageIndex
 from kspace.errors import InputError
+from kspace.io.mrd.images import read_images
 from recon.output.export import check_outputs, export
 from recon.output.series import window
+from recon.run.options import RunOptions
 from tests.support.exports import make_image, make_record
 
 MAIN = ["scan.json", "scan.mrd.h5", "scan.nii.gz", "scan.png", "scan_dicom"]
@@ -270,3 +273,51 @@ def _with_value(value: complex) -> Image:
     data = torch.zeros(1, 4, 4, dtype=torch.complex64 if isinstance(value, complex) else torch.float32)
     data[0, 1, 2] = value
     return Image(data, make_image((1, 4, 4)).header)
+
+
+# ------------------------------------------------------------------------------------------------ MRD images for scanners
+
+
+def slices(*gains: float, **header: Any) -> list[Image]:
+    return [
+        make_image(index=ImageIndex(slice=i), position_mm=(0, 0, 6.0 * i), gain=gain, **header) for i, gain in enumerate(gains)
+    ]
+
+
+@pytest.mark.parametrize(("bits", "most"), [(None, 4095), ("16", 65535), ("a dozen", 4095)])
+def test_unsigned_integers_come_back_by_slope_and_intercept(tmp_path: Path, bits: str | None, most: int) -> None:
+    images = slices(1e-6, 4e-6, study={} if bits is None else {"userParameters": {"BitsStored": bits}})
+    export(images, make_record(), tmp_path, "scan", ("mrd",), mrd_pixels="uint16")
+    with h5py.File(tmp_path / "scan.mrd.h5", "r") as file:
+        assert file["dataset/image_1/data"].dtype == np.uint16
+        assert file["dataset/image_1/data"][()].max() == most
+    stored = read_images(tmp_path / "scan.mrd.h5")
+    scales = {(s.meta["RescaleSlope"], s.meta["RescaleIntercept"]) for s in stored}
+    assert len(scales) == 1, "one scale for the series: intensities of slices can be compared"
+    slope, intercept = (float(text) for text in scales.pop())
+    assert intercept == 0
+    for found, image in zip(stored, images, strict=True):
+        back = found.image.data.double() * slope + intercept
+        assert (back - image.data.abs()).abs().max() <= 0.5001 * slope
+    low, high = window(images)
+    centre, width = (stored[0].meta[f"Window{name}"] for name in ("Center", "Width"))
+    assert centre.isdecimal()
+    assert width.isdecimal()
+    assert (int(centre) * slope, int(width) * slope) == pytest.approx(((low + high) / 2, high - low), abs=slope)
+
+
+def test_negative_values_of_a_map_come_back_from_unsigned_integers(tmp_path: Path) -> None:
+    image = make_image()
+    signed = replace(image, data=image.data.real - 0.25)
+    export([signed, make_image(role="nothing", gain=0.0)], make_record(), tmp_path, "scan", ("mrd",), mrd_pixels="uint16")
+    (found,) = read_images(tmp_path / "scan.mrd.h5")
+    back = found.image.data.double() * float(found.meta["RescaleSlope"]) + float(found.meta["RescaleIntercept"])
+    assert (back - signed.data).abs().max() <= 0.5001 * float(found.meta["RescaleSlope"])
+    assert read_images(tmp_path / "scan_nothing.mrd.h5")[0].image.data.abs().max() == 0
+
+
+def test_unsigned_integers_of_complex_images_are_refused() -> None:
+    with pytest.raises(InputError, match="integers hold no complex images in --mrd-pixels uint16"):
+        RunOptions(mrd_pixels="uint16", complex=True)
+    with pytest.raises(InputError, match="no MRD file is asked for"):
+        RunOptions(mrd_pixels="uint16", format="png")
