@@ -46,7 +46,7 @@ def check_range(k: KSpace) -> None:
     largest = float(torch.view_as_real(k.data).abs().max()) if k.data.numel() else 0.0
     if 0 < largest < SMALLEST:
         raise InputError(
-            f"the largest sample is {largest:.2g}, below {SMALLEST:.2g}, the smallest number that single precision holds in full",
+            f"the largest sample is {largest:.2g}, below {SMALLEST:.2g}, the smallest that single precision holds in full",
             k.header.source or None,
             "scale the samples up when the scan is converted",
         )
@@ -143,7 +143,7 @@ def whiten(k: KSpace, noise: Noise) -> KSpace:
     std = np.sqrt(np.real(np.diag(covariance)))
     if 0 < std.max() < SMALLEST:
         raise InputError(
-            f"the noise has a standard deviation of {std.max():.2g}, below {SMALLEST:.2g}, the smallest number that single "
+            f"the noise has a standard deviation of {std.max():.2g}, below {SMALLEST:.2g}, the smallest that single "
             "precision holds in full",
             source,
             "scale the samples up when the scan is converted, or do not whiten",

@@ -84,7 +84,9 @@ def check_self_contained(file: h5py.File, path: Path) -> None:
     found = list(_elsewhere(file, "", set()))
     if found:
         raise InputError(
-            f"parts of the file are in others: {'; '.join(found[:4])}", path, "copy them into one file (h5repack, or h5py's copy)"
+            f"parts of the file are in others: {'; '.join(found[:4])}",
+            path,
+            "copy them into one file (h5repack, or h5py's copy)",
         )
 
 

@@ -107,8 +107,8 @@ def statistics(rows: Sequence[VolumeRow], classical: Sequence[str], metric: str)
     -------
     list
         ``dataset, mask, metric, method, n, mean, low, high, interval_method, reference, difference, diff_low, diff_high, p,
-        p_corrected, comparisons, n_paired, smallest_p``; None where there is nothing to say: of the reference itself no difference, of a
-        single volume no interval.
+        p_corrected, comparisons, n_paired, smallest_p``; None where there is nothing to say: of the reference itself no
+        difference, of a single volume no interval.
     """
     tables: dict[tuple[str, str], dict[str, dict[str, VolumeRow]]] = {}
     for row in rows:

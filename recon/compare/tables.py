@@ -149,7 +149,10 @@ def value_format(metric: str) -> str:
 def _interval_methods(summary: Summary) -> str:
     """How the intervals of a comparison are made. Results of earlier versions do not say; theirs were the bootstrap's."""
     used = {e.get("interval_method", BOOTSTRAP) for e in summary["statistics"]} - {None} or {STUDENT}
-    says = {STUDENT: f"Student's t over volumes, since they are fewer than {ENOUGH}", BOOTSTRAP: "percentile bootstrap over volumes"}
+    says = {
+        STUDENT: f"Student's t over volumes, since they are fewer than {ENOUGH}",
+        BOOTSTRAP: "percentile bootstrap over volumes",
+    }
     return "; or ".join(says[name] for name in says if name in used)
 
 

@@ -1,10 +1,10 @@
-"""What `recon run` reads from: one face for ISMRMRD, fastMRI HDF5 and Siemens twix files."""
+"""What `recon run` reads from: one face for ISMRMRD, fastMRI HDF5 and Siemens twix files, and recorded MRD streams."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Protocol
 from kspace.container import Image, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.io import fastmri, mrd
+from kspace.io.mrd import recording
 from kspace.noise import Noise
 
 
@@ -78,19 +79,29 @@ def open_source(path: Path) -> Iterator[Source]:
         from kspace.io import twix
 
         # Siemens raw data is turned into ISMRMRD first, so that one reader decides what a scan means.
-        with tempfile.TemporaryDirectory(prefix="recon-twix-") as folder:
-            converted = Path(folder) / f"{path.stem}.h5"
-            twix.to_ismrmrd(path, converted)
-            try:
-                yield MrdSource(converted, original=path, kind="Siemens twix")
-            except InputError as error:
-                if error.where is None or Path(error.where) != converted:
-                    raise
-                raise InputError(error.what, path, error.fix) from error  # a person knows the file that they gave
+        with _converted(path, twix.to_ismrmrd, "Siemens twix") as source:
+            yield source
+    elif recording.is_recording(path):
+        with _converted(path, recording.to_ismrmrd, "MRD stream") as source:
+            yield source
     elif fastmri.is_fastmri(path):
         yield FastmriSource(path)
     else:
         yield MrdSource(path)
+
+
+@contextmanager
+def _converted(path: Path, convert: Callable[[Path, Path], tuple[str, ...]], kind: str) -> Iterator[MrdSource]:
+    """The source of an ISMRMRD file that `convert` makes of `path`, in a private folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="recon-") as folder:
+        converted = Path(folder) / f"{path.stem}.h5"
+        try:
+            notes = convert(path, converted)
+            yield MrdSource(converted, original=path, kind=kind, notes=notes)
+        except InputError as error:
+            if error.where is None or Path(error.where) != converted:
+                raise
+            raise InputError(error.what, path, error.fix) from error  # a person knows the file that they gave
 
 
 class MrdSource:
@@ -98,8 +109,9 @@ class MrdSource:
 
     expects_noise = True
 
-    def __init__(self, path: Path, original: Path | None = None, kind: str = "ISMRMRD") -> None:
+    def __init__(self, path: Path, original: Path | None = None, kind: str = "ISMRMRD", notes: tuple[str, ...] = ()) -> None:
         self.scan = mrd.open_scan(path)
+        self._notes = notes
         self.path, self.kind = original or path, kind
         used = [e for e in self.scan.encodings if e.n_readouts]
         self.encodings: Sequence[int] = [e.index for e in used if e.refusal is None]
@@ -115,7 +127,7 @@ class MrdSource:
 
     @property
     def warnings(self) -> Sequence[str]:
-        return (*self._refused, *self.scan.warnings)
+        return (*self._notes, *self._refused, *self.scan.warnings)
 
     @property
     def xml(self) -> str | None:

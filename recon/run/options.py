@@ -91,7 +91,9 @@ class RunOptions:
             raise InputError("only MRD and NIfTI images can be complex", "--complex", f"--format is {self.format}")
         if self.mrd_pixels == "uint16" and (self.complex or "mrd" not in self.formats):
             why = "integers hold no complex images" if self.complex else "no MRD file is asked for"
-            raise InputError(why, "--mrd-pixels uint16", "leave it out, or --complex" if self.complex else "add mrd to --format")
+            raise InputError(
+                why, "--mrd-pixels uint16", "leave it out, or --complex" if self.complex else "add mrd to --format"
+            )
         if self.method == "rss" and (self.maps, self.calibration_width) != (RunOptions.maps, RunOptions.calibration_width):
             raise InputError("rss needs no coil maps", "--maps or --calibration-width", "leave it out")
 

@@ -100,7 +100,15 @@ def reconstruct_file(path: Path, output: Path, options: RunOptions) -> list[Path
         for stem, images, record in results:
             if images:
                 written += export(
-                    images, record, output, stem, options.formats, options.complex, options.force, source.xml, options.mrd_pixels
+                    images,
+                    record,
+                    output,
+                    stem,
+                    options.formats,
+                    options.complex,
+                    options.force,
+                    source.xml,
+                    options.mrd_pixels,
                 )
                 main = [image for image in images if image.role == "main"]
                 written += source.export_extra(main, output, stem, options.method, options.force)

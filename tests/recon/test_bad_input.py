@@ -87,7 +87,7 @@ SAID = {
     "partition-outside": "outside the encoded matrix",
     "nan": "NaN or infinite",
     "infinite": "NaN or infinite",
-    "subnormal": "below 1.2e-38, the smallest number that single precision holds in full",
+    "subnormal": "below 1.2e-38, the smallest that single precision holds in full",
     "radial": "trajectory 'radial'",
     "epi": "echo planar",
     "recon-matrix-huge": "46000 x 46000 x 1, more than 16 times the encoded one, 64 x 30 x 1",

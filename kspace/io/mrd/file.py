@@ -17,9 +17,11 @@ import numpy as np
 from kspace.errors import InputError
 from kspace.io.hdf5 import check_self_contained
 from kspace.io.hdf5_heap import LIST, check_heaps, check_list
+from kspace.io.mrd.recording import is_recording
 
 # Memory of one block of samples: HDF5 copies every readout once, and a small block is copied on from the cache.
 BLOCK_BYTES = 16 * 2**20
+GZIP = b"\x1f\x8b"
 LISTS = ("data", "traj")
 HEAD_FIELDS = {
     "flags", "number_of_samples", "active_channels", "discard_pre", "discard_post", "center_sample", "encoding_space_ref",
@@ -73,13 +75,17 @@ def _check_path(path: Path) -> None:
         raise InputError("expected an ISMRMRD file, got a folder", path, "give the .h5 file in it")
     try:
         with path.open("rb") as file:
-            first = file.read(1)
+            first = file.read(2)
     except FileNotFoundError as error:
         raise InputError("no such file", path, "check the path") from error
     except OSError as error:
         raise InputError(f"the file cannot be read ({error.strerror})", path, "check its permissions") from error
     if not first:
         raise InputError("the file is empty (0 bytes), expected ISMRMRD HDF5", path, "copy it again from the scanner")
+    if first == GZIP:
+        raise InputError("the file is compressed with gzip", path, f"unpack it first: gunzip -k {path.name}")
+    if is_recording(path):
+        raise InputError("the file is a recorded MRD stream, expected an ISMRMRD .h5 file", path, "give it to recon run")
     if not h5py.is_hdf5(path):
         raise InputError("the file is not HDF5", path, "give an ISMRMRD .h5 file (see siemens_to_ismrmrd, ge_to_ismrmrd)")
 

@@ -292,8 +292,8 @@ def _check_unit(where: str, matrix: Matrix, fov_m: Vector, warnings: list[str]) 
     unit = f"likely {UNITS[nearest]}, not millimetres" if nearest else "another unit than millimetres, or wrong"
     shown = " x ".join(f"{1e3 * length:g}" for length in fov_m)
     warnings.append(
-        f"{where}: fieldOfView_mm is {shown}, so a voxel {' x '.join(f'{voxel:.2g}' for voxel in voxels)} mm: {unit}; sizes and "
-        "places in the images follow it, correct the XML header"
+        f"{where}: fieldOfView_mm is {shown}, so a voxel {' x '.join(f'{voxel:.2g}' for voxel in voxels)} mm: {unit}; "
+        "sizes and places in the images follow it, correct the XML header"
     )
 
 

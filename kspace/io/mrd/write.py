@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -195,11 +196,63 @@ def write_raw(
         If the samples contradict their headers, or the file cannot be written.
     """
     rows = _rows(path, heads, samples, trajectories)
+    with raw_writer(path, header_xml) as writer:
+        writer.append_rows(rows)
+
+
+class RawWriter:
+    """Appends readouts to a new ISMRMRD file, so that a scan need not be in memory; made by `raw_writer`."""
+
+    def __init__(self, path: str | os.PathLike[str], group: h5py.Group) -> None:
+        self._path, self._group = path, group
+
+    def append(
+        self,
+        heads: NDArray[np.void],
+        samples: Sequence[NDArray[np.complex64]],
+        trajectories: Sequence[NDArray[np.float32]] | None = None,
+    ) -> None:
+        """Write readouts behind those that are there; arguments and errors as `write_raw`."""
+        self.append_rows(_rows(self._path, heads, samples, trajectories))
+
+    def append_rows(self, rows: NDArray[np.void]) -> None:
+        """As `append`, structured as they are stored."""
+        if "data" not in self._group:
+            self._group.create_dataset("data", data=rows, dtype=rows.dtype, maxshape=(None,))
+            return
+        data, before = self._group["data"], len(self._group["data"])
+        data.resize(before + len(rows), axis=0)
+        data[before:] = rows
+
+
+@contextmanager
+def raw_writer(
+    path: str | os.PathLike[str],
+    header_xml: str | bytes,
+    failed: str = "cannot write the raw file",
+    fix: str = "choose a writable folder with free space",
+) -> Iterator[RawWriter]:
+    """A new ISMRMRD file (version 1, group ``dataset``) that takes its name when the block ends without an exception.
+
+    Parameters
+    ----------
+    path
+        File to write; an existing one is replaced.
+    header_xml
+        The scan's ISMRMRD header, an XML document.
+    failed, fix
+        What the error says.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
     xml = header_xml.encode() if isinstance(header_xml, str) else header_xml
-    with atomic_write(Path(path), "cannot write the raw file") as beside, h5py.File(beside, "w") as file:
+    with atomic_write(Path(path), failed, fix) as beside, h5py.File(beside, "w") as file:
         group = file.create_group("dataset")
         group.create_dataset("xml", (1,), h5py.special_dtype(vlen=bytes))[0] = xml
-        group.create_dataset("data", data=rows, dtype=rows.dtype, maxshape=(None,))
+        yield RawWriter(path, group)
 
 
 def _rows(

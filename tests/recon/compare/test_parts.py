@@ -251,7 +251,10 @@ def test_the_interval_of_many_volumes_is_that_of_resamples() -> None:
 
 
 def test_the_report_says_how_intervals_were_made() -> None:
-    for n, said in ((6, "Intervals: 95 %, Student's t over volumes, since they are fewer than 20."), (20, "percentile bootstrap")):
+    for n, said in (
+        (6, "Intervals: 95 %, Student's t over volumes, since they are fewer than 20."),
+        (20, "percentile bootstrap"),
+    ):
         rows = rows_of({"tv": [30.0 + i % 3 for i in range(n)], "gan": [31.0 + i % 5 for i in range(n)]})
         summary = summary_of(rows, {"tv": "classical", "gan": "generator"})
         assert said in markdown(summary, rows)

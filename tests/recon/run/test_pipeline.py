@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +204,43 @@ def test_the_unit_of_the_samples_does_not_matter(method: str, factor: float, tmp
         reconstruct_file(path, tmp_path / "out", RunOptions(method=method, format="mrd"))
         images.append(read_images(tmp_path / "out" / f"{name}.mrd.h5")[0].image.data.double().numpy() / by)
     assert np.abs(images[1] - images[0]).max() < 1e-5 * images[0].max()
+
+
+@pytest.mark.parametrize("name", ["stream.bin", "stream.mrd"])
+def test_a_recorded_stream_gives_the_images_of_the_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    case = raw_files.noisy(tmp_path / "scan.h5")
+    with h5py.File(case.path, "r") as file:
+        xml, rows = file["dataset/xml"][0], file["dataset/data"][:]
+    readouts = [b"\xf0\x03" + row["head"].tobytes() + row["data"].tobytes() for row in rows]  # 1008
+    header = b"\x03\0" + len(xml + b"\0").to_bytes(4, "little") + xml + b"\0"
+    whole = header + b"".join(readouts) + b"\x04\0"
+    (tmp_path / name).write_bytes(whole)
+    written = reconstruct_file(tmp_path / name, tmp_path / "out", QUIET)
+    reconstruct_file(case.path, tmp_path / "out", QUIET)
+    np.testing.assert_array_equal(images_of(tmp_path / "out" / "stream.mrd.h5"), images_of(tmp_path / "out" / "scan.mrd.h5"))
+    record = json.loads(written[-1].read_text())
+    assert record["source"] == str(tmp_path / name)
+    assert record["source_sha256"] == hashlib.sha256(whole).hexdigest()
+    (tmp_path / "cut.bin").write_bytes(whole[:-5])
+    with pytest.raises(InputError, match=f"no complete image in {tmp_path}/cut.bin"):
+        reconstruct_file(tmp_path / "cut.bin", tmp_path / "out", QUIET)
+    reconstruct_file(tmp_path / "cut.bin", tmp_path / "out", replace(QUIET, incomplete=True))
+    assert "recon: warning: the stream breaks off after" in capsys.readouterr().err
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_compressed_file_says_how_to_unpack_it(tmp_path: Path) -> None:
+    case = raw_files.simple(tmp_path / "scan.h5")
+    packed = tmp_path / "scan.h5.gz"
+    packed.write_bytes(gzip.compress(case.path.read_bytes()))
+    with pytest.raises(
+        InputError, match=f"the file is compressed with gzip in {packed}; unpack it first: gunzip -k scan.h5.gz"
+    ):
+        reconstruct_file(packed, tmp_path / "out", QUIET)
 
 
 def test_conjugation_turns_the_image(tmp_path: Path) -> None:

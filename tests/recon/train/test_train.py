@@ -326,7 +326,9 @@ def test_half_precision_that_would_be_slow_is_said(
     if "avx2" not in capable:
         assert said == ""
     else:
-        assert said.startswith("recon: warning: --trainer.precision bf16-mixed: this processor does not multiply bfloat16 (no avx512")
+        assert said.startswith(
+            "recon: warning: --trainer.precision bf16-mixed: this processor does not multiply bfloat16 (no avx512"
+        )
         assert said.endswith("; leave it out\n")
 
 
