@@ -121,9 +121,9 @@ def held_out_error(path: Path) -> float:
     k = preprocess.remove_oversampling(whitened(path))
     maps = coils.estimate_maps(k)
     rows = torch.arange(k.data.shape[-2])[:, None]
-    seen = k.mask & (rows % 3 == k.data.shape[-2] // 2 % 3)
-    image = classical.make("sense")(k.data * seen, Sense(maps, seen))
-    held = k.mask & ~seen
+    seen = preprocess.undersample(k, rows % 3 == k.data.shape[-2] // 2 % 3)
+    image = classical.make("sense")(seen.data, Sense(maps, seen.mask))
+    held = k.mask & ~seen.mask
     error = (fft(maps * image) - k.data) * held
     return float(torch.linalg.vector_norm(error) / torch.linalg.vector_norm(k.data * held))
 

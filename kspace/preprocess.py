@@ -1,4 +1,4 @@
-"""From the samples as they were read to those that a reconstruction sees: small functions ``KSpace -> KSpace``.
+"""From the samples as read to those that a reconstruction sees: small functions ``KSpace -> KSpace``.
 
 The order is: `conjugate` (rarely), `drop_dead_coils`, `whiten`, `remove_oversampling`, `pocs` (an option), `decouple` (3-D).
 Each leaves its name in ``header.steps`` and refuses to be applied twice. `to_recon_matrix` brings the finished image to size.
@@ -27,6 +27,7 @@ __all__ = [
     "match_channels",
     "remove_oversampling",
     "to_recon_matrix",
+    "undersample",
     "whiten",
 ]
 
@@ -288,6 +289,42 @@ def decouple(k: KSpace) -> KSpace:
         n_averages=None if n_averages is None else turn(n_averages),
         calibration=None if k.calibration is None else planes(k.calibration),
     )
+
+
+def undersample(k: KSpace, mask: Tensor, step: str = "undersample") -> KSpace:
+    """k-space as a scan with a smaller mask would have acquired it: retrospective undersampling.
+
+    What the mask leaves out reaches nothing in the result, NaN included.
+
+    Parameters
+    ----------
+    k
+        k-space ``(*batch coil ky kx)``.
+    mask
+        Bool, broadcastable to ``(*batch coil ky kx)`` with a coil axis of length 1, ``(ky 1)`` where whole lines are sampled.
+        Samples that `k` does not have stay unsampled.
+    step
+        Name of the step in the header.
+
+    Returns
+    -------
+    KSpace
+        Zero outside ``k.mask & mask``, its new mask; averages likewise. A separate calibration was acquired apart and stays;
+        ``header.acceleration`` stays the scan protocol's.
+
+    Raises
+    ------
+    InputError
+        If the step was already applied.
+    ValueError
+        If the mask is not bool.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool; got {mask.dtype}")
+    kept = k.mask & mask.to(k.mask.device)
+    n_averages = None if k.n_averages is None else k.n_averages * kept
+    # Not a product: NaN times zero is NaN, and what was not acquired must not matter.
+    return k.after(step, data=torch.where(kept, k.data, 0), mask=kept, n_averages=n_averages)
 
 
 def to_recon_matrix(image: Tensor, header: Header) -> Tensor:

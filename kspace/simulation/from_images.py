@@ -123,7 +123,7 @@ def simulate_example(image: Tensor, rng: torch.Generator, options: SynthesisOpti
     target = obj / noise_scale(obj[None], snr, source)
     y = fft(coils.maps * target) + complex_noise((len(coils.maps), *options.matrix), rng)
     header = replace(nominal_header(source, options.matrix), noise_std=1.0, steps=("whiten",))
-    return Simulation(KSpace(y, torch.ones(1, *options.matrix, dtype=torch.bool), header), target, coils.maps)
+    return Simulation(KSpace(y, _all_lines(options.matrix), header), target, coils.maps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ class SimulatedVolume:
     def slices(self, seed: int) -> Iterator[KSpace]:
         """Fully sampled slices ``(coil ky kx)``, not whitened, one after the other."""
         matrix = (self.objects.shape[-2], self.objects.shape[-1])
-        mask = torch.ones(1, *matrix, dtype=torch.bool)
+        mask = _all_lines(matrix)
         for i, (key, obj) in enumerate(zip(self.keys, self.objects, strict=True)):
             noise = complex_noise(self.coils.maps.shape, generator(seed, key, "noise"))
             whitened = fft(self.coils.maps * obj) + noise * self.sigma
@@ -279,6 +279,10 @@ def draw_coils(options: SynthesisOptions, rng: torch.Generator) -> Receiver:
     maps = birdcage(options.coils, rng) if options.maps is None else options.maps.to(torch.complex64)
     covariance = coupling(len(maps), rng) if options.covariance is None else options.covariance
     return whitened_coils(maps, covariance, options.matrix)
+
+
+def _all_lines(matrix: Sequence[int]) -> Tensor:
+    return torch.ones(1, matrix[0], 1, dtype=torch.bool)
 
 
 def nominal_header(source: str, matrix: Sequence[int]) -> Header:

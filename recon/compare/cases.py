@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kspace import coils
+from kspace import coils, preprocess
 from kspace.container import ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import resize
@@ -110,27 +109,25 @@ def make_case(volume: FullVolume, number: int, spec: MaskSpec, maps: str = "espi
         If it cannot be read, or no coil maps can be made of what is left.
     """
     k = volume.plane(number)
-    case = undersample(k, spec.draw((k.data.shape[-2], k.data.shape[-1]), volume.name), maps)
+    case = case_of(k, spec.draw((k.data.shape[-2], k.data.shape[-1]), volume.name), maps)
     if volume.truth is None or (imaged := volume.truth(number)) is None:
         return case
     return replace(case, truth=resize(imaged, case.shape).numpy())
 
 
-def undersample(k: KSpace, drawn: Tensor, maps: str = "espirit") -> Case:
-    """Fully sampled k-space `k` as a scan with the mask `drawn` would have acquired it; only the truth sees the rest.
+def case_of(k: KSpace, mask: Tensor, maps: str = "espirit") -> Case:
+    """The case of fully sampled k-space `k` under `mask`, bool ``(ky 1)`` or ``(ky kx)``; only the truth sees the rest.
 
     Raises
     ------
     InputError
         If no coil maps can be made of what is left.
     """
-    mask = k.mask & drawn
-    n_averages = None if k.n_averages is None else k.n_averages * mask
-    acquired = k.after("undersample", data=torch.where(mask, k.data, 0), mask=mask, n_averages=n_averages)
+    acquired = preprocess.undersample(k, mask)
     start = time.perf_counter()
     sensitivities = coils.estimate_maps(acquired, maps)
     seconds = time.perf_counter() - start
-    op = Sense(sensitivities, mask, k.header.noise_std or 1.0, n_averages)
+    op = Sense(sensitivities, acquired.mask, k.header.noise_std or 1.0, acquired.n_averages)
     shape = delivered_shape(k)
     return Case(acquired.data, op, resize(rss(k.data), shape).float().numpy(), shape, seconds)
 
@@ -159,7 +156,7 @@ def groups_of(volume: FullVolume, specs: Sequence[MaskSpec]) -> list[tuple[FullV
     shape = k.data.shape[-2], k.data.shape[-1]
     found = []
     for spec in specs:
-        acquired = k.mask & spec.draw(shape, volume.name)
+        acquired = preprocess.undersample(k, spec.draw(shape, volume.name)).mask
         group = MaskedVolume(volume.dataset, volume.name, str(spec), digest(acquired, shape), acceleration(acquired, shape))
         found.append((volume, spec, group))
     return found

@@ -49,7 +49,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kspace import coils
+from kspace import coils, preprocess
 from kspace.container import ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.masks import MaskSpec, acceleration, digest
@@ -277,9 +277,7 @@ def _load(scan: Source, encoding: int, index: ImageIndex, mask: MaskSpec | None)
     k = prepare(scan.load(encoding, index), noise, RunOptions(), Log())
     if mask is None:
         return k
-    drawn = k.mask & mask.draw((k.data.shape[-2], k.data.shape[-1]), scan.path.name)
-    n_averages = None if k.n_averages is None else k.n_averages * drawn
-    return k.after("undersample", data=torch.where(drawn, k.data, 0), mask=drawn, n_averages=n_averages)
+    return preprocess.undersample(k, mask.draw((k.data.shape[-2], k.data.shape[-1]), scan.path.name))
 
 
 @contextmanager

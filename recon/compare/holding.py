@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kspace import coils
+from kspace import coils, preprocess
 from kspace.container import KSpace
 from kspace.masks import digest
 from kspace.seeds import RandomGenerator
@@ -21,9 +21,7 @@ HEAVY_TAIL = 1.25  # mean over median of |n|^2, relative to that of complex Gaus
 
 def hold_out(k: KSpace, held: Tensor) -> KSpace:
     """The scan without the samples at `held`, bool ``(ky kx)`` or ``(ky 1)``: nothing of them is left in it."""
-    mask = k.mask & ~held
-    n_averages = None if k.n_averages is None else k.n_averages * mask
-    return k.after("hold_out", data=torch.where(mask, k.data, 0), mask=mask, n_averages=n_averages)
+    return preprocess.undersample(k, ~held, "hold_out")
 
 
 @dataclass(frozen=True)

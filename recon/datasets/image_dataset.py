@@ -10,7 +10,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from kspace import coils
+from kspace import coils, preprocess
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
 from kspace.io.images import STACKS, box_corners, read_boxes, read_image
@@ -95,20 +95,21 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         name = f"{group.name}/{path.name}/{slice_index}"
         picture = torch.from_numpy(read_image(path)[slice_index])
         scan = simulate_example(picture, generator(self.seed, name, epoch), self.options, str(path))
-        k, images, boxes = scan.kspace, ifft(scan.kspace.data), self._boxes(path, picture)
+        k, boxes = scan.kspace, self._boxes(path, picture)
         clean = scan.maps * scan.target
         if self.augment is not None:
             seed = generator(self.seed, name, epoch, "augment").initial_seed()
             clean, _ = self.augment(clean, boxes, seed)
-            images, boxes = self.augment(images, boxes, seed)
+            images, boxes = self.augment(ifft(k.data), boxes, seed)
+            k = k.after("augment", data=fft(images))
         mask = self._draw(f"{name}/{epoch}" if self.resample else group.name)
-        k = k.after("undersample", data=fft(images) * mask, mask=mask)
+        k = preprocess.undersample(k, mask)
         sensitivities = coils.estimate_maps(k, self.maps, self.calibration_width)
         matrix = self.options.matrix
         attributes: dict[str, Any] = {"simulated": True, "acquisition": "SIMULATED"}
         return Example(
             y=k.data,
-            op=Sense(sensitivities, mask),
+            op=Sense(sensitivities, k.mask),
             target=(clean * sensitivities.conj()).sum(0),
             truth=torch.linalg.vector_norm(clean, dim=0),
             keys=(Key(path.name, slice_index, group.patient, digest(mask, matrix)),),
@@ -123,4 +124,4 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
 
     def _draw(self, key: str) -> Tensor:
         choice = int(torch.randint(len(self.masks), (), generator=generator(self.seed, key, "mask")))
-        return self.masks[choice].draw(self.options.matrix, f"{self.seed}/{key}").to(torch.bool)[None]
+        return self.masks[choice].draw(self.options.matrix, f"{self.seed}/{key}")

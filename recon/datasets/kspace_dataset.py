@@ -133,16 +133,16 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
         if self.augment is not None:
             images, boxes = self.augment(ifft(k.data), boxes, hashed(f"{self.seed}/{volume.path.name}/{slice_index}/{epoch}"))
             k = k.after("augment", data=fft(images))
-        mask = k.mask if not self.masks else k.mask & self._draw(name, k).to(torch.bool)
-        k = k.after("undersample", mask=mask)
-        maps, target, truth, entry = self._references(k, has_truth=not volume.has_mask)
-        k.data.masked_fill_(~mask, 0)  # what was not acquired was needed for the truth alone
+        full = k.data
+        if self.masks:
+            k = preprocess.undersample(k, self._draw(name, k))
+        maps, target, truth, entry = self._references(k, None if volume.has_mask else full)
         return Example(
             y=k.data,
-            op=Sense(maps, mask, noise_std=k.header.noise_std or 1.0, n_averages=_counted(k)),
+            op=Sense(maps, k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages),
             target=target,
             truth=truth,
-            keys=(Key(volume.path.name, slice_index, volume.patient, digest(mask, (k.data.shape[-2], k.data.shape[-1]))),),
+            keys=(Key(volume.path.name, slice_index, volume.patient, digest(k.mask, (k.data.shape[-2], k.data.shape[-1]))),),
             boxes=(boxes,),
             recon_shapes=(volume.recon_shape,),
             attributes=(volume.attributes,),
@@ -156,12 +156,12 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
             k = preprocess.whiten(preprocess.drop_dead_coils(k, noise)[0], noise)
         return preprocess.remove_oversampling(k)
 
-    def _references(self, k: KSpace, has_truth: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Entry | None]:
-        """Maps, target and truth of data that are still fully sampled, under the mask of `k`, and where they are kept."""
-        if has_truth and self.cache is not None and k.n_coils > 1:
-            return cached_references(k, combine, self.cache, self.maps, self.calibration_width)
+    def _references(self, k: KSpace, full: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None, Entry | None]:
+        """Maps of the samples of `k`, target and truth of all samples `full` (None: unknown), and where they are kept."""
+        if full is not None and self.cache is not None and k.n_coils > 1:
+            return cached_references(k, full, combine, self.cache, self.maps, self.calibration_width)
         maps = cached_maps(k, self.cache, self.maps, self.calibration_width)
-        return (maps, *combine(k.data, maps), None) if has_truth else (maps, None, None, None)
+        return (maps, None, None, None) if full is None else (maps, *combine(full, maps), None)
 
     def _draw(self, name: str, k: KSpace) -> Tensor:
         chosen = self.masks[hashed(f"{self.seed}/{name}") % len(self.masks)]
@@ -245,10 +245,6 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
 
 def _n_dead(volume: FastmriVolume) -> int:
     return 0 if volume.noise is None else len(preprocess.dead_coils(volume.noise))
-
-
-def _counted(k: KSpace) -> Tensor | None:
-    return None if k.n_averages is None else k.n_averages * k.mask
 
 
 def _on_grid(boxes: Tensor, recon_shape: tuple[int, int], k: KSpace) -> Tensor:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kspace import coils
+from kspace import coils, espirit
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import resize
@@ -122,6 +122,7 @@ def cached_maps(
 
 def cached_references(
     k: KSpace,
+    full: Tensor,
     combine: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     folder: Path,
     method: str = "espirit",
@@ -132,7 +133,9 @@ def cached_references(
     Parameters
     ----------
     k
-        ``(coil ky kx)``: ``mask`` says what a scan acquired and the maps are made of, ``data`` are fully sampled.
+        The acquired samples ``(coil ky kx)``, which the maps are made of.
+    full
+        All samples, complex64 ``(coil ky kx)``.
     combine
         ``(data, maps) -> (target, truth)``, complex64 and float32 ``(y x)``: a function of these arguments alone.
     folder, method, calibration_width
@@ -146,7 +149,7 @@ def cached_references(
     block = _central_block(k, method, calibration_width)
     # The centre is in the key by its hash. What remains needs a checksum only, and a fast one, for every example takes it:
     # two states of one file must be told apart, and any that differ in a sample do.
-    words = k.data.contiguous().view(torch.float32).view(torch.int32).numpy().reshape(-1).view(np.uint64)
+    words = full.contiguous().view(torch.float32).view(torch.int32).numpy().reshape(-1).view(np.uint64)
     checksum = f"{int(np.add.reduce(words)):016x}{int(np.bitwise_xor.reduce(words)):016x}"
     text = f"{_key(k, block, method, calibration_width)} {checksum} {combine.__module__}.{combine.__qualname__}"
     key = hashlib.sha256(text.encode()).hexdigest()
@@ -155,7 +158,7 @@ def cached_references(
 
     def make() -> tuple[Tensor, ...]:
         maps = _estimate(k, block, method, calibration_width)
-        return maps, *combine(k.data, maps)
+        return maps, *combine(full, maps)
 
     (maps, target, truth), entry = _get(folder, key, layout, make)
     return maps, target, truth, entry
@@ -222,7 +225,7 @@ def _key(k: KSpace, block: tuple[Tensor, Tensor], method: str, width: int) -> st
 @functools.cache
 def _program() -> str:
     """A hash of the code that estimates: maps of another version of it are other maps."""
-    return hashlib.sha256(inspect.getsource(coils).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(map(inspect.getsource, (coils, espirit))).encode()).hexdigest()[:16]
 
 
 def _get(folder: Path, key: str, layout: Layout, make: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Entry]:

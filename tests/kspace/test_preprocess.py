@@ -238,6 +238,59 @@ def test_decoupling_states_the_noise_of_an_asymmetric_echo() -> None:
     assert (planes.n_averages == 2).all()
 
 
+def acquired(n_y: int = 12, n_x: int = 9) -> KSpace:
+    """k-space that lacks its last line, with averages and a separate calibration."""
+    generator = torch.Generator().manual_seed(5)
+    data, calibration = (torch.randn(3, n_y, n_x, dtype=torch.complex64, generator=generator) for _ in range(2))
+    mask = torch.ones(1, n_y, 1, dtype=torch.bool)
+    mask[:, -1] = False
+    counts = torch.randint(1, 4, mask.shape, generator=generator) * mask
+    header = Header(acceleration=(2.0, 1.0), steps=("whiten",), noise_std=1.0)
+    return KSpace(torch.where(mask, data, 0), mask, header, counts, calibration)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_undersampling_keeps_what_the_mask_keeps(lines: bool) -> None:
+    k = acquired()
+    drawn = torch.rand((12, 1 if lines else 9), generator=torch.Generator().manual_seed(1)) < 0.5
+    under = preprocess.undersample(k, drawn)
+    assert k.n_averages is not None
+    assert under.n_averages is not None
+    for y in range(12):
+        for x in range(9):
+            kept = bool(drawn[y, 0 if lines else x]) and y < 11
+            assert bool(under.mask[0, y, 0 if lines else x]) is kept
+            assert int(under.n_averages[0, y, 0 if lines else x]) == (int(k.n_averages[0, y, 0]) if kept else 0)
+            assert torch.equal(under.data[:, y, x], k.data[:, y, x] if kept else torch.zeros(3, dtype=torch.complex64))
+    assert under.calibration is k.calibration
+    assert under.header == replace(k.header, steps=("whiten", "undersample"))
+
+
+def test_what_undersampling_leaves_out_changes_nothing() -> None:
+    k = acquired()
+    assert k.n_averages is not None
+    drawn = torch.arange(12)[:, None] % 3 == 0
+    changed = replace(
+        k,
+        data=torch.where(drawn, k.data, torch.nan),
+        n_averages=torch.where(drawn, k.n_averages, 7),
+    )
+    a, b = preprocess.undersample(k, drawn), preprocess.undersample(changed, drawn)
+    assert torch.equal(a.data, b.data)
+    assert torch.equal(a.mask, b.mask)
+    assert a.n_averages is not None
+    assert b.n_averages is not None
+    assert torch.equal(a.n_averages, b.n_averages)
+
+
+def test_undersampling_twice_and_masks_of_numbers_are_refused() -> None:
+    k, drawn = acquired(), torch.arange(12)[:, None] % 3 == 0
+    with pytest.raises(InputError, match="step 'undersample' was already applied"):
+        preprocess.undersample(preprocess.undersample(k, drawn), drawn)
+    with pytest.raises(ValueError, match=r"the mask must be bool; got torch\.float32"):
+        preprocess.undersample(k, drawn.float())
+
+
 def with_phase(n_y: int, n_x: int) -> tuple[Tensor, Tensor]:
     """A smooth positive object with a smooth phase, as complex image, and its k-space."""
     y, x = torch.meshgrid(torch.arange(n_y) - n_y // 2, torch.arange(n_x) - n_x // 2, indexing="ij")

@@ -25,8 +25,7 @@ from kspace.simulation.from_images import (
     simulate_volume,
     support,
 )
-from kspace.simulation.phantom import Coils as PhantomCoils
-from kspace.simulation.phantom import ellipse, head_coils
+from kspace.simulation.phantom import AnalyticCoils, ellipse, head_coils
 from kspace.simulation.receiver import birdcage, coupling, maps_from_images, smooth_phase, whitened_coils
 
 SMALL = SynthesisOptions(matrix=(40, 32), coils=5, snr=(12.0, 12.0))
@@ -144,7 +143,7 @@ def test_the_phase_has_the_standard_deviation_asked_for_and_is_smooth() -> None:
 
 
 def test_measured_maps_agree_with_the_coils_that_they_were_measured_from() -> None:
-    coils: PhantomCoils = head_coils(6)
+    coils: AnalyticCoils = head_coils(6)
     n = 64
     x = (torch.arange(n) - n // 2).double().numpy() * 0.24 / n
     maps = torch.from_numpy(coils.maps(x[None, :].repeat(n, 0), x[:, None].repeat(n, 1), np.zeros((n, n)))).to(torch.complex64)

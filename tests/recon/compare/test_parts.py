@@ -20,7 +20,7 @@ from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from recon.compare import metrics, runs, store, tuning
-from recon.compare.cases import find_data, groups_of, is_full, make_case, parse_masks, spread, undersample
+from recon.compare.cases import case_of, find_data, groups_of, is_full, make_case, parse_masks, spread
 from recon.compare.methods import ComparedMethod
 from recon.compare.statistics import holm, interval, signed_rank, smallest_p, statistics
 from recon.compare.store import MaskedVolume, SliceLog, SliceRow, VolumeRow
@@ -113,7 +113,7 @@ def test_what_was_not_acquired_reaches_the_truth_only(tmp_path: Path) -> None:
     k = found.plane(0)
     drawn = SPEC.draw((k.data.shape[-2], k.data.shape[-1]))
     changed = replace(k, data=torch.where(drawn, k.data, k.data + 1e-3))
-    a, b = undersample(k, drawn), undersample(changed, drawn)
+    a, b = case_of(k, drawn), case_of(changed, drawn)
     assert torch.equal(a.y, b.y)
     assert torch.equal(a.op.maps, b.op.maps)
     assert not np.allclose(a.truth, b.truth)
