@@ -317,7 +317,7 @@ def test_negative_values_of_a_map_come_back_from_unsigned_integers(tmp_path: Pat
 
 
 def test_unsigned_integers_of_complex_images_are_refused() -> None:
-    with pytest.raises(InputError, match="integers hold no complex images in --mrd-pixels uint16"):
+    with pytest.raises(InputError, match="--mrd-pixels uint16: integers hold no complex images"):
         RunOptions(mrd_pixels="uint16", complex=True)
     with pytest.raises(InputError, match="no MRD file is asked for"):
         RunOptions(mrd_pixels="uint16", format="png")

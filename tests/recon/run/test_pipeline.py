@@ -226,7 +226,7 @@ def test_a_recorded_stream_gives_the_images_of_the_file(
     assert record["source"] == str(tmp_path / name)
     assert record["source_sha256"] == hashlib.sha256(whole).hexdigest()
     (tmp_path / "cut.bin").write_bytes(whole[:-5])
-    with pytest.raises(InputError, match=f"no complete image in {tmp_path}/cut.bin"):
+    with pytest.raises(InputError, match=f"{tmp_path}/cut.bin: no complete image"):
         reconstruct_file(tmp_path / "cut.bin", tmp_path / "out", QUIET)
     reconstruct_file(tmp_path / "cut.bin", tmp_path / "out", replace(QUIET, incomplete=True))
     assert "recon: warning: the stream breaks off after" in capsys.readouterr().err
@@ -238,7 +238,7 @@ def test_a_compressed_file_says_how_to_unpack_it(tmp_path: Path) -> None:
     packed = tmp_path / "scan.h5.gz"
     packed.write_bytes(gzip.compress(case.path.read_bytes()))
     with pytest.raises(
-        InputError, match=f"the file is compressed with gzip in {packed}; unpack it first: gunzip -k scan.h5.gz"
+        InputError, match=f"{packed}: the file is compressed with gzip; unpack it first: gunzip -k scan.h5.gz"
     ):
         reconstruct_file(packed, tmp_path / "out", QUIET)
 
