@@ -314,7 +314,7 @@ def test_a_fastmri_volume_gives_a_submission_in_the_units_of_its_target(
     assert nrmse(reconstruction, target) < 1e-5
     evaluate(tmp_path / "volume.h5", tmp_path / "sense" / "volume.h5")
     assert "PSNR" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"exists already .* --force"):
+    with pytest.raises(InputError, match=r"exists already; give --force"):
         run([tmp_path / "volume.h5"], tmp_path / "rss", RunOptions(method="rss", format="png"))
     with pytest.raises(InputError, match="would overwrite its own input"):
         run([tmp_path / "volume.h5"], tmp_path, RunOptions(method="rss", format="png", force=True))

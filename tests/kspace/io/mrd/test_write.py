@@ -108,5 +108,5 @@ def test_an_existing_file_survives_a_failed_write(tmp_path: Path, monkeypatch: p
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     heads, samples = _scan()
-    with pytest.raises(InputError, match=r"nowhere/scan.h5; choose a writable folder"):
+    with pytest.raises(InputError, match=r"nowhere/scan.h5: cannot write the raw file .*; choose a writable folder"):
         write_raw(tmp_path / "nowhere" / "scan.h5", XML, heads, samples)
