@@ -246,13 +246,13 @@ def _network(kind: Literal["unet", "residual"], width: int, depth: int, norm: No
 class RawLosses:
     """Weights of the terms; 0 switches one off.
 
-    `image` holds every stage of the chain against the target; `magnitude` only the magnitude of the last, by what PSNR counts,
-    which is for the end of a training: the phase is then left to data consistency. `cyclic_image` runs the generator once more,
-    on the noise-free measurement of the target. `gradient_penalty` and `r1` weigh against the critic's own loss.
+    `image` holds every stage of the chain against the target, phase and all; `magnitude` the magnitude of the last, by what
+    PSNR counts. `cyclic_image` runs the generator once more, on the noise-free measurement of the target.
+    `gradient_penalty` and `r1` weigh against the critic's own loss.
     """
 
     image: float = 1.0
-    magnitude: float = 0.0
+    magnitude: float = 0.3
     cyclic_measurement: float = 0.1
     cyclic_image: float = 0.0
     perceptual: float = 0.0

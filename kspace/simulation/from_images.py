@@ -26,6 +26,8 @@ from torch import Tensor
 from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import centre_crop, fft, ifft
+from kspace.simulation.phase import draw_phase, global_phase, local_phase
+from kspace.simulation.realism import Frame, Realism, blur, draw_frame, other_contrast
 from kspace.simulation.receiver import Receiver, birdcage, coupling, smooth_phase, whitened_coils
 
 NOMINAL_PIXEL_M = 1e-3
@@ -43,9 +45,12 @@ class SynthesisOptions:
     coils
         Number of coils; those of `maps` where these are given.
     snr
-        Smallest and largest signal-to-noise ratio; drawn between them, evenly in its logarithm.
+        Smallest and largest signal-to-noise ratio; drawn between them, evenly in its logarithm, with `realism` more often low.
     phase_std
-        Standard deviation of the smooth phase over the image, in radians; 0 for none (a constant phase stays).
+        Standard deviation of the smooth phase over the image, in radians; 0 for none (a constant phase stays). Without
+        `realism` only.
+    realism
+        Frame, contrast and phase as scans have them; None: the whole image, as it is, with smooth phase.
     maps
         Coil maps measured from a scan, complex ``(coil y x)`` of any size and scale, interpolated to the matrix; drawn from
         SigPy's birdcage where None.
@@ -57,6 +62,7 @@ class SynthesisOptions:
     coils: int = 8
     snr: tuple[float, float] = (20.0, 20.0)
     phase_std: float = 1.0
+    realism: Realism | None = None
     maps: Tensor | None = None
     covariance: Tensor | None = None
 
@@ -83,11 +89,14 @@ class Simulation:
         The object without noise, complex64 ``(y x)``, in the units of `kspace`.
     maps
         The true coil maps, complex64 ``(coil y x)``, unit root sum of squares.
+    frame
+        Which part of the picture it is; None: all of it.
     """
 
     kspace: KSpace
     target: Tensor
     maps: Tensor
+    frame: Frame | None = None
 
 
 def generator(*key: object) -> torch.Generator:
@@ -118,12 +127,25 @@ def simulate_example(image: Tensor, rng: torch.Generator, options: SynthesisOpti
         If the picture is smaller than the matrix, or zero.
     """
     snr, coils = draw_snr(options, rng), draw_coils(options, rng)
-    phase = smooth_phase(options.matrix, rng, options.phase_std)
-    obj = crop_to_matrix(image, options.matrix, source) * torch.polar(torch.ones_like(phase), phase)
+    obj, frame = draw_object(image, rng, options, source)
     target = obj / noise_scale(obj[None], snr, source)
     y = fft(coils.maps * target) + complex_noise((len(coils.maps), *options.matrix), rng)
     header = replace(nominal_header(source, options.matrix), noise_std=1.0, steps=("whiten",))
-    return Simulation(KSpace(y, _all_lines(options.matrix), header), target, coils.maps)
+    return Simulation(KSpace(y, _all_lines(options.matrix), header), target, coils.maps, frame)
+
+
+def draw_object(
+    image: Tensor, rng: torch.Generator, options: SynthesisOptions, source: str = ""
+) -> tuple[Tensor, Frame | None]:
+    """What is imaged of a picture, without noise: complex64 ``(y x)`` in the picture's units, and the frame that was drawn."""
+    realism = options.realism
+    if realism is None:
+        phase = smooth_phase(options.matrix, rng, options.phase_std)
+        return crop_to_matrix(image, options.matrix, source) * _rotor(phase), None
+    frame = draw_frame(image, options.matrix, rng, realism)
+    obj = crop_to_matrix(other_contrast(frame.image(image), rng, realism), options.matrix, source)
+    obj = blur(obj, rng, realism)
+    return obj * _rotor(draw_phase(obj.abs(), rng, realism.phase)), frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +166,8 @@ class SimulatedVolume:
         As drawn.
     sigma
         Root of the mean noise variance of a coil's samples, in the units of the pictures.
+    frames
+        Which part of its picture each slice is; empty: all of it.
     """
 
     name: str
@@ -152,6 +176,7 @@ class SimulatedVolume:
     coils: Receiver
     snr: float
     sigma: float
+    frames: tuple[Frame, ...] = ()
 
     @property
     def noise_covariance(self) -> Tensor:
@@ -194,15 +219,46 @@ def simulate_volume(images: Mapping[str, Tensor], options: SynthesisOptions, see
     """
     rng = generator(seed, name)
     snr, coils = draw_snr(options, rng), draw_coils(options, rng)
+    make = _smooth_objects if options.realism is None else _realistic_objects
+    objects, frames = make(images, options, seed, name, rng)
+    stack = torch.stack(objects)
+    return SimulatedVolume(name, tuple(images), stack, coils, snr, noise_scale(stack, snr, name), frames)
+
+
+def _smooth_objects(
+    images: Mapping[str, Tensor], options: SynthesisOptions, seed: int, name: str, rng: torch.Generator
+) -> tuple[list[Tensor], tuple[Frame, ...]]:
     common = smooth_phase(options.matrix, rng, options.phase_std)
     objects = []
     for key, image in images.items():
         # Phase of the receiver and of the field is much alike in neighbouring slices, not the same.
         own = smooth_phase(options.matrix, generator(seed, key, "phase"), 0.2 * options.phase_std)
-        phase = common + own - own.mean()
-        objects.append(crop_to_matrix(image, options.matrix, key) * torch.polar(torch.ones_like(phase), phase))
-    stack = torch.stack(objects)
-    return SimulatedVolume(name, tuple(images), stack, coils, snr, noise_scale(stack, snr, name))
+        objects.append(crop_to_matrix(image, options.matrix, key) * _rotor(common + own - own.mean()))
+    return objects, ()
+
+
+def _realistic_objects(
+    images: Mapping[str, Tensor], options: SynthesisOptions, seed: int, name: str, rng: torch.Generator
+) -> tuple[list[Tensor], tuple[Frame, ...]]:
+    """Slices of equal size share the frame, which holds all of them, and the map of intensities."""
+    assert options.realism is not None
+    realism = options.realism
+    common = global_phase(options.matrix, rng, realism.phase)
+    objects: dict[str, Tensor] = {}
+    frames: dict[str, Frame] = {}
+    for shape in dict.fromkeys(image.shape for image in images.values()):
+        members = {key: image for key, image in images.items() if image.shape == shape}
+        stack, shared = torch.stack(list(members.values())), generator(seed, name, tuple(shape), "shared")
+        frame = draw_frame(stack.abs().amax(0), options.matrix, shared, realism)
+        for key, image in zip(members, other_contrast(stack, shared, realism), strict=True):
+            obj = blur(crop_to_matrix(frame.image(image), options.matrix, key), generator(seed, name, "blur"), realism)
+            own = local_phase(obj.abs(), generator(seed, key, "phase"), realism.phase)
+            objects[key], frames[key] = obj * _rotor(common + own), frame
+    return [objects[key] for key in images], tuple(frames[key] for key in images)
+
+
+def _rotor(phase: Tensor) -> Tensor:
+    return torch.polar(torch.ones_like(phase), phase)
 
 
 def crop_to_matrix(image: Tensor, matrix: Sequence[int], source: str = "") -> Tensor:
@@ -269,14 +325,20 @@ def complex_noise(shape: Sequence[int], rng: torch.Generator) -> Tensor:
 
 
 def draw_snr(options: SynthesisOptions, rng: torch.Generator) -> float:
-    """A signal-to-noise ratio, even in its logarithm between the two of `options`."""
+    """A signal-to-noise ratio, even in its logarithm between the two of `options`.
+
+    With `realism` the square of an even number says where between the two: phantoms have ratios of hundreds, most scans do not.
+    """
     low, high = (math.log(value) for value in options.snr)
-    return math.exp(low + (high - low) * float(torch.rand((), generator=rng)))
+    place = float(torch.rand((), generator=rng))
+    return math.exp(low + (high - low) * (place if options.realism is None else place**2))
 
 
 def draw_coils(options: SynthesisOptions, rng: torch.Generator) -> Receiver:
     """A receiver: the measured one of `options`, or a random birdcage with random coupling."""
-    maps = birdcage(options.coils, rng) if options.maps is None else options.maps.to(torch.complex64)
+    maps = (
+        birdcage(options.coils, rng, options.realism is not None) if options.maps is None else options.maps.to(torch.complex64)
+    )
     covariance = coupling(len(maps), rng) if options.covariance is None else options.covariance
     return whitened_coils(maps, covariance, options.matrix)
 

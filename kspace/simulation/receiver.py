@@ -14,6 +14,7 @@ from torch import Tensor
 PHASE_ORDER = 4
 RING = 64  # elements of the ring that coils are picked from
 RADII = (1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
+CLOSE_RADII = (0.85, 0.95, 1.05, 1.2, 1.4, 1.8)  # where elements lie inside of the field of view, in its corners or in air
 MAPS_GRID = 64
 
 
@@ -57,13 +58,15 @@ def whitened_coils(maps: Tensor, covariance: Tensor, shape: Sequence[int]) -> Re
     return Receiver(whitened * power.clamp_min(torch.finfo(power.dtype).tiny).rsqrt(), mixing.to(torch.complex64))
 
 
-def birdcage(n_coils: int, rng: torch.Generator) -> Tensor:
+def birdcage(n_coils: int, rng: torch.Generator, varied: bool = False) -> Tensor:
     """Coil maps of a random receiver, complex64 ``(coil 64 64)``: they are smooth, `whitened_coils` brings them to the matrix.
 
     Elements of SigPy's birdcage of random radius, at jittered places around the ring, each with its own gain, phase and a
-    smooth deviation of about a tenth.
+    smooth deviation of about a tenth; `varied`: with elements as close as those of head arrays, and a deviation that is drawn.
     """
-    radius = RADII[int(torch.randint(len(RADII), (), generator=rng))]
+    radii = CLOSE_RADII if varied else RADII
+    radius = radii[int(torch.randint(len(radii), (), generator=rng))]
+    strength = 0.05 + 0.45 * float(torch.rand((), generator=rng)) if varied else 0.1
     ring = _ring(radius)
     jitter = 0.6 * (torch.rand(n_coils, generator=rng) - 0.5)
     place = (torch.arange(n_coils) + jitter) / n_coils + torch.rand((), generator=rng)
@@ -74,7 +77,9 @@ def birdcage(n_coils: int, rng: torch.Generator) -> Tensor:
     phase = 2 * math.pi * torch.rand(n_coils, generator=rng)
     deviation = torch.stack(
         [
-            torch.complex(0.1 * _bump(maps.shape[-2:], rng), 0.1 * _bump(maps.shape[-2:], rng))  # of log gain, and of phase
+            torch.complex(
+                strength * _bump(maps.shape[-2:], rng), strength * _bump(maps.shape[-2:], rng)
+            )  # of log gain, and of phase
             for _ in range(n_coils)
         ]
     )
@@ -155,7 +160,7 @@ def _bump(shape: Sequence[int], rng: torch.Generator) -> Tensor:
     return phase - phase.mean()
 
 
-@functools.lru_cache(maxsize=len(RADII))
+@functools.lru_cache(maxsize=len(RADII) + len(CLOSE_RADII))
 def _ring(radius: float) -> Tensor:
     import sigpy.mri
 

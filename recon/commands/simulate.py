@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,21 +16,25 @@ from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft, interpolate, resize
 from kspace.io import fastmri, mrd
-from kspace.io.images import box_corners, find_images, read_boxes, read_image
-from kspace.simulation.from_images import SynthesisOptions, simulate_volume
+from kspace.io.images import Box, box_corners, find_images, read_boxes, read_image
+from kspace.simulation.from_images import SimulatedVolume, SynthesisOptions, generator, simulate_volume
+from kspace.simulation.realism import SNR, Realism, draw_matrix
 from kspace.simulation.receiver import MAPS_GRID, maps_from_images
+from recon.commands.simulation_check import compare_with_scans
 from recon.datasets.patients import PatientFiles, group_files, split_groups
 
+SMOOTH_MATRIX, SMOOTH_SNR = (256, 256), 20.0
 MAPS_BLOCK = 32  # central samples per axis that coil maps are measured from
 
 
 def simulate(
     images: Path,
     output: Path,
-    matrix: tuple[int, int] = (256, 256),
+    matrix: tuple[int, ...] = (),
     coils: int = 8,
-    snr: float = 20.0,
+    snr: float | None = None,
     snr_max: float | None = None,
+    smooth: bool = False,
     phase_std: float = 1.0,
     maps_from: Path | None = None,
     group_size: int | None = None,
@@ -39,11 +43,14 @@ def simulate(
     seed: int = 0,
     attribution: str = "",
     skip_bad: bool = False,
+    check: tuple[Path, ...] = (),
+    examples: int = 100,
     force: bool = False,
 ) -> None:
     """Turn folders of images (JPEG, PNG, TIFF, DICOM, NIfTI, .npy) into fastMRI-style volumes of simulated k-space.
 
-    Each picture's k-space is cropped to the matrix, smooth phase, coils and correlated noise are added. Boxes in YOLO text
+    Each picture is oriented and framed at random, its k-space cropped to the matrix; half of the volumes get another contrast.
+    Phase as scans have it, coils and correlated noise are added. Boxes in YOLO text
     files beside the pictures are carried along as regions of interest, and the pictures themselves as the truth that methods
     are compared with. The result depends on the pictures, the options and the
     seed alone. It is simulated, and what is learned or measured on it has to be called so.
@@ -55,15 +62,19 @@ def simulate(
     output
         Folder for the volumes.
     matrix
-        Points ky kx of k-space. Pictures with fewer are refused: there is nothing to undersample outside their own k-space.
+        Points ky kx of k-space, for all volumes; default: drawn for each volume between 80 and 208 (with --smooth 256 256).
+        Pictures with fewer are refused: there is nothing to undersample outside their own k-space.
     coils
         Number of coils, SigPy's birdcage with random deviations.
     snr
-        Mean magnitude in the object over the standard deviation of the noise in the real part of the optimally combined image.
+        Mean magnitude in the object over the standard deviation of the noise in the real part of the optimally combined image;
+        default: drawn between 5 and 1200, more often low (with --smooth 20).
     snr_max
         Draw the ratio of each volume between snr and this.
+    smooth
+        Whole pictures of their own contrast with smooth phase, in place of the realistic simulation.
     phase_std
-        Standard deviation of the smooth phase over the image, in radians.
+        Standard deviation of that smooth phase over the image, in radians.
     maps_from
         Measure the coil maps, and the noise covariance where there is one, from this scan (ISMRMRD or fastMRI HDF5) instead.
     group_size
@@ -79,18 +90,21 @@ def simulate(
         Whom the licence of the images wants named, and the licence: kept in the volumes, and shown with what is made of them.
     skip_bad
         Leave images that cannot be used out, name them, and count them at the end, instead of stopping at the first.
+    check
+        Compare the simulation with these fully sampled scans (fastMRI-style HDF5) instead of writing volumes: the output folder
+        gets a table (check.md), the numbers (check.json) and a plot (check.png).
+    examples
+        Simulated slices of a check.
     force
         Overwrite existing volumes.
     """
+    if check:
+        options = _options(matrix, coils, snr, snr_max, smooth, phase_std, None)
+        draws = not matrix and not smooth
+        compare_with_scans(images, output, check, options, examples, seed, group_size, draw_matrices=draws, force=force)
+        return
     receiver: tuple[Tensor, Tensor | None] | None = None if maps_from is None else measure_receiver(maps_from)
-    options = SynthesisOptions(
-        matrix=matrix,
-        coils=coils if receiver is None else len(receiver[0]),
-        snr=(snr, snr if snr_max is None else snr_max),
-        phase_std=phase_std,
-        maps=None if receiver is None else receiver[0],
-        covariance=None if receiver is None else receiver[1],
-    )
+    options = _options(matrix, coils, snr, snr_max, smooth, phase_std, receiver)
     groups = group_files(find_images(images), images, group_size)
     parts, left_out = {"": groups}, 0
     if split:
@@ -100,10 +114,36 @@ def simulate(
         raise InputError(f"a gap of {gap} files without a split", "--gap", "give --split as well")
     jobs = [(output / part / f"{group.name}.h5", group) for part, members in parts.items() for group in members]
     _check_outputs([path for path, _ in jobs], output, force)
-    work = _Work(images if images.is_dir() else images.parent, options, seed, attribution, skip_bad, force)
+    root = images if images.is_dir() else images.parent
+    work = _Work(root, options, not matrix and not smooth, seed, attribution, skip_bad, force)
     for path, group in tqdm(jobs, unit="volume", disable=None):
         work.do(path, group)
     work.finish(left_out)
+
+
+def _options(
+    matrix: tuple[int, ...],
+    coils: int,
+    snr: float | None,
+    snr_max: float | None,
+    smooth: bool,
+    phase_std: float,
+    receiver: tuple[Tensor, Tensor | None] | None,
+) -> SynthesisOptions:
+    if len(matrix) not in (0, 2):
+        raise InputError(f"the matrix is {matrix}, expected two numbers of points", "--matrix", "give ky and kx")
+    low, high = (SMOOTH_SNR, SMOOTH_SNR) if smooth else SNR
+    if snr is not None:
+        low = high = snr
+    return SynthesisOptions(
+        matrix=(matrix[0], matrix[1]) if matrix else SMOOTH_MATRIX,
+        coils=coils if receiver is None else len(receiver[0]),
+        snr=(low, high if snr_max is None else snr_max),
+        phase_std=phase_std,
+        realism=None if smooth else Realism(),
+        maps=None if receiver is None else receiver[0],
+        covariance=None if receiver is None else receiver[1],
+    )
 
 
 @dataclass
@@ -112,6 +152,7 @@ class _Work:
 
     root: Path
     options: SynthesisOptions
+    draw_matrices: bool
     seed: int
     attribution: str
     skip_bad: bool
@@ -122,16 +163,19 @@ class _Work:
 
     def do(self, path: Path, group: PatientFiles) -> None:
         slices: dict[str, Tensor] = {}
-        boxes: list[tuple[float, ...]] = []
+        boxes: list[tuple[int, Box]] = []
+        options = self.options
+        if self.draw_matrices and options.realism is not None:
+            options = replace(options, matrix=draw_matrix(generator(self.seed, group.name, "matrix"), options.realism))
         for file in group.files:
             try:
-                self._read(file, slices, boxes)
+                self._read(file, options.matrix, slices, boxes)
             except InputError as error:
                 self._is_bad(error)
         if not slices:
             return
         try:
-            volume = simulate_volume(slices, self.options, self.seed, group.name)
+            volume = simulate_volume(slices, options, self.seed, group.name)
         except InputError as error:
             self._is_bad(error)
             return
@@ -142,7 +186,7 @@ class _Work:
             patient_id=group.patient,
             acquisition="SIMULATED",
             noise_covariance=volume.noise_covariance,
-            boxes=boxes,
+            boxes=[row for i, box in boxes for row in _corners(i, box, volume, list(slices.values())[i], options.matrix)],
             truth=volume.truth,
             attributes={
                 "simulated": True,
@@ -156,10 +200,10 @@ class _Work:
         self.written[path.parent.name] = self.written.get(path.parent.name, 0) + len(slices)
         self.n_bytes += path.stat().st_size
 
-    def _read(self, file: Path, slices: dict[str, Tensor], boxes: list[tuple[float, ...]]) -> None:
+    def _read(self, file: Path, matrix: tuple[int, int], slices: dict[str, Tensor], boxes: list[tuple[int, Box]]) -> None:
         """Add the slices of a file, all or none."""
         stack, name = read_image(file), file.relative_to(self.root).as_posix()
-        n_y, n_x = self.options.matrix
+        n_y, n_x = matrix
         if stack.shape[1] < n_y or stack.shape[2] < n_x:
             raise InputError(
                 f"the picture has {stack.shape[1]} x {stack.shape[2]} points (y x), fewer than the matrix {n_y} x {n_x}",
@@ -167,7 +211,7 @@ class _Work:
                 "choose a smaller --matrix",
             )
         found = read_boxes(file) if len(stack) == 1 else []
-        boxes += [(len(slices), box.label, *box_corners(box, stack.shape[1:], self.options.matrix)) for box in found]
+        boxes += [(len(slices), box) for box in found]
         for i, image in enumerate(stack):
             slices[name if len(stack) == 1 else f"{name}#{i}"] = torch.from_numpy(image)
 
@@ -188,6 +232,18 @@ class _Work:
             print(f"{left_out} images between training and validation were left out")
         if self.bad:
             print(f"{len(self.bad)} bad images were skipped")
+
+
+def _corners(
+    index: int, box: Box, volume: SimulatedVolume, picture: Tensor, matrix: tuple[int, int]
+) -> Iterator[tuple[float, ...]]:
+    """The row of a box in the data set ``boxes``; none where it lies outside of the frame."""
+    if not volume.frames:
+        yield (index, box.label, *box_corners(box, picture.shape, matrix))
+        return
+    stored = torch.tensor([[box.label, *box_corners(box, picture.shape, picture.shape)]], dtype=torch.float32)
+    for row in volume.frames[index].boxes(stored, picture.shape, matrix).tolist():
+        yield (index, *row)
 
 
 def measure_receiver(path: Path) -> tuple[Tensor, Tensor | None]:

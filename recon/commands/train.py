@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from kspace.masks import MaskSpec
 from models import systems
 from models.interface import Gan
 from recon.methods.precision import SLOW, multiplies_bfloat16
-from recon.methods.weights import Card
+from recon.methods.weights import Card, find, read, read_card
 from recon.metrics.image import CONVENTIONS
 from recon.train.callbacks import Interrupted, Keeper, Panels, RandomState, StopOnSignal
 from recon.train.data import DataOptions, DataSets, make_data
@@ -82,6 +82,7 @@ def train(argv: Sequence[str]) -> int:
     pl.seed_everything(given["data"].seed, workers=True, verbose=False)
 
     gan = systems.build(system_config(given))
+    origin = _initialise(gan, given["init"])
     options: DataOptions = given["data"]
     data = make_data(options, gan.schedule.mask_per)
     trainer_options, update_options = _trainer_options(given)
@@ -96,11 +97,35 @@ def train(argv: Sequence[str]) -> int:
         recorder.unit = 255.0 if given["system"] == "refinegan" else 1.0
     module = GanModule(gan, update_options, recorder)
     card = _card(gan, options, data, batch_size, given["card"])
+    card = replace(card, training={**card.training, **origin})
     trainer = make_trainer(folder, gan, trainer_options, card, has_validation=trainer_options["limit_val_batches"] != 0)
     module.n_steps = planned_steps(trainer, loaders, gan)
     if first:
         _save_options(folder, given)
     return _fit(trainer, module, loaders, folder, resume)
+
+
+def _initialise(gan: Gan, name: str | None) -> dict[str, Any]:
+    """Give the generator the weights `name`, and say for the card where they came from.
+
+    Raises
+    ------
+    InputError
+        If there are no such weights, or they are of another system or another generator.
+    """
+    if name is None:
+        return {}
+    path = find(name)
+    card, state = read(path, str(gan.config["system"]))
+    try:
+        gan.generator.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"the weights do not fit the generator ({' '.join(str(error).split())[:200]})",
+            path,
+            "leave the --generator options out",
+        ) from error
+    return {"init": card.name, "init_sha256": card.sha256}
 
 
 def _fit(trainer: pl.Trainer, module: GanModule, loaders: DataModule, folder: Path, resume: Path | None) -> int:
@@ -132,10 +157,11 @@ def _fit(trainer: pl.Trainer, module: GanModule, loaders: DataModule, folder: Pa
 # Options
 
 
-def parser(system: str | None, preset: str) -> jsonargparse.ArgumentParser:
+def parser(system: str | None, preset: str, init: str | None = None) -> jsonargparse.ArgumentParser:
     """Every option, from the command line and from YAML files (``--config``, any number of them, the last one counting).
 
     The sections of a system (generator, losses, ...) are those of `system` and `preset`; None leaves them out, for a help text.
+    The generator of the weights `init` is the default one.
     """
     import jsonargparse
 
@@ -153,6 +179,20 @@ def parser(system: str | None, preset: str) -> jsonargparse.ArgumentParser:
         made.add_class_arguments(section if inspect.isclass(section) else type(section), name, instantiate=False)
         if not inspect.isclass(section):
             made.set_defaults({f"{name}.{key}": value for key, value in _leaves(asdict(section)).items()})
+    if init is not None and system is not None:
+        path = find(init)
+        card = read_card(path)
+        if card.system != system or card.preset != preset:
+            raise InputError(
+                f"these are weights of {card.system} {card.preset}, not of {system} {preset}", path, "choose others"
+            )
+        made.set_defaults({f"generator.{key}": value for key, value in card.config.get("generator", {}).items()})
+    made.add_argument(
+        "--init",
+        type=str,
+        default=None,
+        help="start from weights: a bundled name, or a .safetensors file; its generator counts",
+    )
     made.add_argument("--output", "-o", type=Path, default=Path("run"), help="folder of the run")
     made.add_argument("--resume", type=Path, default=None, help="folder of a run, or a checkpoint of one's own, to go on with")
     made.add_argument("--force", "-f", action="store_true", help="write into a folder that holds another run")
@@ -195,16 +235,16 @@ def system_config(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"system": given["system"], "preset": given["preset"], **{name: given["plain"][name] for name in names}}
 
 
-def _which(argv: Sequence[str]) -> tuple[str | None, str]:
-    """System and preset that the arguments mean: they decide which other options there are."""
-    pre = {"system": None, "preset": "raw"}
+def _which(argv: Sequence[str]) -> tuple[str | None, str, str | None]:
+    """System, preset and first weights that the arguments mean: they decide which other options there are."""
+    pre: dict[str, str | None] = {"system": None, "preset": "raw", "init": None}
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for option, value in pairwise(words):
-        if option in ("--system", "--preset"):
+        if option in ("--system", "--preset", "--init"):
             pre[option[2:]] = value
         if option == "--config":
-            pre |= {key: str(entry) for key, entry in _read_yaml(Path(value)).items() if key in pre}
-    return pre["system"], str(pre["preset"])
+            pre |= {k: str(entry) for k, entry in _read_yaml(Path(value)).items() if k in pre and entry is not None}
+    return pre["system"], str(pre["preset"]), pre["init"]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import torch.utils.data
 from torch import Tensor
 
 from kspace import coils, preprocess
+from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
 from kspace.io.images import STACKS, box_corners, read_boxes, read_image
 from kspace.masks import digest
 from kspace.operators import Sense
-from kspace.simulation.from_images import SynthesisOptions, generator, simulate_example
+from kspace.simulation.contrast import dead_leaves
+from kspace.simulation.from_images import Simulation, SynthesisOptions, generator, simulate_example
+from kspace.simulation.phase import uniform
+from kspace.simulation.realism import FULL_SHARE, Realism, draw_matrix, object_region
 from recon.datasets.example import Example, Key, Shape
 from recon.datasets.kspace_dataset import Augmentation, MaskSource
 from recon.datasets.patients import PatientFiles
@@ -27,8 +32,9 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
 
     Each item is a pure function of its picture, the seed, the options and, with `resample`, the epoch: receiver, SNR, phase,
     noise and mask are drawn anew for every picture in every epoch. Coil maps are estimated from the acquired samples of each
-    example, as for a scan, which takes most of the time. Target and truth are without noise: that of a fully sampled slice is
-    in part that of the samples which were kept, and a network would learn to keep it.
+    example, as for a scan, which takes most of the time; with ``options.realism`` and `resample` most examples have the true
+    maps, and a part of them are dead leaves, or come from `others`, in place of the picture. Target and truth are without
+    noise: that of a fully sampled slice is in part that of the samples which were kept, and a network would learn to keep it.
 
     Parameters
     ----------
@@ -44,6 +50,11 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         Method and number of central samples, as for `kspace.coils.estimate_maps`.
     augment
         Applied to the fully sampled coil images, before undersampling.
+    others
+        Files of further images, for the share of examples that ``options.realism.other`` says.
+    draw_matrices
+        Another matrix for each picture (each patient, without `resample`), by ``options.realism.matrix``, in place of
+        ``options.matrix``.
     seed
         Seed of everything that is drawn.
 
@@ -64,20 +75,20 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         maps: str = "espirit",
         calibration_width: int = 24,
         augment: Augmentation | None = None,
+        others: Sequence[Path] = (),
+        draw_matrices: bool = False,
         seed: int = 0,
     ) -> None:
         if not masks:
             raise InputError("no masks to undersample simulated k-space with", fix="give at least one")
         self.options, self.masks, self.resample, self.seed = options, tuple(masks), resample, seed
         self.maps, self.calibration_width, self.augment = maps, calibration_width, augment
-        self.items = [
-            (group, path, i)
-            for group in groups
-            for path in group.files
-            for i in range(len(read_image(path)) if path.name.lower().endswith(STACKS) else 1)
-        ]
+        self.items = [(group, path, i) for group in groups for path, i in _slices(group.files)]
         if not self.items:
             raise InputError("no images to simulate k-space from")
+        self.others = [(path, i, min(read_image(path)[i].shape)) for path, i in _slices(others)]
+        self.draw_matrices = draw_matrices and options.realism is not None
+        self.matrices = [self._matrix(group, path, i) for group, path, i in self.items]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -85,43 +96,95 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
     @property
     def shapes(self) -> list[Shape]:
         """For each item what must be equal within a batch."""
-        n_coils = self.options.coils if self.options.maps is None else len(self.options.maps)
-        return [(n_coils, *self.options.matrix)] * len(self.items)
+        return [(self._n_coils, *matrix) for matrix in self.matrices]
+
+    @property
+    def _n_coils(self) -> int:
+        return self.options.coils if self.options.maps is None else len(self.options.maps)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Example:
         index, epoch = item if isinstance(item, tuple) else (item, 0)
+        return self.example(index, epoch, replace(self.options, matrix=self.matrices[index]), self.masks)
+
+    def example(self, index: int, epoch: int, options: SynthesisOptions, masks: Sequence[MaskSource]) -> Example:
+        """The example of picture `index` in `epoch` with its own options and masks to draw from."""
         group, path, slice_index = self.items[index]
         epoch = epoch if self.resample else 0
         name = f"{group.name}/{path.name}/{slice_index}"
-        picture = torch.from_numpy(read_image(path)[slice_index])
-        scan = simulate_example(picture, generator(self.seed, name, epoch), self.options, str(path))
-        k, boxes = scan.kspace, self._boxes(path, picture)
+        source = generator(self.seed, name, epoch, "source")
+        picture, own = self._picture(path, slice_index, options, source)
+        scan = simulate_example(picture, generator(self.seed, name, epoch), options, str(path))
+        k = scan.kspace
+        boxes = _boxes(path, picture, scan, options.matrix) if own else torch.zeros(0, 5)
         clean = scan.maps * scan.target
+        true_maps = self._true_maps(scan, options.realism, source)
         if self.augment is not None:
             seed = generator(self.seed, name, epoch, "augment").initial_seed()
             clean, _ = self.augment(clean, boxes, seed)
             images, boxes = self.augment(ifft(k.data), boxes, seed)
             k = k.after("augment", data=fft(images))
-        mask = self._draw(f"{name}/{epoch}" if self.resample else group.name)
+            true_maps = None  # augmentation moves them, and is not smooth
+        mask = self._draw(f"{name}/{epoch}" if self.resample else group.name, options.matrix, masks)
         k = preprocess.undersample(k, mask)
-        sensitivities = coils.estimate_maps(k, self.maps, self.calibration_width)
-        matrix = self.options.matrix
+        maps = self._estimated_maps(k, scan) if true_maps is None else true_maps
         attributes: dict[str, Any] = {"simulated": True, "acquisition": "SIMULATED"}
         return Example(
             y=k.data,
-            op=Sense(sensitivities, k.mask),
-            target=(clean * sensitivities.conj()).sum(0),
-            truth=torch.linalg.vector_norm(clean, dim=0),
-            keys=(Key(path.name, slice_index, group.patient, digest(mask, matrix)),),
+            op=Sense(maps, k.mask),
+            target=(clean * maps.conj()).sum(0),
+            truth=torch.view_as_real(clean).square().sum((0, -1)).sqrt(),
+            keys=(Key(path.name, slice_index, group.patient, digest(mask, options.matrix)),),
             boxes=(boxes,),
-            recon_shapes=(matrix,),
+            recon_shapes=(options.matrix,),
             attributes=(attributes,),
         )
 
-    def _boxes(self, path: Path, picture: Tensor) -> Tensor:
-        rows = [(box.label, *box_corners(box, picture.shape, self.options.matrix)) for box in read_boxes(path)]
-        return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+    def _matrix(self, group: PatientFiles, path: Path, index: int) -> tuple[int, int]:
+        if not self.draw_matrices or self.options.realism is None:
+            return self.options.matrix
+        key = (path.name, index) if self.resample else ()
+        return draw_matrix(generator(self.seed, group.name, *key, "matrix"), self.options.realism)
 
-    def _draw(self, key: str) -> Tensor:
-        choice = int(torch.randint(len(self.masks), (), generator=generator(self.seed, key, "mask")))
-        return self.masks[choice].draw(self.options.matrix, f"{self.seed}/{key}")
+    def _picture(self, path: Path, index: int, options: SynthesisOptions, rng: torch.Generator) -> tuple[Tensor, bool]:
+        """The picture of an item, or what takes its place in training, and whether it is the item's own."""
+        realism = options.realism
+        if realism is not None and self.resample:
+            choice, pick = uniform(rng), uniform(rng)
+            if choice < realism.dead_leaves:
+                return dead_leaves([round(n / FULL_SHARE) for n in options.matrix], rng), False
+            fitting = [(p, i) for p, i, smallest in self.others if smallest >= max(options.matrix)]
+            if fitting and choice < realism.dead_leaves + realism.other:
+                path, index = fitting[int(pick * len(fitting))]
+                return torch.from_numpy(read_image(path)[index]), False
+        return torch.from_numpy(read_image(path)[index]), True
+
+    def _true_maps(self, scan: Simulation, realism: Realism | None, rng: torch.Generator) -> Tensor | None:
+        """True coil maps where the example shall have them, else None."""
+        if realism is None or not self.resample or uniform(rng) < realism.estimated_maps:
+            return None
+        if uniform(rng) < realism.object_maps:
+            return scan.maps * object_region(scan.target.abs())
+        return scan.maps
+
+    def _estimated_maps(self, k: KSpace, scan: Simulation) -> Tensor:
+        try:
+            return coils.estimate_maps(k, self.maps, self.calibration_width)
+        except coils.NoCalibration:
+            if not self.resample or self.options.realism is None:
+                raise
+            return scan.maps  # a small matrix at a high acceleration: the next epoch draws another
+
+    def _draw(self, key: str, matrix: tuple[int, int], masks: Sequence[MaskSource]) -> Tensor:
+        choice = int(torch.randint(len(masks), (), generator=generator(self.seed, key, "mask")))
+        return masks[choice].draw(matrix, f"{self.seed}/{key}")
+
+
+def _slices(files: Iterable[Path]) -> list[tuple[Path, int]]:
+    return [(path, i) for path in files for i in range(len(read_image(path)) if path.name.lower().endswith(STACKS) else 1)]
+
+
+def _boxes(path: Path, picture: Tensor, scan: Simulation, matrix: tuple[int, int]) -> Tensor:
+    shape = picture.shape if scan.frame is not None else matrix
+    rows = [(box.label, *box_corners(box, picture.shape, shape)) for box in read_boxes(path)]
+    boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+    return boxes if scan.frame is None else scan.frame.boxes(boxes, picture.shape, matrix)

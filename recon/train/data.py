@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from kspace.errors import InputError
 from kspace.io.images import find_images
 from kspace.masks import MaskSpec
 from kspace.simulation.from_images import SynthesisOptions
+from kspace.simulation.realism import SNR, Realism
 from recon.datasets.augment import Augment
 from recon.datasets.example import Example
 from recon.datasets.image_dataset import SimulatedDataset
@@ -24,6 +24,7 @@ from recon.datasets.patients import PatientFiles, group_files, split_groups
 from recon.train.examples import Examples, Kept, PlainImages, Simulations, Strips
 
 T = TypeVar("T")
+PLAIN_MATRIX = 256, 256
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,23 @@ class DataOptions:
         Validate with each of these in turn; default: `masks`.
     val_volumes
         At most so many volumes, spread over all, to validate with.
+    others
+        Folder or file of further images of any sizes (.npy may be complex), for the share of the training examples that
+        `simulation.other` says.
     matrix
-        Points (ky, kx) of simulated k-space.
+        Points (ky, kx) of simulated k-space; default: drawn for each slice, by `simulation.matrix` (256 256 with `smooth`).
     coils
         Simulated numbers of coils to choose from.
     val_coils
         Simulated number of coils in validation.
     snr
         Smallest and largest simulated signal-to-noise ratio.
+    simulation
+        How far simulated scans are spread in matrix, frame, contrast and phase.
+    smooth
+        Simulate whole images with smooth phase and estimated maps instead, as before version 0.5.
     phase_std
-        Standard deviation of the simulated phase, in radians.
+        Standard deviation of that smooth phase, in radians.
     variants
         Scans simulated of each picture in each epoch.
     maps
@@ -74,10 +82,11 @@ class DataOptions:
     strips
         Strips of each slice in one pass; default: as many as fit. Fewer give slices that are sampled in points a larger share.
     augment
-        Flip, turn, shrink and add phase at random; not together with `cache`.
+        Flip, turn, shrink and add phase at random; not together with `freeze`.
     cache
-        Folder in which examples are kept once made, so that they are the same in every epoch and cost little. Without it maps
-        are made anew each time.
+        Folder for what does not change from one epoch to the next: examples to validate with, and coil maps of volumes.
+    freeze
+        Keep the training examples in `cache` too, so that they cost little and are the same in every epoch.
     batch_size
         Slices (or strips) of a batch on each device; default: the system's. Larger slices come in smaller batches.
     workers
@@ -96,10 +105,13 @@ class DataOptions:
     masks: tuple[str, ...] = ("random1d:4",)
     val_masks: tuple[str, ...] = ()
     val_volumes: int | None = None
-    matrix: tuple[int, int] = (256, 256)
+    others: Path | None = None
+    matrix: tuple[int, int] | None = None
     coils: tuple[int, ...] = (8,)
     val_coils: int = 8
-    snr: tuple[float, float] = (10.0, 50.0)
+    snr: tuple[float, float] = SNR
+    simulation: Realism = field(default_factory=Realism)
+    smooth: bool = False
     phase_std: float = 1.0
     variants: int = 1
     maps: str = "espirit"
@@ -108,6 +120,7 @@ class DataOptions:
     strips: int | None = None
     augment: bool = False
     cache: Path | None = None
+    freeze: bool = False
     batch_size: int | None = None
     workers: int = 0
     seed: int = 0
@@ -120,8 +133,10 @@ class DataOptions:
             raise InputError("plain pictures", "--data.plain", "needs --data.images, and no strip, augmentation or cache")
         if not self.masks:
             raise InputError("no masks", "--data.masks", "give at least one")
-        if self.augment and self.cache is not None:
-            raise InputError("augmentation makes every example new, a cache keeps them", "--data", "choose one")
+        if self.freeze and self.cache is None:
+            raise InputError("no folder to keep the training examples in", "--data.freeze", "give --data.cache as well")
+        if self.augment and self.freeze:
+            raise InputError("augmentation makes every example new, --data.freeze keeps them", "--data", "choose one")
         for name in ("val_coils", "variants", "calibration_width", "strips"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1", f"--data.{name}")
@@ -216,16 +231,16 @@ def _from_volumes(
         train_files, val_files = split_by_patient(files, (1 - options.val_fraction, options.val_fraction), options.seed)
     val_files = _spread(val_files, options.val_volumes)
     maps: dict[str, Any] = {"maps": options.maps, "calibration_width": options.calibration_width, "seed": options.seed}
+    folder = None if options.cache is None or options.freeze else options.cache / "maps"
     train: Any = KSpaceDataset(
-        train_files, masks, resample=options.cache is None, augment=Augment() if options.augment else None, **maps
+        train_files, masks, resample=not options.freeze, augment=Augment() if options.augment else None, cache=folder, **maps
     )
     val: dict[str, Any] = {mask_name(mask): KSpaceDataset(val_files, [mask], **maps) for mask in val_masks}
     summary = {"source": str(options.path), "simulated": all(v.attributes.get("simulated") for v in train.volumes)}
     if options.cache is None:
         return train, val, summary
     about = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in (*train_files, *val_files)]
-    keep = partial(_kept, options, about)
-    return keep("train", train), {name: keep(f"val {name}", part) for name, part in val.items()}, summary
+    return _keep(options, about, train, val, summary)
 
 
 def _from_images(
@@ -233,33 +248,52 @@ def _from_images(
 ) -> tuple[Examples, dict[str, Examples], dict]:
     assert options.images is not None
     train_groups, val_groups, n_left_out = _groups(options)
-    scans = SynthesisOptions(options.matrix, options.val_coils, options.snr, options.phase_std)
-    maps: dict[str, Any] = {"maps": options.maps, "calibration_width": options.calibration_width, "seed": options.seed}
+    realism = None if options.smooth else options.simulation
+    matrix = options.matrix or PLAIN_MATRIX
+    scans = SynthesisOptions(matrix, options.val_coils, options.snr, options.phase_std, realism)
+    maps: dict[str, Any] = {
+        "maps": options.maps, "calibration_width": options.calibration_width, "seed": options.seed,
+        "draw_matrices": options.matrix is None,
+    }  # fmt: skip
+    others = [] if options.others is None else find_images(options.others)
     train: Any = Simulations(
-        train_groups, scans, options.coils, masks, variants=options.variants, resample=options.cache is None,
-        augment=Augment() if options.augment else None, **maps,
+        train_groups, scans, options.coils, masks, variants=options.variants, resample=not options.freeze,
+        augment=Augment() if options.augment else None, others=others, **maps,
     )  # fmt: skip
+    if realism is not None:  # slices of one volume have one contrast
+        scans = replace(scans, realism=replace(realism, intensities=0.0))
     val: dict[str, Any] = {mask_name(mask): _Volumes(val_groups, scans, [mask], resample=False, **maps) for mask in val_masks}
+    ranges = (
+        {"matrix": list(options.matrix or matrix)} if realism is None or options.matrix else {"matrix_range": realism.matrix}
+    )
     summary = {
         "source": str(options.images), "simulated": True, "coils": list(options.coils), "snr": list(options.snr),
-        "matrix": list(options.matrix), "n_left_out": n_left_out,
+        **ranges, "n_left_out": n_left_out, "simulation": None if realism is None else asdict(realism),
     }  # fmt: skip
     if options.cache is None:
         return train, val, summary
     about = ["targets without noise", *([g.name, [f.name for f in g.files]] for g in (*train_groups, *val_groups))]
-    keep = partial(_kept, options, about)
-    return keep("train", train), {name: keep(f"val {name}", part) for name, part in val.items()}, summary
+    return _keep(options, about, train, val, summary)
+
+
+def _keep(
+    options: DataOptions, files: Sequence[Any], train: Examples, val: dict[str, Examples], summary: dict[str, Any]
+) -> tuple[Examples, dict[str, Examples], dict]:
+    """The examples to validate with kept on disk, and those to train on where `freeze` asks for it."""
+    kept = {name: _kept(options, files, f"val {name}", part) for name, part in val.items()}
+    return _kept(options, files, "train", train) if options.freeze else train, dict(kept), summary
 
 
 def _from_plain(
     options: DataOptions, masks: list[MaskSpec], val_masks: list[MaskSpec], mask_per: str
 ) -> tuple[Examples, dict[str, Examples], dict]:
     train_groups, val_groups, n_left_out = _groups(options)
-    train = PlainImages(train_groups, options.matrix, masks, mask_per, options.seed)
+    matrix = options.matrix or PLAIN_MATRIX
+    train = PlainImages(train_groups, matrix, masks, mask_per, options.seed)
     val: dict[str, Examples] = {
-        mask_name(mask): PlainImages(val_groups, options.matrix, [mask], "run", options.seed) for mask in val_masks
+        mask_name(mask): PlainImages(val_groups, matrix, [mask], "run", options.seed) for mask in val_masks
     }
-    about = {"simulated": True, "coils": [1], "matrix": list(options.matrix), "n_left_out": n_left_out}
+    about = {"simulated": True, "coils": [1], "matrix": list(matrix), "n_left_out": n_left_out}
     return train, val, {"source": str(options.images), **about}
 
 
@@ -283,10 +317,11 @@ class _Volumes(SimulatedDataset):
 
 
 def _kept(options: DataOptions, files: Sequence[Any], role: str, source: Examples) -> Kept:
-    unimportant = ("path", "val_path", "images", "strip", "strips", "cache", "batch_size", "workers", "val_masks", "augment")
+    unimportant = ("path", "val_path", "images", "strip", "strips", "cache", "freeze",
+                   "batch_size", "workers", "val_masks", "augment")  # fmt: skip
     about = {k: v for k, v in asdict(options).items() if k not in unimportant}
     if role != "train":
-        about = {k: v for k, v in about.items() if k not in ("masks", "coils", "variants")}
+        about = {k: v for k, v in about.items() if k not in ("masks", "coils", "variants", "others")}
     text = json.dumps([role, about, files, recon.__version__], default=str)
     assert options.cache is not None
     return Kept(source, options.cache, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from kspace.io.images import read_image
 from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions, crop_to_matrix, generator
+from kspace.simulation.realism import draw_matrix
 from recon.datasets.example import Example, Key, Shape
 from recon.datasets.image_dataset import SimulatedDataset
 from recon.datasets.kspace_dataset import Draw
@@ -73,21 +73,18 @@ class Simulations(torch.utils.data.Dataset[Example]):
         seed: int = 0,
         **more: Any,
     ) -> None:
-        base = SimulatedDataset(groups, options, masks, resample=True, seed=seed, **more)
+        self.base = SimulatedDataset(groups, options, masks, resample=True, seed=seed, **more)
         self.variants, self.resample = variants, resample
-        self.parts: dict[tuple[int, int], SimulatedDataset] = {}
-        for c, n_coils in enumerate(coils):
-            for m, mask in enumerate(masks):
-                part = copy.copy(base)  # shares the list of pictures, which takes long to make
-                part.options, part.masks = replace(options, coils=n_coils), (mask,)
-                self.parts[c, m] = part
-        self.choices = []
-        for group, path, i in base.items:
+        self.choices: list[tuple[int, MaskSpec, tuple[int, int]]] = []
+        draws = self.base.draw_matrices and options.realism is not None
+        for (group, path, i), matrix in zip(self.base.items, self.base.matrices, strict=True):
             for variant in range(variants):
                 rng = generator(seed, group.name, path.name, i, variant, "choice")
-                pick = [int(torch.randint(n, (), generator=rng)) for n in (len(coils), len(masks))]
-                self.choices.append((pick[0], pick[1]))
-        self.lines = [_samples_lines(masks[m], options.matrix) for _, m in self.choices]
+                c, m = (int(torch.randint(n, (), generator=rng)) for n in (len(coils), len(masks)))
+                drawn = draw_matrix(rng, options.realism) if draws and options.realism is not None else matrix
+                self.choices.append((coils[c], masks[m], drawn))
+        line_kinds = {mask: _samples_lines(mask, self.base.matrices[0]) for mask in masks}
+        self.lines = [line_kinds[mask] for _, mask, _ in self.choices]
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -95,14 +92,14 @@ class Simulations(torch.utils.data.Dataset[Example]):
     @property
     def shapes(self) -> list[Shape]:
         """Coils, ky, kx, and whether the mask is of whole lines."""
-        found = [self.parts[choice] for choice in self.choices]
-        return [(p.options.coils, *p.options.matrix, int(line)) for p, line in zip(found, self.lines, strict=True)]
+        return [(n, *matrix, int(line)) for (n, _, matrix), line in zip(self.choices, self.lines, strict=True)]
 
     def __getitem__(self, item: Draw) -> Example:
         index, epoch = item
         picture, variant = divmod(index, self.variants)
         epoch = epoch * self.variants + variant if self.resample else variant
-        return self.parts[self.choices[index]][Draw(picture, epoch)]
+        n_coils, mask, matrix = self.choices[index]
+        return self.base.example(picture, epoch, replace(self.base.options, coils=n_coils, matrix=matrix), (mask,))
 
 
 class PlainImages(torch.utils.data.Dataset[Example]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
@@ -46,7 +47,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_the_truth_is_the_picture_whatever_the_noise(images: Path, tmp_path: Path) -> None:
-    simulate(images / "a", tmp_path / "out", matrix=MATRIX, coils=3, snr=5)
+    simulate(images / "a", tmp_path / "out", matrix=MATRIX, coils=3, snr=5, smooth=True)
     (volume,) = _volumes(tmp_path / "out").values()
     (found,), _ = find_data([str(volume.path)])
     for i in range(2):
@@ -102,7 +103,9 @@ def _volumes(folder: Path) -> dict[str, fastmri.FastmriVolume]:
 
 
 def test_volumes_are_groups_and_show_the_pictures(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    simulate(images, tmp_path / "out", matrix=MATRIX, coils=3, snr=1000, group_size=5, attribution="A. Nyone, CC BY")
+    simulate(
+        images, tmp_path / "out", matrix=MATRIX, coils=3, snr=1000, group_size=5, attribution="A. Nyone, CC BY", smooth=True
+    )
     volumes = _volumes(tmp_path / "out")
     assert {volume.attributes["attribution"] for volume in volumes.values()} == {"A. Nyone, CC BY"}
     assert list(volumes) == ["a_01.h5", "a_06.h5", "b_01.h5", "b_06.h5"]
@@ -196,6 +199,61 @@ def test_existing_volumes_are_kept_and_nothing_is_begun(images: Path, tmp_path: 
         simulate(images, tmp_path / "out", matrix=MATRIX, gap=3, force=True)
 
 
+def test_realistic_volumes_have_matrices_of_their_own_and_boxes_that_follow(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    y, x = np.mgrid[:256, :280]
+    for patient in ("a", "b", "c", "d"):
+        (folder / patient).mkdir(parents=True)
+        for number in (1, 2):
+            picture = 90.0 * ((y - 128) ** 2 / 90**2 + (x - 140) ** 2 / 80**2 < 1) + 9 * number * (y > 110)
+            picture[90:110, 150:190] = 250
+            Image.fromarray(picture.astype(np.uint8)).save(folder / patient / f"{number}.png")
+            (folder / patient / f"{number}.txt").write_text(f"1 {170 / 280} {100 / 256} {40 / 280} {20 / 256}")
+    simulate(folder, tmp_path / "out", coils=2)
+    simulate(folder, tmp_path / "again", coils=2)
+    volumes, again = _volumes(tmp_path / "out"), _volumes(tmp_path / "again")
+    assert len({volume.matrix for volume in volumes.values()}) > 1
+    assert all(80 <= n <= 208 for volume in volumes.values() for n in volume.matrix)
+    assert len({volume.attributes["snr"] for volume in volumes.values()}) == 4
+    for name, volume in volumes.items():
+        assert torch.equal(volume.load(1).data, again[name].load(1).data)
+        truth, (box,) = volume.truth(0), volume.boxes_of(0)
+        assert truth is not None
+        y0, x0, y1, x1 = (round(v) for v in box[1:].tolist())
+        inside = truth[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1]
+        # One intensity, whatever the contrast has become; around it there is another.
+        around = truth[max(0, y0 - 4) : y1 + 4, max(0, x0 - 4) : x1 + 4]
+        assert float(inside.std() / inside.mean()) < 0.5 * float(around.std() / around.mean())
+
+
+def test_a_check_puts_scans_beside_the_simulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    y, x = np.mgrid[:160, :160]
+    for number in range(3):
+        picture = (
+            120.0 * ((y - 80) ** 2 / 60**2 + (x - 80) ** 2 / 50**2 < 1) * (1 + 0.5 * np.sin(x / (4 + number)) * np.cos(y / 7))
+        )
+        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{number}.png")
+    simulate(folder, tmp_path / "scans", matrix=(96, 80), coils=3, smooth=True)
+    (scan,) = (tmp_path / "scans").glob("*.h5")
+    simulate(folder, tmp_path / "out", matrix=(96, 80), check=(scan,), examples=6)
+    found = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert len(found["simulated"]) == 6
+    assert set(found["scans"]) == {f"{scan.stem}/0", f"{scan.stem}/2"}
+    low, high = found["ranges"]["phase/residual_8"]
+    values = sorted(row["phase/residual_8"] for row in found["simulated"])
+    assert values[0] <= low <= values[1]
+    assert values[-2] <= high <= values[-1]
+    real = found["scans"][f"{scan.stem}/0"]
+    assert 5 < real["noise/snr"] < 40, "20, as simulated"
+    assert "phase/residual_8" in (tmp_path / "out" / "check.md").read_text()
+    assert (tmp_path / "out" / "check.png").stat().st_size > 10_000
+    assert "of scans lie outside" in capsys.readouterr().out
+    with pytest.raises(InputError, match="the output exists"):
+        simulate(folder, tmp_path / "out", check=(scan,))
+
+
 def test_every_format_becomes_a_volume(tmp_path: Path) -> None:
     import nibabel
 
@@ -205,7 +263,7 @@ def test_every_format_becomes_a_volume(tmp_path: Path) -> None:
     np.save(folder / "x.npy", stack)
     nibabel.Nifti1Image(stack.T, np.diag([-1.0, -1, 1, 1])).to_filename(folder / "sub-1.nii.gz")
     Image.fromarray(stack[0]).save(folder / "y.tif")
-    simulate(folder, tmp_path / "out", matrix=(20, 20), coils=2, snr=500)
+    simulate(folder, tmp_path / "out", matrix=(20, 20), coils=2, snr=500, smooth=True)
     assert {name: volume.n_slices for name, volume in _volumes(tmp_path / "out").items()} == {
         "images.h5": 1, "images_sub-1.h5": 3, "images_x.h5": 3,
     }  # fmt: skip
@@ -243,7 +301,7 @@ def test_coils_measured_from_a_scan_are_used(images: Path, tmp_path: Path) -> No
 
 
 def test_training_examples_come_out_of_it(images: Path, tmp_path: Path) -> None:
-    simulate(images, tmp_path / "out", matrix=MATRIX, coils=4, snr=50)
+    simulate(images, tmp_path / "out", matrix=MATRIX, coils=4, snr=50, smooth=True)
     files = find_volumes(tmp_path / "out")
     plain, augmented = KSpaceDataset(files), KSpaceDataset(files, augment=Augment(), seed=3)
     example = plain[0]

@@ -86,7 +86,8 @@ def test_training_on_volumes_with_strips_and_a_cache(images: Path, tmp_path: Pat
     simulate(images, tmp_path / "h5", matrix=(32, 32), coils=2, group_size=2, split=0.25)
     options = ["--config", str(ROOT / "configs" / "dagan.yaml"), "--data.path", str(tmp_path / "h5"), "--generator.width", "4",
                "--data.masks", "[random1d:2]", "--data.calibration_width", "12", "--data.strip", "16", "--data.batch_size", "2",
-               "--data.cache", str(tmp_path / "cache"), "--trainer.max_steps", "3", "--trainer.accelerator", "cpu"]  # fmt: skip
+               "--data.cache", str(tmp_path / "cache"), "--data.freeze", "true",
+               "--trainer.max_steps", "3", "--trainer.accelerator", "cpu"]  # fmt: skip
     assert train.train([*options, "-o", str(tmp_path / "a")]) == 0
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")}
     assert len(files) >= 6
@@ -94,6 +95,25 @@ def test_training_on_volumes_with_strips_and_a_cache(images: Path, tmp_path: Pat
     assert {p: p.stat().st_mtime_ns for p in files} == files, "what was made once is not made again"
     a, b = (weights.read(tmp_path / run / "last.safetensors")[1] for run in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a), "and the same options give the same weights"
+
+
+def test_training_starts_from_weights_and_with_their_generator(images: Path, tmp_path: Path) -> None:
+    train.train(arguments(images, tmp_path / "first", "--generator.width", "6", "--update.ema", "0.9"))
+    export(tmp_path / "first", tmp_path / "start.safetensors", licence="CC0")
+    argv = arguments(images, tmp_path / "second", "--init", str(tmp_path / "start.safetensors"), "--g_optimiser.lr.start", "0")
+    width = argv.index("--generator.width")
+    del argv[width : width + 2]
+    assert train.train(argv) == 0
+    (first, before), (_, after) = (
+        weights.read(p) for p in (tmp_path / "start.safetensors", tmp_path / "second" / "last.safetensors")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before), "with a learning rate of 0 they stay"
+    card = weights.read_card(tmp_path / "second" / "last.safetensors")
+    assert card.config["generator"]["width"] == 6
+    assert card.training["init"] == "start"
+    assert card.training["init_sha256"] == first.sha256
+    with pytest.raises(InputError, match=r"the weights do not fit the generator.*--generator options"):
+        train.train(arguments(images, tmp_path / "third", "--init", str(tmp_path / "start.safetensors")))
 
 
 def test_a_published_preset_trains_on_plain_pictures_and_reports_its_own_metrics(tmp_path: Path) -> None:
@@ -151,12 +171,14 @@ def test_a_run_that_diverges_is_one_line(
         (["--data.path", "/nowhere"], r"volumes and pictures at once"),
         (["--data.images", "/nowhere"], r"/nowhere"),
         (["--data.strip", "16", "--data.masks", "[poisson2d:2]"], r"strips need masks of whole lines"),
-        (["--data.augment", "true", "--data.cache", "c"], r"augmentation makes every example new"),
+        (["--data.augment", "true", "--data.cache", "c", "--data.freeze", "true"], r"augmentation makes every example new"),
         (["--data.val_coils", "0"], r"val_coils is 0"),
         (["--schedule.mask_per", "batch"], r"one mask per batch is for plain pictures"),
         (["--resume", "/nowhere"], r"/nowhere: there is no checkpoint to go on with"),
         (["--trainer.accumulate_grad_batches", "2"], r"gradients are not accumulated"),
         (["--card.licens", "CC0"], r"licens"),
+        (["--init", "nothing"], r"there are no weights called 'nothing'"),
+        (["--init", "refinegan"], r"these are weights of refinegan raw, not of dagan raw"),
     ],
 )
 def test_mistakes_are_one_line(

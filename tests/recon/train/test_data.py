@@ -19,6 +19,8 @@ from kspace.io.images import find_images
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions
+from kspace.simulation.phase import PhaseOptions
+from kspace.simulation.realism import Realism
 from models.interface import LossTerm, Step
 from models.systems import build
 from recon.datasets.example import Example, Key, collate
@@ -180,12 +182,71 @@ def test_training_and_validation_share_no_picture(heads: Path) -> None:
     )
     data = make_data(options)
     train: Any = data.train
-    used = {path for _, path, _ in next(iter(train.parts.values())).items}
+    used = {path for _, path, _ in train.base.items}
     held: Any = data.val["random1d:2"]
     validated = {path for _, path, _ in held.items}
     assert not used & validated
     assert len(used) + len(validated) == 12 - data.summary["n_left_out"]
     assert {held[Draw(i)].keys[0].file for i in range(len(held))} == {group.name for group, _, _ in held.items}
+
+
+def test_a_cache_freezes_the_training_examples_on_request_only(heads: Path, tmp_path: Path) -> None:
+    options = DataOptions(
+        images=heads,
+        masks=("random1d:2",),
+        matrix=(32, 32),
+        calibration_width=12,
+        cache=tmp_path,
+        group_size=2,
+        val_fraction=0.25,
+    )
+    fresh, frozen = make_data(options), make_data(replace(options, freeze=True))
+    assert not torch.equal(fresh.train[Draw(1, 0)].y, fresh.train[Draw(1, 1)].y), "a new example in every epoch"
+    assert torch.equal(fresh.train[Draw(1, 1)].y, fresh.train[Draw(1, 1)].y), "of its seed alone"
+    assert torch.equal(frozen.train[Draw(1, 0)].y, frozen.train[Draw(1, 1)].y)
+    kept: Any = fresh.val["random1d:2"]
+    assert torch.equal(kept[Draw(0, 0)].y, kept[Draw(0, 1)].y)
+    assert list(kept.folder.rglob("*.safetensors")), "examples to validate with are kept"
+    with pytest.raises(InputError, match=r"data\.freeze.*give --data\.cache"):
+        replace(options, cache=None, freeze=True)
+
+
+def test_training_examples_are_of_many_kinds_and_validation_of_images_alone(heads: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "other.npy", np.full((40, 40), 5.0 + 2.0j, np.complex64))
+    simulation = Realism(
+        (24, 40),
+        dead_leaves=0.3,
+        other=0.3,
+        estimated_maps=0.2,
+        intensities=0,
+        blur=0,
+        phase=PhaseOptions(blobs=0, power_law=0, tissue=0),
+    )
+    data = make_data(
+        DataOptions(
+            images=heads,
+            masks=("random1d:2,centre=8",),
+            calibration_width=12,
+            simulation=simulation,
+            others=tmp_path,
+            variants=12,
+            group_size=2,
+            val_fraction=0.25,
+            coils=(3,),
+        )
+    )
+    examples = [data.train[Draw(i, 0)] for i in range(0, len(data.train), 2)]
+    for example, shape in zip(examples, data.train.shapes[::2], strict=True):
+        assert example.y.shape == shape[:3]
+    flat = [e for e in examples if e.truth is not None and float(e.truth.std() / e.truth.mean()) < 0.02]
+    assert 0.15 < len(flat) / len(examples) < 0.45, "the share of the other images"
+    assert len({e.y.shape for e in examples}) > 2
+    true = [float(e.op.maps.abs().square().sum(0).max()) for e in examples]
+    assert min(true) > 0.99
+    noise = [float((e.y - e.op.forward(e.target)).abs().square().sum() / e.op.mask.expand_as(e.y).sum()) for e in examples]
+    assert 0.7 < np.median(noise) < 1.3, "the target is without noise"
+    (held,) = data.val.values()
+    assert {held[Draw(i)].y.shape for i in range(2)} == {held[Draw(0)].y.shape}, "one matrix for a patient"
 
 
 def test_plain_pictures_lie_between_0_and_1_and_are_sampled_without_noise(heads: Path) -> None:
