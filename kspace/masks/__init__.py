@@ -1,4 +1,4 @@
-"""Which samples of k-space are taken: mask families, exact in acceleration, drawn the same everywhere."""
+"""Undersampling masks: reproducible families with an exact acceleration."""
 
 from kspace.masks.families import FAMILIES
 from kspace.masks.spec import MaskSpec, acceleration, digest

@@ -1,4 +1,4 @@
-"""The table of mask families: how each is drawn and what it may be told."""
+"""Table of mask families: drawing function and options of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kspace.masks.request import Mask, Request
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a family: what it means to a reader, its default, and how its text is read (ValueError if it cannot)."""
+    """Option of a mask family: help text, default, and parser of its text (ValueError for invalid text)."""
 
     meaning: str
     default: Any
@@ -24,7 +24,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is drawn (``(ny,)`` for lines, else ``(ny, nx)``) and what it may be told."""
+    """Mask family: drawing function (``(ny,)`` for lines, else ``(ny, nx)``), help text and accepted options."""
 
     name: str
     draw: Callable[[Request], Mask]
@@ -33,14 +33,14 @@ class Family:
     takes_amount: bool = True
     needs_amount: bool = True
     takes_centre: bool = True
-    percent: bool = False  # users write a percentage, not R
-    pure: bool = True  # the mask depends on nothing but the request
+    percent: bool = False  # AMOUNT is written as a percentage, not as R
+    pure: bool = True  # the mask depends on the request alone, not on a file
 
 
 def _choice(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
-            raise ValueError(f"'{text}' is none of {', '.join(words)}")
+            raise ValueError(f"'{text}' is not one of {', '.join(words)}")
         return text
 
     return read
@@ -68,8 +68,8 @@ def _positive(text: str) -> float:
 YES_NO = _choice("yes", "no")
 
 _FAMILIES = (
-    Family("random1d", lines.random1d, "calibration lines and random others"),
-    Family("equispaced1d", lines.equispaced1d, "calibration lines and evenly spread others"),
+    Family("random1d", lines.random1d, "calibration lines and uniformly random lines"),
+    Family("equispaced1d", lines.equispaced1d, "calibration lines and evenly spaced lines"),
     Family(
         "uniform1d",
         lines.uniform1d,
@@ -78,24 +78,31 @@ _FAMILIES = (
         needs_amount=False,
     ),
     Family("fastmri-random", fastmri_mask("random"), "fastMRI's random lines"),
-    Family("fastmri-equispaced", fastmri_mask("equispaced"), "fastMRI's comb of every R-th line, and calibration"),
+    Family("fastmri-equispaced", fastmri_mask("equispaced"), "fastMRI's every R-th line plus calibration"),
     Family(
-        "fastmri-equispaced-fraction", fastmri_mask("equispaced_fraction"), "fastMRI's comb that makes up for the calibration"
+        "fastmri-equispaced-fraction",
+        fastmri_mask("equispaced_fraction"),
+        "fastMRI's equispaced lines, spaced to compensate for the calibration",
     ),
-    Family("fastmri-magic", fastmri_mask("magic"), "fastMRI's comb with another offset on either side"),
+    Family(
+        "fastmri-magic", fastmri_mask("magic"), "fastMRI's equispaced lines with different offsets on the two sides of k = 0"
+    ),
     Family("poisson2d", poisson.poisson2d, "variable-density Poisson disc", {"corners": Option("yes or no", "no", YES_NO)}),
     Family("radial", trajectories.radial, "golden-angle spokes"),
     Family(
         "spiral",
         trajectories.spiral,
         "variable-density spiral",
-        {"alpha": Option("power of the density, 4", 4.0, _positive), "interleaves": Option("number of arms, 1", 1, _count)},
+        {
+            "alpha": Option("exponent of the density, 4", 4.0, _positive),
+            "interleaves": Option("number of interleaves, 1", 1, _count),
+        },
     ),
     Family("dagan-g1d", dagan.gaussian1d, "DAGAN's Gaussian lines, 1 to 50 %", takes_centre=False, percent=True),
-    Family("dagan-g2d", dagan.gaussian2d, "DAGAN's Gaussian points, 1 to 50 %", takes_centre=False, percent=True),
+    Family("dagan-g2d", dagan.gaussian2d, "DAGAN's Gaussian 2-D undersampling, 1 to 50 %", takes_centre=False, percent=True),
     Family("dagan-p2d", dagan.poisson2d, "DAGAN's Poisson disc, 1 to 50 %", takes_centre=False, percent=True),
-    Family("gancs", lines.gancs, "polynomial density of lines", {"alpha": Option("power, 2", 2.0, _not_negative)}),
-    Family("seitzer", lines.seitzer, "Gaussian density of lines on a floor"),
+    Family("gancs", lines.gancs, "polynomial line density (GANCS)", {"alpha": Option("exponent, 2", 2.0, _not_negative)}),
+    Family("seitzer", lines.seitzer, "Gaussian line density plus a constant"),
     Family(
         "partial",
         lines.partial,

@@ -1,4 +1,4 @@
-"""Variable-density Poisson discs: the kernel of `sigpy.mri.poisson`, in a search that ends, at an exact acceleration."""
+"""Variable-density Poisson-disc masks: SigPy's kernel in a bounded search for an exact acceleration."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from kspace.masks.request import Mask, Request, central, distance
 
 SLOPES = (0.0, 1e4)
 ATTEMPTS = 10
-SURPLUS = 1.04  # so many times the wanted points may be drawn: the rest is taken away again, which keeps the distances
+SURPLUS = 1.04  # accepted excess of points: removing random ones keeps the minimum distance
 
 
-def poisson2d(ask: Request) -> Mask:
-    """Points that keep a distance of ``1 + s r`` samples, ``r`` the radius from the calibration square to the edge.
+def poisson2d(request: Request) -> Mask:
+    """Variable-density Poisson disc of exactly ``round(ny * nx / R)`` points, bool ``(ny, nx)``.
 
-    The density is that of `sigpy.mri.poisson` (Bridson, SIGGRAPH sketches 2007, doi:10.1145/1278780.1278807; Lustig et al.
-    2007, doi:10.1002/mrm.21391), and so is the kernel that draws the points. SigPy's own search for the slope ``s`` raises
-    where its tolerance on R is missed and, for some sizes and R, never ends. Here the slope is searched in a bounded number
-    of draws for slightly too many points, of which random ones are taken away until ``round(ny * nx / R)`` are left. Corners
-    outside the ellipse are left out (as SigPy does) unless ``corners=yes`` or the acceleration needs them.
+    The minimum distance is ``1 + s r`` samples, ``r`` the radius from the calibration square (0) to the edge (1). Density and
+    kernel are those of `sigpy.mri.poisson` (Bridson, SIGGRAPH sketches 2007, doi:10.1145/1278780.1278807; Lustig et al. 2007,
+    doi:10.1002/mrm.21391). SigPy's own search for the slope ``s`` raises where its tolerance on R is missed and, for some
+    sizes and R, never ends. Here a bounded number of draws aims at a slight excess of points, and random ones are removed.
+    Corners outside the ellipse are excluded (as in SigPy) unless ``corners=yes`` or the acceleration needs them.
     """
-    n_points = ask.n_points()
-    side = ask.centre_side(n_points)
-    calibration = np.zeros((ask.ny, ask.nx), bool)
-    calibration[central(ask.ny, side), central(ask.nx, side)] = True
-    return disc_mask(ask, calibration, n_points, corners=ask.options["corners"] == "yes")
+    n_points = request.n_points()
+    side = request.centre_side(n_points)
+    calibration = np.zeros((request.ny, request.nx), bool)
+    calibration[central(request.ny, side), central(request.nx, side)] = True
+    return disc_mask(request, calibration, n_points, corners=request.options["corners"] == "yes")
 
 
-def disc_mask(ask: Request, calibration: Mask, n_points: int, corners: bool) -> Mask:
-    """Exactly `n_points`: all of the central square `calibration`, the others a Poisson disc around it."""
+def disc_mask(request: Request, calibration: Mask, n_points: int, corners: bool) -> Mask:
+    """Exactly `n_points` points: the square `calibration`, bool ``(ny, nx)``, and a Poisson disc around it."""
     radius = _radius(calibration)
     inside = (radius < 1) | calibration
-    # Bridson's points fill at most about two thirds of a grid.
+    # Bridson's algorithm fills at most about two thirds of a grid.
     allowed = inside if not corners and n_points <= 0.6 * inside.sum() else np.ones_like(inside)
-    points = _search(radius, allowed, calibration, n_points, ask.random.integer(2**32))
-    return _exactly(ask, points | calibration, calibration, allowed, n_points)
+    points = _search(radius, allowed, calibration, n_points, request.random.integer(2**32))
+    return _exactly(request, points | calibration, calibration, allowed, n_points)
 
 
 def disc(radius: NDArray[np.float64], slope: float, seed: int, max_attempts: int = 30) -> Mask:
-    """One Poisson disc without calibration: what `sigpy.mri.poisson` draws for this slope.
+    """Poisson disc without calibration, as `sigpy.mri.poisson` draws it for this slope.
 
     Parameters
     ----------
     radius
-        ``(ny, nx)``, 0 in the centre and 1 at the edges.
+        Float ``(ny, nx)``, 0 in the centre and 1 at the edges.
     slope
-        Growth of the distance with `radius`: ``1 + slope * radius`` samples along the longer side.
+        Growth of the minimum distance with `radius`: ``1 + slope * radius`` samples along the longer side.
     seed
-        Below 2**32. The kernel seeds numba's generator with it, and leaves NumPy's alone.
+        Below 2**32. The kernel seeds numba's random generator, not NumPy's.
     """
-    # Imported here: it compiles. A private name, because `sigpy.mri.poisson` around it may loop for ever.
+    # Imported here: numba compiles it. The private kernel, because the search in `sigpy.mri.poisson` may never end.
     from sigpy.mri.samp import _poisson
 
     ny, nx = radius.shape
@@ -60,14 +60,14 @@ def disc(radius: NDArray[np.float64], slope: float, seed: int, max_attempts: int
 
 
 def _radius(calibration: Mask) -> NDArray[np.float64]:
-    """Distance from the calibration as a part of its largest value, along each axis apart."""
+    """Distance from the calibration square, normalised to 1 at the edge of each axis."""
     sides = calibration.any(1).sum(), calibration.any(0).sum()
     y, x = (np.maximum(distance(n) - side / 2, 0) for n, side in zip(calibration.shape, sides, strict=True))
     return np.hypot((y / (y.max() or 1))[:, None], x / (x.max() or 1))
 
 
 def _search(radius: NDArray[np.float64], allowed: Mask, calibration: Mask, n_points: int, seed: int) -> Mask:
-    """The drawn disc with the fewest points that are at least `n_points` together with the calibration; else the fullest."""
+    """Disc with the fewest points that, with the calibration, number at least `n_points`; else the fullest disc."""
     (low, high), slope = SLOPES, _slope(radius, allowed, calibration, n_points, 0.68)
     best = fullest = np.zeros_like(allowed)
     for _ in range(ATTEMPTS):
@@ -87,7 +87,7 @@ def _search(radius: NDArray[np.float64], allowed: Mask, calibration: Mask, n_poi
 
 
 def _expected(radius: NDArray[np.float64], allowed: Mask, slope: float) -> float:
-    """Points on the `allowed` grid if each keeps a square of its distance to itself."""
+    """Expected number of points on the `allowed` grid if each occupies a square of its minimum distance."""
     ny, nx = radius.shape
     stretch = 1 + radius[allowed] * slope
     areas = np.maximum(stretch * nx / max(nx, ny), 1) * np.maximum(stretch * ny / max(nx, ny), 1)
@@ -95,7 +95,7 @@ def _expected(radius: NDArray[np.float64], allowed: Mask, slope: float) -> float
 
 
 def _slope(radius: NDArray[np.float64], allowed: Mask, calibration: Mask, n_points: int, fill: float) -> float:
-    """The slope at which `fill` times the expected points are `n_points`, less the calibration."""
+    """Slope at which `fill` times the expected points plus the calibration make `n_points` (bisection)."""
     rest, wanted = allowed & ~calibration, n_points - calibration.sum()
     low, high = SLOPES
     if fill * _expected(radius, rest, low) <= wanted:
@@ -108,11 +108,11 @@ def _slope(radius: NDArray[np.float64], allowed: Mask, calibration: Mask, n_poin
     return high
 
 
-def _exactly(ask: Request, mask: Mask, calibration: Mask, allowed: Mask, n_points: int) -> Mask:
-    """Take random points away, or, where the disc is as full as it gets, add some."""
+def _exactly(request: Request, mask: Mask, calibration: Mask, allowed: Mask, n_points: int) -> Mask:
+    """Remove random points, or add some where the disc has too few, down or up to `n_points`."""
     surplus = int(mask.sum()) - n_points
     candidates = (mask & ~calibration) if surplus > 0 else (allowed & ~mask)
-    changed = ask.random.choose(candidates.ravel().astype(float), abs(surplus))
+    changed = request.random.choose(candidates.ravel().astype(float), abs(surplus))
     mask = mask.copy()
     mask.ravel()[changed] = surplus < 0
     return mask

@@ -1,4 +1,4 @@
-"""`MaskSpec`: which mask, written as one word, and drawn as a pure function of that word, the shape and a key."""
+"""Mask specification: one word of text that, with a shape and a key, defines the mask completely."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """Which mask to draw: family, acceleration, calibration, seed and the family's own options.
+    """Mask specification: family, acceleration, calibration, seed and options of the family.
 
     Written ``FAMILY:AMOUNT,name=value,...``, for example ``random1d:4``, ``poisson2d:8,centre=24,seed=3``,
     ``dagan-g1d:30%``, ``partial:6/8``, ``uniform1d:spacing=3,centre=24``, ``file:mask.png,dc=corner``. AMOUNT is an
@@ -34,10 +34,10 @@ class MaskSpec:
     family
         One of `FAMILIES`.
     acceleration
-        Nominal R, at least 1: samples of the grid over samples taken. None where the family does not need it.
+        Nominal R, at least 1: grid points over sampled points. None where the family does not need it.
     centre
-        Fully sampled central lines (line families), or side of the fully sampled central square. None for the default that
-        fits family, R and matrix.
+        Number of calibration lines (line families) or side of the calibration square. None for the default of family, R
+        and matrix.
     seed
         0 to 2**32 - 1.
     options
@@ -67,16 +67,19 @@ class MaskSpec:
         if self.centre is not None and not family.takes_centre:
             raise self._refuse(f"'{self.family}' has no option 'centre'", _known(family))
         if self.centre is not None and self.centre < 1:
-            raise self._refuse(f"centre={self.centre} leaves the zero frequency out", "the nearest possible is centre=1")
+            raise self._refuse(f"centre={self.centre} excludes the zero frequency", "the nearest possible is centre=1")
         if not 0 <= self.seed <= MAX_SEED:
-            raise self._refuse(f"seed={self.seed}", f"the nearest possible is seed={min(max(self.seed, 0), MAX_SEED)}")
+            raise self._refuse(
+                f"seed={self.seed} is outside of 0 to {MAX_SEED}",
+                f"the nearest possible is seed={min(max(self.seed, 0), MAX_SEED)}",
+            )
         if "path" in family.options and not dict(self.options).get("path"):
             raise self._refuse(f"'{self.family}' needs a path", f"write {self.family}:PATH")
         self.values()
 
     @classmethod
     def parse(cls, text: str) -> MaskSpec:
-        """The specification that `text` writes; ``MaskSpec.parse(str(spec)) == spec``."""
+        """Parse a specification; ``MaskSpec.parse(str(spec)) == spec``. Raises InputError for invalid text."""
         name, _, rest = text.strip().partition(":")
         head, _, tail = name.partition(",")
         rest = f"{rest},{tail}" if rest and tail else rest or tail
@@ -114,7 +117,7 @@ class MaskSpec:
         return None if self.acceleration is None else 1.0 / self.acceleration
 
     def values(self) -> dict[str, Any]:
-        """The values of all options of the family, the defaults filled in."""
+        """Values of all options of the family, defaults included."""
         family, given = self._family(), dict(self.options)
         if unknown := sorted(given.keys() - family.options.keys()):
             raise self._refuse(f"'{self.family}' has no option '{unknown[0]}'", _known(family))
@@ -126,23 +129,23 @@ class MaskSpec:
             raise self._refuse(str(error), _known(family)) from None
 
     def draw(self, shape: tuple[int, int], key: str = "") -> Tensor:
-        """The mask: a pure function of this specification, `shape` and `key`.
+        """Draw the mask: a pure function of this specification, `shape` and `key`.
 
-        The same in every process and on every platform, whatever the global seeds are, and they stay as they are.
+        Identical in every process and on every platform; global random generators are neither used nor changed.
 
         Parameters
         ----------
         shape
             ``(ky, kx)`` of the k-space.
         key
-            What else the mask shall depend on: usually the name of the volume, so that all its slices share one mask. fastMRI's
-            families take their seed from it just as fastMRI does from the file name.
+            Further seed, usually the name of the volume, so that all its slices share one mask. The fastMRI families derive
+            their seed from it as fastMRI does from the file name.
 
         Returns
         -------
         Tensor
-            Bool, True where a sample is taken: ``(ky, 1)`` if whole lines are, else ``(ky, kx)``. The zero frequency is
-            index ``n // 2`` of each axis, and always sampled.
+            Bool, True where sampled: ``(ky, 1)`` for complete phase-encode lines, else ``(ky, kx)``. The zero frequency is
+            at index ``n // 2`` of each axis, and always sampled.
 
         Raises
         ------
@@ -151,7 +154,7 @@ class MaskSpec:
         """
         ny, nx = _checked_shape(shape, str(self))
         family = self._family()
-        if not family.pure:  # a file can change; nothing may be remembered about it here
+        if not family.pure:  # a file can change, so the result must not be cached here
             mask = family.draw(self._request(ny, nx, key))
             return torch.from_numpy((mask[:, None] if mask.ndim == 1 else mask).copy())
         packed, drawn_shape = _drawn(self, ny, nx, key)
@@ -172,13 +175,13 @@ class MaskSpec:
             return FAMILIES[name]
         near = difflib.get_close_matches(name, FAMILIES, n=1)
         fix = f"did you mean '{near[0]}'?" if near else "one of " + ", ".join(FAMILIES)
-        raise InputError(f"there is no mask family '{name}'", f"mask '{text}'", fix)
+        raise InputError(f"unknown mask family '{name}'", f"mask '{text}'", fix)
 
     def _refuse(self, what: str, fix: str) -> InputError:
         return InputError(what, f"mask '{self.family}'", fix)
 
 
-@functools.lru_cache(maxsize=1024)  # a Poisson disc takes a tenth of a second, and a loader asks once per slice; 30 kB each
+@functools.lru_cache(maxsize=1024)  # a Poisson disc takes 0.1 s and data loaders draw one per slice; 30 kB each
 def _drawn(spec: MaskSpec, ny: int, nx: int, key: str) -> tuple[bytes, tuple[int, int]]:
     mask = spec._family().draw(spec._request(ny, nx, key))
     mask = mask[:, None] if mask.ndim == 1 else mask
@@ -186,7 +189,7 @@ def _drawn(spec: MaskSpec, ny: int, nx: int, key: str) -> tuple[bytes, tuple[int
 
 
 def full(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """`mask` on the whole grid: bool ``(ky, kx)`` on the CPU, from anything that broadcasts to ``(1, ..., 1, ky, kx)``."""
+    """Expand `mask`, bool and broadcastable to ``(1, ..., 1, ky, kx)``, to bool ``(ky, kx)`` of `shape` on the CPU."""
     mask = mask.detach().cpu()
     if mask.dtype != torch.bool:
         raise ValueError(f"the mask must be bool; got {mask.dtype}")
@@ -199,14 +202,14 @@ def full(mask: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def digest(mask: Tensor, shape: tuple[int, int]) -> str:
-    """SHA-256, in hexadecimal, of the mask on the whole grid ``(ky, kx)``: the same for ``(ky, 1)`` and its expansion."""
+    """Hexadecimal SHA-256 of the mask, bool ``(ky, 1)`` or ``(ky, kx)``, expanded to the full grid `shape`."""
     ny, nx = shape
     bits = np.packbits(full(mask, shape).numpy())
     return hashlib.sha256(f"mask {ny} {nx}\n".encode() + bits.tobytes()).hexdigest()
 
 
 def acceleration(mask: Tensor, shape: tuple[int, int]) -> float:
-    """Actual R: samples of the grid ``(ky, kx)`` over samples taken; infinite where none is."""
+    """Actual acceleration R of `mask`: grid points ``(ky, kx)`` over sampled points; infinite for an empty mask."""
     n_sampled = int(full(mask, shape).sum())
     return shape[0] * shape[1] / n_sampled if n_sampled else float("inf")
 
@@ -225,12 +228,12 @@ def _checked_shape(shape: tuple[int, int], text: str) -> tuple[int, int]:
 
 
 def _acceleration(amount: str, text: str) -> float:
-    """R of ``4``, ``25%`` or ``6/8``."""
+    """Acceleration R from ``4``, ``25%`` or ``6/8``."""
     match = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(%|/(\d+\.?\d*))?", amount)
     value = float(match[1]) if match else 0.0
     if match is None or value == 0 or (match[3] and float(match[3]) == 0):
         raise InputError(
-            f"'{amount}' is no amount", f"mask '{text}'", "write an acceleration (4), a percentage (25%) or a fraction (6/8)"
+            f"'{amount}' is not an acceleration, percentage or fraction", f"mask '{text}'", "write for example 4, 25% or 6/8"
         )
     if match[3]:
         return float(match[3]) / value
@@ -238,7 +241,7 @@ def _acceleration(amount: str, text: str) -> float:
 
 
 def _amount(acceleration: float | None, percent: bool) -> str | None:
-    """The shortest text that reads back as exactly this acceleration."""
+    """Shortest text that parses to exactly this acceleration."""
     if acceleration is None:
         return None
     as_r, as_percent = f"{acceleration:g}", f"{100.0 / acceleration:g}%"
@@ -250,9 +253,7 @@ def _amount(acceleration: float | None, percent: bool) -> str | None:
 
 def _checked_acceleration(value: float, family: str) -> float:
     if not 1 <= value < float("inf"):
-        what = (
-            f"acceleration {value:g} would sample {100 / value:g} % of the k-space" if value > 0 else f"acceleration {value:g}"
-        )
+        what = f"acceleration {value:g} would sample {100 / value:g} % of k-space" if value > 0 else f"acceleration {value:g}"
         raise InputError(
             what, f"mask '{family}'", "the nearest possible acceleration is 1" if value < 1 else "give a finite one"
         )
@@ -273,7 +274,7 @@ def _integer(name: str, value: str, text: str) -> int:
 
 
 def _file_options(rest: str) -> tuple[tuple[str, str], ...]:
-    """The path and the options behind it; a comma inside the path is part of the path."""
+    """Path and trailing options; other commas are part of the path."""
     names = "|".join(name for name in FAMILIES["file"].options if name != "path")
     tail = re.search(rf"(?:,(?:{names})=[^,]*)*$", rest)
     options = [_split(part, rest) for part in tail[0].split(",")[1:]] if tail else []
@@ -283,4 +284,4 @@ def _file_options(rest: str) -> tuple[tuple[str, str], ...]:
 def _known(family: Family) -> str:
     names = [*(["centre"] if family.takes_centre else []), "seed"]
     names += [f"{name}={option.meaning}" for name, option in family.options.items() if name != "path"]
-    return "it has " + ", ".join(names)
+    return "its options are " + ", ".join(names)

@@ -1,4 +1,4 @@
-"""`recon mask`: draw one mask, to look at or to give to another program."""
+"""`recon mask`: draw an undersampling mask, for inspection or for other software."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from kspace.errors import InputError
 from kspace.io.atomic import atomic_write
 from kspace.masks import FAMILIES, MaskSpec, acceleration, digest
 
-MAX_AXIS = 65536  # more than any scanner measures, and than can be drawn in the time that a person waits
+MAX_AXIS = 65536  # above any real matrix, and above what can be drawn interactively
 
 
 def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str = "", force: bool = False) -> None:
-    """Draw an undersampling mask, say what it samples, and write it.
+    """Draw an undersampling mask, print what it samples, and write it to a file.
 
     Parameters
     ----------
     spec
-        Which mask: FAMILY:AMOUNT,name=value,... with an acceleration, a percentage or a fraction as AMOUNT. For example
+        Mask specification FAMILY:AMOUNT,name=value,... where AMOUNT is an acceleration, a percentage or a fraction, e.g.
         random1d:4, poisson2d:8,centre=24,seed=3, dagan-g1d:30%, partial:6/8, file:mask.mat. See docs/MASKS.md.
     shape
-        Points of k-space along ky and kx; the readout is kx.
+        Matrix size of k-space along ky and kx; kx is the readout.
     output
-        Where to write it: .png (one pixel per sample, white where sampled), .npy (bool) or .h5 (data set "mask", as fastMRI has
-        it). All are read back by file:PATH.
+        Output file: .png (one pixel per sample, white where sampled), .npy (bool) or .h5 (data set "mask", as in fastMRI).
+        All can be used as file:PATH.
     key
-        What else the mask depends on: the name of a volume.
+        Further seed, usually the name of a volume: the mask depends on it as on the specification.
     force
-        Replace `output` if it exists.
+        Overwrite `output` if it exists.
     """
     drawing = MaskSpec.parse(spec)
     _check_shape(shape)
@@ -42,7 +42,7 @@ def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str
         from kspace.masks.files import read_mask
 
         options = drawing.values()
-        print(read_mask(options["path"], options["dc"], options["name"], options["transpose"] == "yes").said)
+        print(read_mask(options["path"], options["dc"], options["name"], options["transpose"] == "yes").summary)
     print(f"R {acceleration(drawn, grid):.4g}, digest {digest(drawn, grid)}")
     if output is not None:
         _write(output, drawing, drawn.numpy(), grid, force)
@@ -52,9 +52,9 @@ def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str
 def _check_shape(shape: tuple[int, int]) -> None:
     if len(shape) != 2 or not all(1 <= n <= MAX_AXIS for n in shape):
         raise InputError(
-            f"'{' '.join(map(str, shape))}' is no size of k-space",
+            f"'{' '.join(map(str, shape))}' is not a matrix size",
             "--shape",
-            f"give the points along ky and kx, each 1 to {MAX_AXIS}, e.g. --shape 320 256",
+            f"give the size along ky and kx, each 1 to {MAX_AXIS}, e.g. --shape 320 256",
         )
 
 
@@ -71,7 +71,7 @@ def _report(spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> 
 
 
 def _centre(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """Sides of the largest fully sampled block around the zero frequency that keeps the matrix's proportions."""
+    """Sides of the largest fully sampled central block with the aspect ratio of the matrix."""
     for n in range(max(mask.shape), 0, -1):
         sides = tuple(max(1, round(n * side / max(mask.shape))) for side in mask.shape)
         block = tuple(slice(side // 2 - m // 2, side // 2 - m // 2 + m) for side, m in zip(mask.shape, sides, strict=True))
@@ -84,15 +84,15 @@ def _write(output: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[i
     writers: dict[str, Callable[[Path, MaskSpec, NDArray[np.bool_], tuple[int, int]], None]]
     writers = {".png": _write_png, ".npy": _write_npy, ".h5": _write_h5}
     if output.suffix.lower() not in writers:
-        raise InputError(f"'{output.suffix}' is no format for masks", output, f"one of {', '.join(writers)}")
+        raise InputError(f"'{output.suffix}' is not a mask format", output, f"give {', '.join(writers)}")
     if output.exists() and not force:
-        raise InputError("the file exists", output, "give --force to replace it")
+        raise InputError("the file exists", output, "give --force to overwrite it")
     with atomic_write(output) as beside:
         writers[output.suffix.lower()](beside, spec, mask, shape)
 
 
 def _write_png(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> None:
-    from PIL import Image, PngImagePlugin  # imported here: only pictures need it
+    from PIL import Image, PngImagePlugin  # imported here: only PNG files need it
 
     pixels = np.broadcast_to(mask, shape).astype(np.uint8) * np.uint8(255)
     notes = PngImagePlugin.PngInfo()
@@ -107,7 +107,7 @@ def _write_npy(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple
 
 
 def _write_h5(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> None:
-    import h5py  # imported here: only these files need it
+    import h5py  # imported here: only HDF5 files need it
 
     with h5py.File(path, "w") as file:
         file["mask"] = (mask[:, 0] if mask.shape[1] == 1 else mask).astype(np.uint8)

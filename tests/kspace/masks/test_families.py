@@ -1,4 +1,4 @@
-"""Masks: exact rates, one drawing everywhere, and clear refusals."""
+"""Mask families: exact acceleration, reproducibility, and refusal of impossible requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def zero(mask: torch.Tensor, shape: tuple[int, int]) -> bool:
     return bool(mask.expand(shape)[shape[0] // 2, shape[1] // 2])
 
 
-def check_rate(mask: torch.Tensor, shape: tuple[int, int], r: float) -> None:
+def check_acceleration(mask: torch.Tensor, shape: tuple[int, int], r: float) -> None:
     assert abs(1 / acceleration(mask, shape) - 1 / r) <= max(0.005, 0.5 / shape[0]) + 1e-12
     assert zero(mask, shape)
 
@@ -50,7 +50,7 @@ def test_line_families_have_exactly_the_lines(family: str, ny: int, r: float, se
     assert mask.shape == (ny, 1)
     assert mask.dtype == torch.bool
     assert mask.sum() == n_lines
-    check_rate(mask, (ny, 8), r)
+    check_acceleration(mask, (ny, 8), r)
     if centre:
         assert mask[ny // 2 - centre // 2 :][:centre].all()
 
@@ -66,10 +66,10 @@ def test_point_families_have_exactly_the_points(family: str, ny: int, nx: int, r
         return
     mask = spec.draw((ny, nx), "volume.h5")
     assert mask.shape == (ny, nx)
-    if family == "centre":  # a block has whole sides, each rounded by half a point at most
+    if family == "centre":  # each side is rounded by half a point at most
         assert abs(1 / acceleration(mask, (ny, nx)) - 1 / r) <= 0.5 / ny + 0.5 / nx + 1e-12
         return
-    check_rate(mask, (ny, nx), r)
+    check_acceleration(mask, (ny, nx), r)
     assert mask.sum() == n_points
 
 
@@ -85,30 +85,30 @@ def test_partial_fourier_keeps_one_side_and_the_zero_frequency(ny: int, r: float
     mask = spec.draw((ny, 4))[:, 0]
     expected = torch.arange(ny) >= ny - n_lines if keep == "high" else torch.arange(ny) < n_lines
     assert torch.equal(mask, expected)
-    check_rate(mask[:, None], (ny, 4), r)
+    check_acceleration(mask[:, None], (ny, 4), r)
 
 
 @pytest.mark.parametrize("r", [1.01, 1.2, 2, 3, 8, 20])
 @pytest.mark.parametrize("shape", [(64, 64), (31, 33), (33, 96), (7, 5), (1, 34)])
 @pytest.mark.parametrize("family", POINTS)
-def test_rates_where_sigpy_raises_or_never_returns(family: str, shape: tuple[int, int], r: float) -> None:
+def test_accelerations_where_sigpy_raises_or_never_returns(family: str, shape: tuple[int, int], r: float) -> None:
     if round(shape[0] * shape[1] / r) >= 1:
-        check_rate(MaskSpec(family, r).draw(shape), shape, r)
+        check_acceleration(MaskSpec(family, r).draw(shape), shape, r)
 
 
 @pytest.mark.parametrize("family", ["radial", "spiral"])
 def test_trajectories_exist_for_every_size(family: str) -> None:
     for n in range(1, 200, 1 if family == "radial" else 7):
-        check_rate(MaskSpec(family, 3).draw((8, n)), (8, n), 3)
+        check_acceleration(MaskSpec(family, 3).draw((8, n)), (8, n), 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(320, 320), (640, 368), (396, 768), (203, 181)])
 @pytest.mark.parametrize("family", [*LINES, *POINTS])
-def test_rates_of_real_matrices(family: str, shape: tuple[int, int]) -> None:
+def test_accelerations_of_real_matrices(family: str, shape: tuple[int, int]) -> None:
     for r in (1.05, 1.5, 2, 4, 6.5, 8, 12, 20):
         for seed in range(3 if family in LINES else 1):
-            check_rate(MaskSpec(family, r, seed=seed).draw(shape, "k"), shape, r)
+            check_acceleration(MaskSpec(family, r, seed=seed).draw(shape, "k"), shape, r)
 
 
 def test_the_central_block_of_super_resolution_keeps_the_proportions() -> None:
@@ -144,11 +144,11 @@ def test_another_process_under_other_seeds_draws_the_same() -> None:
     assert done.stdout.split() == drawn_here()
 
 
-def test_masks_are_those_that_were_always_drawn() -> None:
+def test_masks_match_stored_digests() -> None:
     assert hashlib.sha256("\n".join(drawn_here()).encode()).hexdigest() == KNOWN, dict(zip(EXAMPLES, drawn_here(), strict=True))
 
 
-def test_global_generators_are_neither_used_nor_changed() -> None:
+def test_global_random_generators_are_neither_used_nor_changed() -> None:
     for text in EXAMPLES:
         random.seed(5)
         np.random.seed(5)  # noqa: NPY002 - the global generator is the point
@@ -160,7 +160,7 @@ def test_global_generators_are_neither_used_nor_changed() -> None:
         assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_what_is_returned_may_be_changed_without_changing_the_next() -> None:
+def test_the_returned_mask_is_a_copy() -> None:
     spec = MaskSpec("poisson2d", 4)
     first = spec.draw((32, 32))
     kept = first.clone()
@@ -177,7 +177,7 @@ def test_seeds_keys_and_families_draw_different_masks() -> None:
     assert len(seen) == 9 * 4 * 3
 
 
-def test_chance_is_the_documented_stream() -> None:
+def test_the_random_generator_is_the_documented_stream() -> None:
     words = np.random.PCG64(int.from_bytes(hashlib.sha256(b"text").digest(), "little")).random_raw(3)
     assert RandomGenerator("text").uniform(3).tolist() == [int(word) // 2**11 / 2**53 for word in words]
 
@@ -185,7 +185,7 @@ def test_chance_is_the_documented_stream() -> None:
 # --- digest and acceleration
 
 
-def test_the_digest_is_that_of_the_whole_grid() -> None:
+def test_the_digest_is_that_of_the_full_grid() -> None:
     lines = MaskSpec("random1d", 4).draw((64, 48))
     same = [lines, lines.expand(64, 48), lines[None], lines.expand(1, 1, 64, 48).contiguous()]
     assert len({digest(mask, (64, 48)) for mask in same}) == 1
@@ -193,7 +193,7 @@ def test_the_digest_is_that_of_the_whole_grid() -> None:
     other = lines.expand(64, 48).clone()
     other[3, 4] ^= True
     assert digest(other, (64, 48)) != digest(lines, (64, 48))
-    # The grid is part of it: the same bits on another matrix are another mask.
+    # The digest includes the grid: the same bits on another matrix are another mask.
     ones = torch.ones(1, 1, dtype=torch.bool)
     assert digest(ones, (4, 8)) != digest(ones, (8, 4))
 
@@ -228,7 +228,7 @@ def test_acceleration_counts_the_grid() -> None:
         ),
     ],
 )
-def test_the_grammar(text: str, spec: MaskSpec) -> None:
+def test_specifications_are_parsed_and_written(text: str, spec: MaskSpec) -> None:
     assert MaskSpec.parse(text) == spec
     assert MaskSpec.parse(str(spec)) == spec
 
@@ -236,12 +236,12 @@ def test_the_grammar(text: str, spec: MaskSpec) -> None:
 @pytest.mark.parametrize(
     "text", ["random1d:4", "dagan-g1d:30%", "poisson2d:8,centre=24,seed=3", "partial:75%,keep=low", "file:m.npy,dc=corner"]
 )
-def test_what_people_write_is_written_back(text: str) -> None:
+def test_specifications_keep_their_text(text: str) -> None:
     assert str(MaskSpec.parse(text)) == text
 
 
 @given(st.sampled_from([*LINES, *POINTS[:3]]), st.floats(1, 1e6), st.none() | st.integers(1, 999), st.integers(0, 2**32 - 1))
-def test_any_specification_survives_its_text(family: str, r: float, centre: int | None, seed: int) -> None:
+def test_any_specification_survives_a_round_trip_through_text(family: str, r: float, centre: int | None, seed: int) -> None:
     spec = MaskSpec(family, r, centre, seed)
     assert MaskSpec.parse(str(spec)) == spec
     assert hash(MaskSpec.parse(str(spec))) == hash(spec)
@@ -250,14 +250,14 @@ def test_any_specification_survives_its_text(family: str, r: float, centre: int 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rondom1d:4", r"no mask family 'rondom1d'.*did you mean 'random1d'\?"),
-        ("xyz:4", "no mask family 'xyz'.*one of random1d, "),
+        ("rondom1d:4", r"unknown mask family 'rondom1d'.*did you mean 'random1d'\?"),
+        ("xyz:4", "unknown mask family 'xyz'.*one of random1d, "),
         ("random1d", "needs an acceleration.*random1d:25%"),
         ("random1d:0.5", "would sample 200 %.*the nearest possible acceleration is 1"),
         ("random1d:250%", "would sample 250 %.*the nearest possible acceleration is 1"),
-        ("random1d:-4", "'-4' is no amount"),
-        ("random1d:0", "'0' is no amount"),
-        ("random1d:nan", "'nan' is no amount"),
+        ("random1d:-4", "'-4' is not an acceleration"),
+        ("random1d:0", "'0' is not an acceleration"),
+        ("random1d:nan", "'nan' is not an acceleration"),
         ("random1d:1e999", "finite"),
         ("random1d:4,centre", "'centre' is not name=value"),
         ("random1d:4,centre=0", "the nearest possible is centre=1"),
@@ -268,7 +268,7 @@ def test_any_specification_survives_its_text(family: str, r: float, centre: int 
         ("gancs:4,alpha=x", "could not convert"),
         ("random1d:4,seed=1,seed=2", "given twice"),
         ("partial:75%,centre=3", "no option 'centre'"),
-        ("partial:75%,keep=left", "'left' is none of high, low"),
+        ("partial:75%,keep=left", "'left' is not one of high, low"),
         ("spiral:4,interleaves=0", "not a whole number above 0"),
         ("file:", "needs a path"),
     ],
@@ -285,17 +285,17 @@ def test_unreadable_specifications_are_refused(text: str, message: str) -> None:
         ("random1d:4", (8, 0), "8 x 0 has no samples.*8 x 1"),
         ("random1d:100", (32, 8), "leaves no line of 32.*the nearest possible acceleration is 32"),
         ("poisson2d:100", (4, 8), "leaves no point of 32.*the nearest possible acceleration is 32"),
-        ("random1d:10,centre=40", (320, 8), "more than the 32 lines.*centre=32, or acceleration 8$"),
-        ("random1d:4,centre=400", (320, 8), "more than the 80 lines.*the nearest possible is centre=80$"),
-        ("poisson2d:8,centre=24", (64, 64), "asks for 24x24 points.*centre=22, or acceleration 7.11$"),
+        ("random1d:10,centre=40", (320, 8), "exceeds the 32 lines.*centre=32, or acceleration 8$"),
+        ("random1d:4,centre=400", (320, 8), "exceeds the 80 lines.*the nearest possible is centre=80$"),
+        ("poisson2d:8,centre=24", (64, 64), "needs 24x24 points.*centre=22, or acceleration 7.11$"),
         ("poisson2d:8,centre=24", (16, 256), "the nearest possible is centre=16$"),
         ("uniform1d", (64, 8), "uniform1d:4 or uniform1d:spacing=4"),
         ("uniform1d:spacing=65", (64, 8), "the nearest possible is spacing=64"),
         ("uniform1d:spacing=4,centre=65", (64, 8), "the nearest possible is centre=64"),
         ("uniform1d:4,spacing=3", (64, 8), "spacing=3 cannot make 16 lines.*the nearest possible is spacing=[4-6]"),
-        ("fastmri-random:4,centre=20", (64, 8), "20 calibration lines are more.*the nearest possible is centre=16"),
-        ("fastmri-equispaced:2.5", (64, 8), "needs a whole acceleration.*the nearest possible is 2"),
-        ("fastmri-random:8", (12, 8), "no line at all.*centre=1"),
+        ("fastmri-random:4,centre=20", (64, 8), "20 calibration lines exceed.*the nearest possible is centre=16"),
+        ("fastmri-equispaced:2.5", (64, 8), "needs an integer acceleration.*the nearest possible is 2"),
+        ("fastmri-random:8", (12, 8), "rounds to 0 lines.*centre=1"),
         ("dagan-g2d:60%", (64, 64), "from 1 to 50 %.*the nearest possible is 50%"),
         ("dagan-g2d:0.5%", (64, 64), "from 1 to 50 %.*the nearest possible is 1%"),
         ("dagan-g1d:1%", (16, 16), "leaves no line.*6.25%"),
@@ -317,13 +317,13 @@ def test_impossible_requests_name_the_nearest_possible(text: str, shape: tuple[i
         ("fastmri-equispaced-fraction:4,centre=16", "fastmri-equispaced-fraction:4,centre=15", (64, 8)),
     ],
 )
-def test_what_is_called_possible_is(text: str, nearest: str, shape: tuple[int, int]) -> None:
+def test_the_nearest_possible_request_succeeds(text: str, nearest: str, shape: tuple[int, int]) -> None:
     with pytest.raises(InputError):
         MaskSpec.parse(text).draw(shape)
     assert zero(MaskSpec.parse(nearest).draw(shape), shape)
 
 
-def test_the_rate_is_the_sampled_fraction() -> None:
+def test_the_fraction_is_the_inverse_acceleration() -> None:
     assert MaskSpec.parse("random1d:4").fraction == 0.25
     assert MaskSpec.parse("partial:6/8").fraction == 0.75
     assert MaskSpec.parse("file:m.npy").fraction is None

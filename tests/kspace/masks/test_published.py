@@ -1,4 +1,4 @@
-"""Masks of published systems against what was measured on the published files."""
+"""Masks of published systems against measurements on the published files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_dagan_points(percent: int) -> None:
 
 @pytest.mark.parametrize("percent", [2, 7, 15, 25, 33.3, 45])
 @pytest.mark.parametrize("shape", [(256, 256), (203, 181), (64, 96)])
-def test_dagan_between_the_published_percentages_has_the_rate_that_is_written(percent: float, shape: tuple[int, int]) -> None:
+def test_dagan_between_published_percentages_has_the_requested_fraction(percent: float, shape: tuple[int, int]) -> None:
     for family in ("g1d", "g2d", "p2d"):
         mask = MaskSpec.parse(f"dagan-{family}:{percent}%").draw(shape)
         assert abs(mask.float().mean().item() - percent / 100) <= max(0.005, 0.5 / shape[0])
@@ -67,8 +67,8 @@ def brain(data_dir: Path) -> torch.Tensor:
     folder = data_dir / "refinegan_brain" / "train"
     if not folder.is_dir():
         pytest.skip(f"needs RefineGAN's brain slices: {folder} is absent")
-    pictures = [np.asarray(Image.open(path).convert("L"), np.float32) for path in sorted(folder.glob("*.png"))]
-    return torch.from_numpy(np.stack(pictures)) / 255
+    images = [np.asarray(Image.open(path).convert("L"), np.float32) for path in sorted(folder.glob("*.png"))]
+    return torch.from_numpy(np.stack(images)) / 255
 
 
 def psnr(brain: torch.Tensor, text: str, key: str = "") -> float:
@@ -84,14 +84,14 @@ def psnr(brain: torch.Tensor, text: str, key: str = "") -> float:
     ("family", "published", "tolerance"),
     [
         # With the published files, on the validation slices: mean PSNR of the zero-filled images at 10, 30 and 50 %.
-        ("dagan-g1d", [21.273, 25.911, 30.261], 0.8),  # it matters which lines chance draws
+        ("dagan-g1d", [21.273, 25.911, 30.261], 0.8),  # depends strongly on the drawn lines
         ("dagan-g2d", [23.731, 27.184, 31.345], 0.3),
         ("dagan-p2d", [26.330, 29.993, 31.562], 0.6),
         ("radial", [22.296, 28.997, 34.443], 0.6),
         ("spiral", [21.821, 28.505, 34.368], 0.7),
     ],
 )
-def test_zero_filled_images_are_as_bad_as_with_the_published_files(
+def test_zero_filled_psnr_matches_the_published_files(
     brain: torch.Tensor, family: str, published: list[float], tolerance: float
 ) -> None:
     keys = ("", "a") if family.startswith("dagan") else ("",)
@@ -100,9 +100,7 @@ def test_zero_filled_images_are_as_bad_as_with_the_published_files(
 
 
 @pytest.mark.parametrize("percent", [10, 20, 30, 40])
-def test_refinegans_own_files_are_read_and_give_the_published_figures(
-    brain: torch.Tensor, data_dir: Path, percent: int
-) -> None:
+def test_refinegan_mask_files_give_the_published_psnr(brain: torch.Tensor, data_dir: Path, percent: int) -> None:
     published = {10: 22.296, 20: 25.806, 30: 28.997, 40: 31.699}[percent]
     path = data_dir / "refinegan_brain" / "masks" / f"mask_{percent}.png"
     assert psnr(brain, f"file:{path}") == pytest.approx(published, abs=0.05)

@@ -37,7 +37,7 @@ def naive(n: int, density: NDArray[np.float64], centre: slice, n_lines: int, dra
     return mean
 
 
-def test_chance_is_uniform_and_chooses_as_numpy_does() -> None:
+def test_the_random_generator_is_uniform_and_chooses_as_numpy_does() -> None:
     u = np.concatenate([RandomGenerator(f"key {i}").uniform(100) for i in range(200)])
     assert 0 <= u.min() < u.max() < 1
     counts = np.histogram(u, 50, (0, 1))[0]
@@ -85,7 +85,7 @@ def test_default_calibration_is_about_that_of_fastmri(text: str) -> None:
         block = n // 2 - expected // 2
         if text.startswith(("random", "equi")):
             assert mask[block : block + expected].all()
-            assert mask.sum() - expected >= mask.sum() // 2 - 1  # half of the lines are left to chance
+            assert mask.sum() - expected >= mask.sum() // 2 - 1  # half of the lines are random
 
 
 @pytest.mark.parametrize(("n", "r"), [(320, 4), (321, 8), (64, 4), (95, 3)])
@@ -109,7 +109,7 @@ def test_uniform_lines_have_one_spacing_and_a_block(n: int, r: int) -> None:
         assert set(gaps[:3]) == {spacing}
         rest = np.setdiff1d(lines, comb)
         assert rest.max() - rest.min() < 0.6 * n
-        # Between the outermost of the other lines everything is sampled: one block, around zero.
+        # The lines off the comb span one contiguous block around k = 0.
         assert np.isin(np.arange(rest.min(), rest.max() + 1), lines).all()
         assert rest.min() <= n // 2 <= rest.max() or n // 2 in lines
 
@@ -156,7 +156,7 @@ def test_disc_points_keep_their_distance() -> None:
     points = np.argwhere(disc(radius, slope, 3))
     reach = 1 + slope * radius[tuple(points.T)]
     apart = np.hypot(*(points[:, None] - points).transpose(2, 0, 1)) + np.eye(len(points)) * 1e9
-    # A point is drawn between samples and put on the one below: less than one sample along each axis.
+    # Points are drawn with subsample precision and rounded down: an error below one sample along each axis.
     assert (apart > np.minimum(reach[:, None], reach) - math.sqrt(2)).all()
 
 
@@ -169,7 +169,7 @@ def test_poisson_masks_are_evenly_spread_and_denser_inside(r: int) -> None:
     assert mask[n // 2 - 8 : n // 2 + 8, n // 2 - 8 : n // 2 + 8].all()
     rings = [mask[(radius >= a) & (radius < a + 12)].mean() for a in (12, 24, 36, 48)]
     assert (np.diff(rings) < 0).all()
-    assert not mask[radius > n // 2 * 1.15].any()  # the corners, as SigPy does
+    assert not mask[radius > n // 2 * 1.15].any()  # corners are excluded, as in SigPy
     assert drawn(f"poisson2d:{r},corners=yes", (n, n))[radius > n // 2 * 1.15].any()
     # In the outer half, nearest neighbours are further apart than independent points of the same density would be.
     outer = np.argwhere(mask & (radius > 36) & (radius < 60))
@@ -211,7 +211,7 @@ def test_radial_points_lie_on_golden_angle_spokes(shape: tuple[int, int]) -> Non
         if (mask <= allowed).all():
             break
     assert (mask <= allowed).all()
-    # All spokes but the last are sampled from end to end, but for corners of pixels that steps of half a sample jump over.
+    # All spokes but the last are complete, except for pixel corners that steps of half a sample skip.
     assert mask[before].mean() > 0.85
     assert covered > 5
     assert ndimage.label(mask, np.ones((3, 3)))[1] == 1
@@ -223,7 +223,7 @@ def test_a_spiral_is_connected_and_denser_inside(text: str) -> None:
     mask = drawn(text, (n, n))
     y, x = np.mgrid[:n, :n] - n // 2
     radius = np.hypot(y, x)
-    inside = mask & (radius < n // 2 - 1)  # its turns in the corners are cut into pieces by the edges
+    inside = mask & (radius < n // 2 - 1)  # the edges cut its turns in the corners into pieces
     pieces, _ = ndimage.label(inside, np.ones((3, 3)))
     assert np.bincount(pieces.ravel())[1:].max() > 0.97 * inside.sum()
     rings = [mask[(radius >= a) & (radius < a + 16)].mean() for a in (0, 16, 32, 48)]
@@ -238,7 +238,7 @@ def test_calibration_is_sampled_where_it_is_asked_for() -> None:
         assert mask.sum() == round(65 * 80 / 6)
 
 
-def test_every_family_says_what_it_is() -> None:
+def test_every_family_has_a_help_text() -> None:
     for family in FAMILIES.values():
         assert family.meaning
         assert all(option.meaning for option in family.options.values())

@@ -167,7 +167,7 @@ def test_a_run_that_diverges_is_one_line(
         (["--trainer.max_step", "3"], r"max_step"),
         (["--generator.widht", "3"], r"widht"),
         (["--system", "dagen"], r"unknown system 'dagen'"),
-        (["--data.masks", "[random1f:4]"], r"there is no mask family 'random1f'"),
+        (["--data.masks", "[random1f:4]"], r"unknown mask family 'random1f'"),
         (["--data.path", "/nowhere"], r"volumes and pictures at once"),
         (["--data.images", "/nowhere"], r"/nowhere"),
         (["--data.strip", "16", "--data.masks", "[poisson2d:2]"], r"strips need masks of whole lines"),

@@ -298,7 +298,7 @@ REFUSED = [
     (["--methods", "sense,magic"], "--methods: there is no method 'magic'; choose from zero-filled, sense"),
     (["--methods", "sense,sense"], "sense is given twice"),
     (["--methods", "rss"], "there is no method 'rss'"),
-    (["--masks", "rondom1d:4"], "there is no mask family 'rondom1d'"),
+    (["--masks", "rondom1d:4"], "unknown mask family 'rondom1d'"),
     (["--masks", "random1d:4,random1d:4"], "a mask is given twice"),
     (["--masks", "random1d:2,centre=99"], "centre=99"),
     (["--weights", "mine"], "'mine' is not name=file"),
