@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from kspace.errors import InputError
+
+if TYPE_CHECKING:  # headers are read by commands that need no tensor: importing torch takes a second
+    from torch import Tensor
 
 Vector = tuple[float, float, float]
 Matrix = tuple[int, int, int]
@@ -144,6 +144,8 @@ class KSpace:
             raise ValueError(
                 f"k-space must be complex (*batch coil ky kx); got {self.data.dtype} of shape {tuple(self.data.shape)}"
             )
+        import torch
+
         if self.mask.dtype != torch.bool:
             raise ValueError(f"the mask must be bool; got {self.mask.dtype}")
         _check_broadcast("mask", self.mask, self.data)

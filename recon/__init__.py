@@ -1,3 +1,5 @@
 """The uses: run, train, compare, convert. Everything a person can start from the command line."""
 
-__version__ = "0.1.0"
+from kspace import __version__
+
+__all__ = ["__version__"]

@@ -49,7 +49,7 @@ class Command:
 
 COMMANDS = {
     "run": Command(
-        "recon.run.pipeline:run",
+        "recon.commands.run:run",
         "reconstruct raw scans (ISMRMRD, fastMRI HDF5, Siemens twix) into MRD, DICOM, NIfTI and PNG images",
         ("inputs",),
         (("output", "-o"), ("method", "-m"), ("force", "-f")),

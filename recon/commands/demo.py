@@ -56,8 +56,9 @@ def demo(
     if path.exists() and not force:
         raise InputError("the file exists", path, "give --force to overwrite it, or another --output")
     # The pipeline takes seconds to import: a mistake above should be told before.
+    from recon.commands.run import run
     from recon.methods.choose import choose
-    from recon.run.pipeline import RunOptions, run
+    from recon.run.options import RunOptions
 
     for method in methods:
         choose(method)

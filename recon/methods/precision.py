@@ -6,9 +6,10 @@ the time where the processor multiplies bfloat16 itself; elsewhere they take man
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:  # the options of a command name a precision, and --help should not wait for torch
+    import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
 Used = Literal["fp32", "bf16"]
@@ -24,6 +25,8 @@ SLOW = (
 
 def multiplies_bfloat16(device: torch.device | str) -> bool:
     """Whether the hardware multiplies bfloat16 itself."""
+    import torch
+
     place = torch.device(device)
     if place.type == "cuda":
         return bool(torch.cuda.get_device_capability(place)[0] >= 8)  # Ampere and later

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,43 +29,10 @@ from recon.run.prepare import MapMaker, prepare
 from recon.run.selection import by_reason, parse_selection
 from recon.versions import versions
 
-__all__ = ["FORMATS", "RunOptions", "reconstruct_file", "run"]
+__all__ = ["FORMATS", "RunOptions", "reconstruct_file"]
 
 BESIDE = classical.CgSense()  # the classical image that goes with a generated one
 SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
-
-
-def run(inputs: list[Path], output: Path = Path("out"), options: RunOptions = RunOptions()) -> int:
-    """Reconstruct raw scans into images.
-
-    Parameters
-    ----------
-    inputs
-        Raw files: ISMRMRD HDF5, fastMRI HDF5, or Siemens twix (.dat). They are opened read-only.
-    output
-        Folder for the results; each input gives files under its own stem.
-    options
-        How to reconstruct.
-
-    Returns
-    -------
-    int
-        0, or 2 where an input could not be reconstructed; the others are.
-    """
-    _refuse_equal_stems(inputs)
-    failed = 0
-    for path in inputs:
-        try:
-            written = reconstruct_file(path, output, options)
-        except InputError as error:
-            if len(inputs) == 1:
-                raise
-            # One bad file of many must not cost the others: it is named, and the exit status remembers it.
-            print(f"recon: error: {error}", file=sys.stderr, flush=True)
-            failed += 1
-            continue
-        print("\n".join(str(p) for p in written))
-    return 2 if failed else 0
 
 
 def reconstruct_file(path: Path, output: Path, options: RunOptions) -> list[Path]:
@@ -235,16 +201,6 @@ def _chosen_images(source: Source, encodings: Sequence[int], options: RunOptions
     if not any(chosen.values()):
         raise InputError("no image has both", "--slices and --repetitions", "see recon info")
     return chosen
-
-
-def _refuse_equal_stems(inputs: Sequence[Path]) -> None:
-    stems: dict[str, Path] = {}
-    for path in inputs:
-        if path.stem in stems:
-            raise InputError(
-                f"{stems[path.stem]} and {path} would write the same files", "the inputs", "run them with different -o"
-            )
-        stems[path.stem] = path
 
 
 def _record(source: Source, options: RunOptions, method: Method, images: Sequence[Image], log: Log) -> RunRecord:

@@ -29,7 +29,7 @@ from kspace.io.hdf5_heap import check_list
 if TYPE_CHECKING:
     from kspace.noise import Noise
 
-__all__ = ["FastmriVolume", "is_fastmri", "open_volume"]
+__all__ = ["FastmriVolume", "open_volume"]
 
 MAX_SAMPLES = 1 << 29  # of one slice, 4 GiB; the largest of real scanners are a tenth of it
 
@@ -177,15 +177,6 @@ class FastmriVolume:
     def _check_slice(self, index: int) -> None:
         if not 0 <= index < self.n_slices:
             raise InputError(f"there is no slice {index}", self.path, f"it has slices 0 to {self.n_slices - 1}")
-
-
-def is_fastmri(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is laid out as fastMRI's: HDF5 with a data set ``kspace``. False for whatever cannot be opened."""
-    try:
-        with open_h5(Path(path)) as file:
-            return isinstance(file.get("kspace"), h5py.Dataset)
-    except InputError:
-        return False
 
 
 def open_volume(path: str | os.PathLike[str]) -> FastmriVolume:

@@ -7,12 +7,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace, Vector
 from kspace.errors import InputError
@@ -20,6 +18,9 @@ from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
 from kspace.io.mrd.header import MrdHeader
 from kspace.io.mrd.sort import ReadoutPlan, calibration_of
+
+if TYPE_CHECKING:  # headers alone are read without torch
+    from torch import Tensor
 
 CENTRAL_SCALARS = ("flags", "measurement_uid", "scan_counter", "acquisition_time_stamp", "sample_time_us", "center_sample")
 CENTRAL_VECTORS = (
@@ -38,6 +39,8 @@ def load_image(
     KSpace
         ``(coil ky kx)``, or ``(kz coil ky kx)`` where the encoded matrix has several z; repeated lines averaged.
     """
+    import torch
+
     numbers = plan.images[index]
     calibration = calibration_of(plan, heads, index)
     _check_memory(plan, path, 2 if len(calibration) else 1)
@@ -54,6 +57,8 @@ def load_image(
 
 
 def _squeeze(plan: ReadoutPlan, grid: np.ndarray) -> Tensor:
+    import torch
+
     return torch.from_numpy(grid if plan.encoding.is_3d else grid[0])
 
 

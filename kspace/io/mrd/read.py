@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from kspace.container import Header, ImageIndex, KSpace
 from kspace.errors import InputError
@@ -233,4 +232,4 @@ def _add(total: KSpace | None, k: KSpace) -> KSpace:
         return replace(k, data=weighted)
     assert total.n_averages is not None
     counts = total.n_averages + k.n_averages
-    return replace(total, data=total.data + weighted, n_averages=counts, mask=torch.broadcast_to(counts > 0, counts.shape))
+    return replace(total, data=total.data + weighted, n_averages=counts, mask=counts > 0)

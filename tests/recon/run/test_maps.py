@@ -9,7 +9,8 @@ import pytest
 
 from kspace.io.mrd.images import read_images
 from kspace.simulation.acquisition import accelerate, add_noise_scan, kill_coil
-from recon.run.pipeline import RunOptions, run
+from recon.commands.run import run
+from recon.run.options import RunOptions
 from tests.support import raw_files
 
 

@@ -21,8 +21,10 @@ from kspace.errors import InputError
 from kspace.io.mrd.images import read_images
 from kspace.simulation.acquisition import abort, repeat
 from models import systems
+from recon.commands.run import run
 from recon.methods import weights
-from recon.run.pipeline import RunOptions, reconstruct_file, run
+from recon.run.options import RunOptions
+from recon.run.pipeline import reconstruct_file
 from tests.support import raw_files
 
 QUIET = RunOptions(method="zero-filled", format="mrd", complex=True)
