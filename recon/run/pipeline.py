@@ -17,6 +17,7 @@ from kspace.fourier import ifft
 from kspace.io.mrd import read_noise
 from kspace.masks import acceleration, digest
 from kspace.noise import Noise
+from kspace.noise_check import fit_noise
 from kspace.operators import Sense
 from recon import memory
 from recon.methods import classical
@@ -88,7 +89,7 @@ def reconstruct_encoding(
     with log.step("noise"):
         noise = _noise(source, options, log)
     maps = MapMaker(source, noise, options, log)
-    images = []
+    images: list[Image] = []
     # All repetitions of a slice come together, because they may share their maps.
     order = sorted(indices, key=lambda i: (i.contrast, i.set, i.phase, i.slice, i.repetition))
     # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
@@ -96,6 +97,9 @@ def reconstruct_encoding(
     for index in log.progress:
         with log.step("read"):
             k = source.load(encoding, index)
+        if noise is not None and not images:
+            with log.step("noise"):
+                _check_noise(k, noise, log)
         with log.step("preprocess"):
             k = prepare(k, noise, options, log)
         images += reconstruct_image(k, maps, method, log)
@@ -178,6 +182,16 @@ def _noise(source: Source, options: RunOptions, log: Log) -> Noise | None:
     if noise is None and source.expects_noise:
         log.warn(f"no noise scan in {source.path.name}: going on unwhitened; --noise FILE gives a separate one")
     return noise
+
+
+def _check_noise(k: KSpace, noise: Noise, log: Log) -> None:
+    """Say so where the noise scan cannot be that of the image `k`, which is as it was read."""
+    fit = fit_noise(k, noise)
+    if fit is not None and not fit.is_plausible:
+        log.warn(
+            f"the noise scan holds signal, or is another scan's: {fit}; the weighting of the coils follows it. --no-whiten "
+            "weighs all coils alike, --noise FILE takes the noise scan of another file"
+        )
 
 
 def _chosen_encodings(source: Source, options: RunOptions) -> Sequence[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ import torch
 from kspace.container import Image, KSpace
 from kspace.errors import InputError
 from kspace.io.mrd.images import read_images
-from kspace.simulation.acquisition import abort, repeat
+from kspace.simulation.acquisition import abort, add_noise_scan, coil_covariance, repeat
 from models import systems
 from recon.commands.run import run
 from recon.methods import weights
@@ -182,6 +183,19 @@ def test_whitening_and_its_switch(tmp_path: Path) -> None:
     assert nrmse(np.abs(borrowed), np.abs(white)) < 0.3
 
 
+def test_noise_of_another_scan_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = raw_files.noisy(tmp_path / "scan.h5")
+    other = replace(raw_files.plain(noise=0.05), covariance=coil_covariance(4, 0.2, seed=1))
+    raw_files.save(add_noise_scan(other, 100), tmp_path / "other.h5")
+    reconstruct_file(case.path, tmp_path / "good", QUIET)
+    assert "noise scan" not in capsys.readouterr().err
+    written = reconstruct_file(case.path, tmp_path / "bad", replace(QUIET, noise=tmp_path / "other.h5"))
+    said = r"the noise scan holds signal, or is another scan's: in the outermost samples .* has 0\.0\d+ times .* by 0\.\d\d "
+    (warning,) = [w for w in json.loads(written[-1].read_text())["warnings"] if "noise scan" in w]
+    assert re.match(said, warning)
+    assert "--no-whiten weighs all coils alike, --noise FILE takes" in warning
+
+
 def test_samples_that_were_not_acquired_do_not_matter(tmp_path: Path) -> None:
     """The same scan with its lines in another order, and calibration only where it was measured, is the same image."""
     case = raw_files.accelerated(tmp_path / "scan.h5")
@@ -239,9 +253,7 @@ def test_a_compressed_file_says_how_to_unpack_it(tmp_path: Path) -> None:
     case = raw_files.simple(tmp_path / "scan.h5")
     packed = tmp_path / "scan.h5.gz"
     packed.write_bytes(gzip.compress(case.path.read_bytes()))
-    with pytest.raises(
-        InputError, match=f"{packed}: the file is compressed with gzip; unpack it first: gunzip -k scan.h5.gz"
-    ):
+    with pytest.raises(InputError, match=f"{packed}: the file is compressed with gzip; unpack it first: gunzip -k scan.h5.gz"):
         reconstruct_file(packed, tmp_path / "out", QUIET)
 
 
