@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -49,11 +51,11 @@ def compress(k: KSpace, n_virtual: int) -> KSpace:
 
     calibration = None if k.calibration is None else combine(k.calibration)
     # Kept, for coil maps that come from elsewhere have to be combined alike.
-    study = {**k.header.study, "virtual_coils": matrix}
-    return k.after("compress", header={"study": study}, data=combine(acquired), calibration=calibration)
+    coils = replace(k.header.coils, compression=matrix)
+    return k.after("compress", header={"coils": coils}, data=combine(acquired), calibration=calibration)
 
 
 def to_virtual(maps: Tensor, k: KSpace) -> Tensor:
     """Maps ``(*batch coil y x)`` of the coils that `k` had before `compress`, of its virtual coils; as they are without."""
-    matrix = k.header.study.get("virtual_coils")
+    matrix = k.header.coils.compression
     return maps if matrix is None else torch.einsum("vc,...cyx->...vyx", matrix.to(maps.device), maps)

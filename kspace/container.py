@@ -60,6 +60,33 @@ class ImageIndex:
 
 
 @dataclass(frozen=True)
+class ReceiveCoils:
+    """The receive coils behind the coil axis of k-space, and what became of them in preprocessing.
+
+    Attributes
+    ----------
+    numbers
+        Channel numbers in the raw file of the coils that are used, in order; empty where no file states them (all are used).
+    names
+        Name of each channel of the raw file; empty where the header has none.
+    dropped
+        Channel numbers of the coils that were removed.
+    compression
+        Complex ``(virtual coil)``, the combinations that `kspace.compression.compress` formed; None without compression.
+    """
+
+    numbers: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    dropped: tuple[int, ...] = ()
+    compression: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def dropped_names(self) -> tuple[str, ...]:
+        """Each of `dropped` as a person reads it: ``"2 (C)"``, its number and its name where it has one."""
+        return tuple(f"{c} ({self.names[c]})" if c < len(self.names) and self.names[c] else str(c) for c in self.dropped)
+
+
+@dataclass(frozen=True)
 class Header:
     """What belongs to the samples of one image and is not a sample.
 
@@ -87,6 +114,11 @@ class Header:
     study
         Facts of the scan's header under ISMRMRD's names (``systemVendor``, ``systemFieldStrength_T``, ``TR``, ``TE``,
         ``flipAngle_deg``, ``protocolName``, ``patientPosition``, ``frameOfReferenceUID``, ``studyDate``, ...), where present.
+    coils
+        The receive coils behind the coil axis.
+    encoded_readout
+        Points of the readout before `kspace.preprocess.remove_oversampling`, None where that step was not applied: with the
+        dwell time, they give the bandwidth of a pixel.
     steps
         Names of the processing steps applied so far, oldest first.
     """
@@ -103,6 +135,8 @@ class Header:
     acceleration: tuple[float, float] = (1.0, 1.0)
     central: dict[str, Any] = field(default_factory=dict)
     study: dict[str, Any] = field(default_factory=dict)
+    coils: ReceiveCoils = ReceiveCoils()
+    encoded_readout: int | None = None
     steps: tuple[str, ...] = ()
 
 

@@ -1,22 +1,25 @@
 """From the samples as read to those that a reconstruction sees: small functions ``KSpace -> KSpace``.
 
-The order is: `conjugate` (rarely), `drop_dead_coils`, `whiten`, `remove_oversampling`, `pocs` (an option), `decouple` (3-D).
-Each leaves its name in ``header.steps`` and refuses to be applied twice. `to_recon_matrix` brings the finished image to size.
+`prepare` applies them in order. Each leaves its name in ``header.steps`` and refuses to be applied twice. `undersample` is for
+studies on fully sampled data; `to_recon_matrix` brings the finished image to size.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kspace.container import Header, KSpace
+from kspace.compression import compress
+from kspace.container import Header, KSpace, ReceiveCoils
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft, interpolate, resize
 from kspace.noise import Noise
+from kspace.partial_fourier import pocs
 
 __all__ = [
     "check_range",
@@ -25,6 +28,7 @@ __all__ = [
     "decouple",
     "drop_dead_coils",
     "match_channels",
+    "prepare",
     "remove_oversampling",
     "to_recon_matrix",
     "undersample",
@@ -44,7 +48,8 @@ def check_range(k: KSpace) -> None:
     InputError
         If the largest sample is not zero and below the smallest normal number; the message has its size.
     """
-    largest = float(torch.view_as_real(k.data).abs().max()) if k.data.numel() else 0.0
+    parts = torch.view_as_real(k.data)  # aminmax takes one pass and no memory
+    largest = max(abs(float(value)) for value in torch.aminmax(parts)) if k.data.numel() else 0.0
     if 0 < largest < SMALLEST:
         raise InputError(
             f"the largest sample is {largest:.2g}, below {SMALLEST:.2g}, the smallest that single precision holds in full",
@@ -53,8 +58,62 @@ def check_range(k: KSpace) -> None:
         )
 
 
+def prepare(
+    k: KSpace,
+    noise: Noise | None,
+    *,
+    conjugated: bool = False,
+    n_virtual: int | None = None,
+    partial_fourier: Literal["zero-filled", "pocs"] = "zero-filled",
+    keep_silent: bool = False,
+) -> KSpace:
+    """All preprocessing between a file and a reconstruction: the one path of scans, training and comparison.
+
+    `conjugate` (an option), `drop_dead_coils`, `whiten`, `remove_oversampling`, `kspace.compression.compress` and
+    `kspace.partial_fourier.pocs` (options), `decouple` (3-D).
+
+    Parameters
+    ----------
+    k
+        k-space as read, ``(coil ky kx)`` or ``(kz coil ky kx)``.
+    noise
+        Noise of its channels; None: no whitening, and only channels of zeros are dead.
+    conjugated
+        Whether the file has the other sign of the Fourier exponent.
+    n_virtual
+        Number of virtual coils to compress to; None: no compression.
+    partial_fourier
+        What becomes of a side of k-space that was not acquired.
+    keep_silent
+        Keep channels of zeros where the noise is not known: training batches hold slices with one number of coils.
+
+    Returns
+    -------
+    KSpace
+        ``(coil ky kx)``, or ``(x coil kz ky)`` of a 3-D scan.
+
+    Raises
+    ------
+    InputError
+        If a step was already applied, or cannot be, or the samples are too small for single precision.
+    """
+    check_range(k)
+    if conjugated:
+        k = conjugate(k)
+    if noise is not None or not keep_silent:
+        k = drop_dead_coils(k, noise)
+    if noise is not None:
+        k = whiten(k, noise)
+    k = remove_oversampling(k)
+    if n_virtual is not None:
+        k = compress(k, n_virtual)
+    if partial_fourier == "pocs":
+        k = pocs(k)
+    return decouple(k) if k.header.encoded_matrix[2] > 1 else k
+
+
 def conjugate(k: KSpace) -> KSpace:
-    """Conjugate the samples: for files whose Fourier sign is the other one. Turns the image about its centre in the plane."""
+    """Conjugate the samples, for files with the other sign of the Fourier exponent. Rotates the image by 180 degrees."""
     calibration = None if k.calibration is None else k.calibration.conj().resolve_conj()
     return k.after("conjugate", data=k.data.conj().resolve_conj(), calibration=calibration)
 
@@ -65,7 +124,7 @@ def dead_coils(noise: Noise) -> tuple[int, ...]:
     return tuple(int(c) for c in np.flatnonzero(variance < DEAD * np.median(variance)))
 
 
-def drop_dead_coils(k: KSpace, noise: Noise | None) -> tuple[KSpace, tuple[str, ...]]:
+def drop_dead_coils(k: KSpace, noise: Noise | None) -> KSpace:
     """Remove the channels that `dead_coils` finds in the noise; whitening would blow up their rounding errors.
 
     Without noise, channels are removed whose samples are all exactly zero while others' are not.
@@ -79,9 +138,8 @@ def drop_dead_coils(k: KSpace, noise: Noise | None) -> tuple[KSpace, tuple[str, 
 
     Returns
     -------
-    tuple
-        The k-space of the remaining channels, ``header.study["coils"]`` naming them by their original numbers, and the names
-        of those removed (number, and the coil's name where the header has one).
+    KSpace
+        That of the remaining channels; ``header.coils`` names those used and those dropped.
 
     Raises
     ------
@@ -96,15 +154,12 @@ def drop_dead_coils(k: KSpace, noise: Noise | None) -> tuple[KSpace, tuple[str, 
         silent = (k.data == 0).transpose(0, -3).flatten(1).all(1).tolist()
         dead = set() if all(silent) else {c for c, zero in zip(present, silent, strict=True) if zero}
     keep = [i for i, c in enumerate(present) if c not in dead]
-    study = {**k.header.study, "coils": tuple(present[i] for i in keep)}
-    names = k.header.study.get("coil_names") or ()
-    dropped = tuple(f"{c} ({names[c]})" if c < len(names) and names[c] else str(c) for c in present if c in dead)
-    if dropped:
-        study["dropped_coils"] = dropped
+    dropped = tuple(c for c in present if c in dead)
+    coils = replace(k.header.coils, numbers=tuple(present[i] for i in keep), dropped=dropped)
     where = torch.tensor(keep, device=k.data.device)
     data = k.data if not dropped else k.data.index_select(-3, where)
     calibration = k.calibration if not dropped or k.calibration is None else k.calibration.index_select(-3, where)
-    return k.after("drop_dead_coils", header={"study": study}, data=data, calibration=calibration), dropped
+    return k.after("drop_dead_coils", header={"coils": coils}, data=data, calibration=calibration)
 
 
 def whiten(k: KSpace, noise: Noise) -> KSpace:
@@ -179,10 +234,9 @@ def match_channels(maps: Tensor, k: KSpace, noise: Noise | None) -> Tensor:
     """
     if noise is None:
         return maps
-    study = {name: value for name, value in k.header.study.items() if name not in ("coils", "dropped_coils")}
-    raw = KSpace(maps, torch.ones((1, 1, 1), dtype=torch.bool), replace(k.header, steps=(), study=study))
+    raw = KSpace(maps, torch.ones((1, 1, 1), dtype=torch.bool), replace(k.header, steps=(), coils=ReceiveCoils()))
     if "drop_dead_coils" in k.header.steps:
-        raw = drop_dead_coils(raw, noise)[0]
+        raw = drop_dead_coils(raw, noise)
     if "whiten" in k.header.steps:
         raw = whiten(raw, noise)
     return raw.data
@@ -194,13 +248,13 @@ def _mix(matrix: Tensor, data: Tensor) -> Tensor:
 
 def _coils(k: KSpace) -> tuple[int, ...]:
     """Original channel numbers of the coils in `k`."""
-    return k.header.study.get("coils") or tuple(range(k.n_coils))
+    return k.header.coils.numbers or tuple(range(k.n_coils))
 
 
 def _check_same_coils(k: KSpace, noise: Noise) -> None:
     coils = _coils(k)
     n_coils = noise.covariance.shape[0]
-    known = len(k.header.study.get("dropped_coils", ())) + len(coils)
+    known = len(k.header.coils.dropped) + len(coils)
     if len(coils) != k.n_coils or known != n_coils:
         raise InputError(
             f"the noise has {n_coils} channels, the scan {known}",
@@ -213,8 +267,8 @@ def remove_oversampling(k: KSpace) -> KSpace:
     """Cut the readout to the field of view of the recon space, in image space; white noise stays white.
 
     The new number of points is that of the recon field of view, rounded up where it is not an integer; the header's encoded
-    matrix and field of view follow exactly, ``study["encoded_readout"]`` keeps the points that there were. Where lines are
-    partly sampled (asymmetric echo), a new sample counts as acquired if those that it is interpolated from, up to the next on
+    matrix and field of view follow exactly, ``header.encoded_readout`` keeps the points that there were. Where lines are partly
+    sampled (asymmetric echo), a new sample counts as acquired if those that it is interpolated from, up to the next on
     either side, were.
 
     Parameters
@@ -228,10 +282,8 @@ def remove_oversampling(k: KSpace) -> KSpace:
     fov = k.header.encoded_fov_m[0]
     wanted = n * k.header.recon_fov_m[0] / fov if fov > 0 else float(n)
     m = min(n, round(wanted) if abs(wanted - round(wanted)) < WHOLE else math.ceil(wanted))
-    # The bandwidth of a pixel rests on the number of points and the dwell time before the cut.
-    study = {**k.header.study, "encoded_readout": n}
     if m == n:
-        return k.after("remove_oversampling", header={"study": study})
+        return k.after("remove_oversampling", header={"encoded_readout": n})
     mask, n_averages = k.mask, k.n_averages
     if mask.shape[-1] > 1:
         counts = _decimate((mask.int() if n_averages is None else n_averages), n, m)
@@ -239,7 +291,7 @@ def remove_oversampling(k: KSpace) -> KSpace:
     data = torch.where(mask, _crop_readout(k.data, m), 0)
     calibration = None if k.calibration is None else _crop_readout(k.calibration, m)
     matrix, lengths = k.header.encoded_matrix, k.header.encoded_fov_m
-    header = {"encoded_matrix": (m, *matrix[1:]), "encoded_fov_m": (fov * m / n, *lengths[1:]), "study": study}
+    header = {"encoded_matrix": (m, *matrix[1:]), "encoded_fov_m": (fov * m / n, *lengths[1:]), "encoded_readout": n}
     return k.after("remove_oversampling", header=header, data=data, mask=mask, n_averages=n_averages, calibration=calibration)
 
 

@@ -52,9 +52,9 @@ def load_maps(path: Path, k: KSpace, noise: Noise | None = None) -> Tensor:
 
 def _placed(maps: Tensor, k: KSpace, path: Path) -> Tensor:
     """Maps of all raw channels ``(*batch coil y x)`` on the planes of `k`, from the shape that a file has."""
-    virtual = k.header.study.get("virtual_coils")
+    virtual = k.header.coils.compression
     kept = k.n_coils if virtual is None else virtual.shape[-1]
-    n_coils = kept + len(k.header.study.get("dropped_coils", ()))
+    n_coils = kept + len(k.header.coils.dropped)
     axes, wanted = "coil y x", (n_coils, *k.data.shape[-2:])
     if "decouple" in k.header.steps:
         axes, wanted = "coil z y x", (*wanted, len(k.data))

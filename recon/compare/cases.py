@@ -24,9 +24,6 @@ from kspace.operators import Sense
 from recon.compare.store import MaskedVolume
 from recon.methods.classical import rss
 from recon.run.input import FastmriSource, MrdSource
-from recon.run.log import Log
-from recon.run.options import RunOptions
-from recon.run.prepare import prepare
 
 T = TypeVar("T")
 
@@ -273,9 +270,8 @@ def _fastmri_volumes(dataset: str, path: Path) -> list[FullVolume]:
     noise = volume.noise
 
     def plane(i: int) -> KSpace:
-        k = volume.load(i)
         # Volumes with a target are whitened too: methods shall see what they see of a scan.
-        return prepare(k, None if "whiten" in k.header.steps else noise, RunOptions(), Log())
+        return preprocess.prepare(volume.load(i), noise)
 
     boxes = np.asarray(volume.boxes, dtype=np.float32).reshape(-1, 6)
     simulated, attribution = bool(volume.attributes.get("simulated")), volume.attributes.get("attribution")
@@ -306,7 +302,7 @@ def _planes(source: MrdSource, encoding: int, members: Sequence[ImageIndex]) -> 
     """The number of 2-D planes of a stack of slices, or of a 3-D scan, and how to get one."""
 
     def load(i: int) -> KSpace:
-        return prepare(source.load(encoding, members[i]), source.noise, RunOptions(), Log())
+        return preprocess.prepare(source.load(encoding, members[i]), source.noise)
 
     whole = lru_cache(maxsize=1)(load)  # a 3-D scan is read once for all of its planes
     first = load(0)

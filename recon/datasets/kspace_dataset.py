@@ -151,10 +151,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
 
     def _fully_sampled(self, volume: FastmriVolume, slice_index: int) -> KSpace:
         """A slice as `recon run` would prepare it: whitened where the noise is known, without readout oversampling."""
-        k, noise = volume.load(slice_index), volume.noise
-        if noise is not None and "whiten" not in k.header.steps:
-            k = preprocess.whiten(preprocess.drop_dead_coils(k, noise)[0], noise)
-        return preprocess.remove_oversampling(k)
+        return preprocess.prepare(volume.load(slice_index), volume.noise, keep_silent=True)
 
     def _references(self, k: KSpace, full: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None, Entry | None]:
         """Maps of the samples of `k`, target and truth of all samples `full` (None: unknown), and where they are kept."""

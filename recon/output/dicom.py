@@ -215,7 +215,7 @@ def pixel_bandwidth_hz(header: Header) -> float | None:
     """
     dwell_s = float(header.central.get("sample_time_us") or 0.0) * 1e-6
     whole = None if "remove_oversampling" in header.steps else header.encoded_matrix[0]
-    n_points = header.study.get("encoded_readout", whole)
+    n_points = header.encoded_readout or whole
     return 1 / (dwell_s * n_points) if n_points and 0 < dwell_s < math.inf else None
 
 

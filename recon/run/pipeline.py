@@ -240,8 +240,8 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
             if header is None
             else {
                 "steps": header.steps,
-                "coils": header.study.get("coils"),
-                "dropped_coils": header.study.get("dropped_coils", ()),
+                "coils": header.coils.numbers,
+                "dropped_coils": header.coils.dropped_names,
                 "encoded_matrix": header.encoded_matrix,
                 "recon_matrix": header.recon_matrix,
             }

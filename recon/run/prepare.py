@@ -1,4 +1,4 @@
-"""From the samples as read to those that a reconstruction sees, and the coil maps that go with them."""
+"""Preprocessing as the options of a run say, and the coil maps that go with it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,27 @@ import torch
 from torch import Tensor
 
 from kspace import coils, preprocess
-from kspace.compression import compress, to_virtual
+from kspace.compression import to_virtual
 from kspace.container import ImageIndex, KSpace
 from kspace.io.coil_maps import load_maps
 from kspace.noise import Noise
-from kspace.partial_fourier import pocs
 from recon.run.input import Source
 from recon.run.log import Log
 from recon.run.options import RunOptions
 
 
 def prepare(k: KSpace, noise: Noise | None, options: RunOptions, log: Log) -> KSpace:
-    """Everything between the samples as read and the samples that a reconstruction sees."""
-    preprocess.check_range(k)
-    if options.conjugate:
-        k = preprocess.conjugate(k)
-    k, dropped = preprocess.drop_dead_coils(k, noise)
-    if dropped:
+    """`kspace.preprocess.prepare` with `options`; dead coils are logged."""
+    k = preprocess.prepare(
+        k,
+        noise,
+        conjugated=options.conjugate,
+        n_virtual=options.virtual_coils,
+        partial_fourier=options.partial_fourier,
+    )
+    if dropped := k.header.coils.dropped_names:
         why = "all samples are zero" if noise is None else "noise variance below 1e-6 of the median"
         log.warn(f"coils {', '.join(dropped)} are dead ({why}): dropped")
-    if noise is not None:
-        k = preprocess.whiten(k, noise)
-    k = preprocess.remove_oversampling(k)
-    if options.virtual_coils is not None:
-        k = compress(k, options.virtual_coils)
-    if options.partial_fourier == "pocs":
-        k = pocs(k)
-    if k.header.encoded_matrix[2] > 1:
-        k = preprocess.decouple(k)
     return k
 
 
@@ -45,7 +38,7 @@ class MapMaker:
     separate calibration lines that serve all repetitions. Embedded calibration is every image's own."""
 
     def __init__(self, source: Source, noise: Noise | None, options: RunOptions, log: Log) -> None:
-        self._source, self._noise, self._options, self._journal = source, noise, options, log
+        self._source, self._noise, self._options, self._log = source, noise, options, log
         self._averaged: tuple[ImageIndex, Tensor] | None = None
         self._separate: tuple[Tensor, Tensor] | None = None
 
@@ -76,9 +69,9 @@ class MapMaker:
             if averaged is None:
                 self._estimate(k)  # says what is missing
                 raise AssertionError("unreachable")
-            self._journal.warn("no calibration lines: coil maps come from the average over the interleaved repetitions")
-            whole = prepare(averaged, self._noise, replace(self._options, virtual_coils=None), Log())
-            self._averaged = index, self._estimate(whole)
+            self._log.warn("no calibration lines: coil maps come from the average over the interleaved repetitions")
+            prepared = prepare(averaged, self._noise, replace(self._options, virtual_coils=None), Log())
+            self._averaged = index, self._estimate(prepared)
         return self._averaged[1]
 
     def _estimate(self, k: KSpace) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kspace import preprocess
-from kspace.container import Header, ImageIndex, KSpace
+from kspace.compression import compress
+from kspace.container import Header, ImageIndex, KSpace, ReceiveCoils
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft, interpolate
 from kspace.io.mrd import open_scan, read_noise
@@ -117,24 +118,48 @@ def test_a_dead_coil_is_dropped_by_name(tmp_path: Path) -> None:
     k, noise = load(scan, tmp_path)
     assert noise is not None
     assert preprocess.dead_coils(noise) == (2,)
-    named = replace(k, header=replace(k.header, study={**k.header.study, "coil_names": ("A", "B", "C", "D")}))
-    kept, dropped = preprocess.drop_dead_coils(named, noise)
-    assert dropped == ("2 (C)",)
+    named = replace(k, header=replace(k.header, coils=replace(k.header.coils, names=("A", "B", "C", "D"))))
+    kept = preprocess.drop_dead_coils(named, noise)
+    assert kept.header.coils.dropped_names == ("2 (C)",)
     assert torch.equal(kept.data, k.data[[0, 1, 3]])
     white = preprocess.whiten(kept, noise)
     alone = Noise(noise.covariance[np.ix_([0, 1, 3], [0, 1, 3])], noise.dwell_s, noise.n_samples, noise.relative_bandwidth)
-    header = replace(kept.header, study={})
+    header = replace(kept.header, coils=ReceiveCoils())
     assert torch.equal(white.data, preprocess.whiten(replace(kept, header=header), alone).data)
-    assert white.header.study["coils"] == (0, 1, 3)
+    assert white.header.coils.numbers == (0, 1, 3)
 
 
 def test_without_noise_only_channels_of_zeros_are_dropped(tmp_path: Path) -> None:
     k, _ = load(acquire.kill_coil(plain(), 1), tmp_path)
-    kept, dropped = preprocess.drop_dead_coils(k, None)
-    assert dropped == ("1",)
+    kept = preprocess.drop_dead_coils(k, None)
+    assert kept.header.coils.dropped_names == ("1",)
     assert kept.n_coils == 3
     empty = replace(k, data=torch.zeros_like(k.data))
-    assert preprocess.drop_dead_coils(empty, None)[1] == ()
+    assert preprocess.drop_dead_coils(empty, None).header.coils.dropped == ()
+
+
+def test_preparation_is_the_steps_in_order(tmp_path: Path) -> None:
+    scan = acquire.kill_coil(acquire.add_noise_scan(plain(replace(FLAT, readout_oversampling=2.0), noisy=True)), 2)
+    k, noise = load(scan, tmp_path)
+    assert noise is not None
+    step = preprocess.remove_oversampling(preprocess.whiten(preprocess.drop_dead_coils(preprocess.conjugate(k), noise), noise))
+    expected = compress(step, 2)
+    found = preprocess.prepare(k, noise, conjugated=True, n_virtual=2)
+    assert torch.equal(found.data, expected.data)
+    assert torch.equal(found.mask, expected.mask)
+    assert found.header.steps == ("read", "conjugate", "drop_dead_coils", "whiten", "remove_oversampling", "compress")
+    assert found.header.coils.numbers == (0, 1, 3)
+    with pytest.raises(InputError, match="already applied"):
+        preprocess.prepare(preprocess.prepare(k, noise), None)
+
+
+def test_preparation_without_noise_and_of_3d_scans(tmp_path: Path) -> None:
+    k, _ = load(acquire.kill_coil(plain(replace(FLAT, matrix=(16, 12, 6))), 1), tmp_path)
+    assert preprocess.prepare(k, None).data.shape == (16, 3, 6, 12)
+    kept = preprocess.prepare(k, None, keep_silent=True)
+    assert kept.data.shape == (16, 4, 6, 12)
+    assert not kept.data[:, 1].any()
+    assert torch.equal(kept.data[:, [0, 2, 3]], preprocess.prepare(k, None).data)
 
 
 def test_noise_that_cannot_whiten_is_refused(tmp_path: Path) -> None:

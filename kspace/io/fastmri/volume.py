@@ -98,6 +98,12 @@ class FastmriVolume:
         return None if value is None else float(value)
 
     @property
+    def steps(self) -> tuple[str, ...]:
+        """Processing steps that were applied to the samples before they were written."""
+        steps = self.attributes.get("steps")
+        return tuple(str(steps).split(",")) if steps else ()
+
+    @property
     def mask(self) -> Tensor:
         """What was acquired, bool ``(ky, 1)`` where whole lines were, else ``(ky, kx)``: the file's mask, less the margin."""
         with open_h5(self.path) as file:
@@ -105,10 +111,12 @@ class FastmriVolume:
 
     @property
     def noise(self) -> Noise | None:
-        """`noise_covariance` as the noise of a scan whose imaging samples have just this covariance; None where not known."""
+        """`noise_covariance` as the noise of a scan whose imaging samples have this covariance.
+
+        None where it is not known, or where the samples of the file are whitened."""
         from kspace.noise import Noise  # not needed to read a volume
 
-        if self.noise_covariance is None:
+        if self.noise_covariance is None or "whiten" in self.steps:
             return None
         # The file states the covariance, not from how many samples: it is taken as exact.
         return Noise(self.noise_covariance.numpy().astype(np.complex128), None, n_samples=1 << 30, source=str(self.path))
@@ -390,7 +398,6 @@ def _slice_header(file: h5py.File, index: int, volume: FastmriVolume) -> Header:
         entry: dict[str, Any] = json.loads(file["geometry"].asstr()[()])[index]
         entry = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
         geometry = replace(Geometry(**entry), fov_m=recon_fov)
-    steps = volume.attributes.get("steps")
     noise_std = volume.attributes.get("noise_std")
     return Header(
         source=str(volume.path),
@@ -403,5 +410,5 @@ def _slice_header(file: h5py.File, index: int, volume: FastmriVolume) -> Header:
         noise_std=None if noise_std is None else float(noise_std),
         acceleration=volume.scan.acceleration,
         study=dict(volume.scan.study),
-        steps=tuple(str(steps).split(",")) if steps else (),
+        steps=volume.steps,
     )

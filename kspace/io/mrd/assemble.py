@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from kspace.container import Geometry, Header, ImageIndex, KSpace, Vector
+from kspace.container import Geometry, Header, ImageIndex, KSpace, ReceiveCoils, Vector
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
@@ -133,8 +133,6 @@ def image_header(
     study: dict[str, Any] = {
         **header.study,
         "calibration": encoding.calibration,
-        "coils": tuple(range(encoding.n_coils)),
-        "coil_names": header.coil_names,
         "limits": {name: asdict(limit) for name, limit in encoding.limits.items()},
     }
     if encoding.calibration_mode is not None:
@@ -151,6 +149,7 @@ def image_header(
         acceleration=encoding.acceleration,
         central=_central(centre),
         study=study,
+        coils=ReceiveCoils(tuple(range(encoding.n_coils)), header.coil_names),
         steps=("read",),
     )
 

@@ -77,8 +77,8 @@ SAMPLED = {
     "encoded_matrix": (128, 96, 1),
     "central": {"sample_time_us": 10.0},
     "steps": ("read", "remove_oversampling"),
+    "encoded_readout": 256,
     "study": {
-        "encoded_readout": 256,
         "limits": {"average": {"minimum": 0, "maximum": 1, "centre": 0}},
         "seriesTime": "07:08:09",
     },
@@ -245,7 +245,7 @@ def test_the_bandwidth_is_that_of_the_samples_before_oversampling_was_removed() 
     cut = remove_oversampling(k).header
     assert cut.encoded_matrix[0] == 16
     assert pixel_bandwidth_hz(header) == pixel_bandwidth_hz(cut) == pytest.approx(1 / (32 * 5e-6))
-    assert pixel_bandwidth_hz(replace(cut, study={})) is None  # who cut it did not say how many there were
+    assert pixel_bandwidth_hz(replace(cut, encoded_readout=None)) is None  # who cut it did not say how many there were
     for dwell_us in (0.0, float("inf"), float("nan")):
         assert pixel_bandwidth_hz(replace(cut, central={"sample_time_us": dwell_us})) is None
 
