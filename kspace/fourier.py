@@ -81,6 +81,15 @@ def centring_phases(n: int, dtype: torch.dtype, device: torch.device | None = No
     return image_phase.to(dtype), kspace_phase.to(dtype)
 
 
+def central(n: int, m: int) -> slice:
+    """Indices of the central `m` of `n` points, about the origin: index ``n // 2`` becomes index ``m // 2``.
+
+    The start is ``n // 2 - m // 2``. (``(n - m) // 2``, as fastMRI cuts, is one less where n is even and m odd.)
+    """
+    start = n // 2 - m // 2
+    return slice(start, start + m)
+
+
 def centre_crop(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Cut the last ``len(shape)`` axes to `shape`, keeping the origin: index ``n // 2`` becomes index ``m // 2``.
 
@@ -100,12 +109,11 @@ def resize(x: Tensor, shape: Sequence[int]) -> Tensor:
         raise ValueError(f"cannot give {len(shape)} axes to a tensor of shape {tuple(x.shape)}")
     for axis, m in zip(range(-len(shape), 0), shape, strict=True):
         n = x.shape[axis]
-        start = n // 2 - m // 2
         if m < n:
-            x = x.narrow(axis, start, m)
+            x = x.narrow(axis, central(n, m).start, m)
         elif m > n:
             padded = x.new_zeros((*x.shape[:axis], m, *x.shape[axis:][1:]))
-            padded.narrow(axis, -start, n).copy_(x)
+            padded.narrow(axis, central(m, n).start, n).copy_(x)
             x = padded
     return x
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.masks.request import Mask, Request, central
+from kspace.fourier import central
+from kspace.masks.request import Mask, Request
 
 MAX_SAMPLES = 2**26  # a mask file that declares more is damaged or hostile
 MAX_BYTES = 2**29

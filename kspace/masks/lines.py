@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kspace.masks.request import LINE_CENTRE, MIN_LINE_CENTRE, Mask, Request, central, distance
+from kspace.fourier import central
+from kspace.masks.request import LINE_CENTRE, MIN_LINE_CENTRE, Mask, Request, distance
 
 
 def random1d(request: Request) -> Mask:

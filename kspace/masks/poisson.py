@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kspace.masks.request import Mask, Request, central, distance
+from kspace.fourier import central
+from kspace.masks.request import Mask, Request, distance
 
 SLOPES = (0.0, 1e4)
 ATTEMPTS = 10

@@ -113,12 +113,6 @@ class Request:
         return self.centre
 
 
-def central(n: int, width: int) -> slice:
-    """The `width` indices around the zero frequency (index ``n // 2``), as kept by `kspace.fourier.centre_crop`."""
-    start = n // 2 - width // 2
-    return slice(start, start + width)
-
-
 def distance(n: int) -> NDArray[np.float64]:
     """Distance of each index from the zero frequency in samples, float64 ``(n,)``."""
     return np.abs(np.arange(n, dtype=np.float64) - n // 2)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kspace.masks.request import Mask, Request, central
+from kspace.fourier import central
+from kspace.masks.request import Mask, Request
 
 REACH = math.sqrt(2)  # trajectories extend into the corners of k-space, so that fractions up to 1 are possible
 # Spiral design limited by the gradient amplitude, never by the slew rate, so that samples are evenly spaced along the arms.

@@ -179,5 +179,6 @@ def _convention(name: str) -> Convention:
 
 
 def _cut_to(volume: np.ndarray, side: int) -> np.ndarray:
+    # As fastMRI cuts, so that its predictions and figures are met: see `kspace.fourier.central` for the other rule.
     top, left = ((n - side) // 2 for n in volume.shape[-2:])
     return volume[:, top : top + side, left : left + side]

@@ -17,7 +17,7 @@ from torch import Tensor
 from kspace import preprocess
 from kspace.container import KSpace
 from kspace.errors import InputError
-from kspace.fourier import fft, ifft
+from kspace.fourier import central, fft, ifft
 from kspace.io.fastmri import FastmriVolume
 from kspace.masks import digest
 from kspace.operators import Sense
@@ -246,5 +246,5 @@ def _n_dead(volume: FastmriVolume) -> int:
 
 def _on_grid(boxes: Tensor, recon_shape: tuple[int, int], k: KSpace) -> Tensor:
     """Boxes ``(n 5)`` in points of the image delivered, moved to points of the whole image."""
-    shift = [n // 2 - m // 2 for n, m in zip(k.data.shape[-2:], recon_shape, strict=True)]
+    shift = [central(n, m).start for n, m in zip(k.data.shape[-2:], recon_shape, strict=True)]
     return boxes + torch.tensor([0, *shift, *shift])

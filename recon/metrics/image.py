@@ -312,5 +312,5 @@ def _cut(volume: NDArray, crop: int | None) -> NDArray:
         return volume
     n_y, n_x = volume.shape[-2:]
     side = min(n_y, n_x, crop or max(n_y, n_x))
-    top, left = (n_y - side) // 2, (n_x - side) // 2
+    top, left = (n_y - side) // 2, (n_x - side) // 2  # fastMRI's rule, not `kspace.fourier.central`: figures are of its square
     return volume[..., top : top + side, left : left + side]

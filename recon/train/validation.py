@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kspace.fourier import central
 from kspace.operators import Sense
 from recon.datasets.example import Example, Key
 from recon.methods import classical
@@ -153,8 +154,8 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _cut(x: Tensor, crop: tuple[int, int]) -> Array:
     x = x.detach().abs().float().cpu()
-    top, left = ((n - m) // 2 if n >= m else 0 for n, m in zip(x.shape[-2:], crop, strict=True))
-    cut: Array = x[..., top : top + crop[0], left : left + crop[1]].numpy().copy()
+    rows, columns = (central(n, min(n, m)) for n, m in zip(x.shape[-2:], crop, strict=True))
+    cut: Array = x[..., rows, columns].numpy().copy()
     return cut
 
 

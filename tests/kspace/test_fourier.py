@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kspace.fourier import centre_crop, fft, ifft, interpolate, resize
+from kspace.fourier import central, centre_crop, fft, ifft, interpolate, resize
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (7, 5), (8, 5), (1, 9), (1, 1)])
@@ -31,6 +31,15 @@ def test_resize_keeps_the_origin_and_undoes_itself(n: int, m: int) -> None:
         assert torch.equal(resize(resize(y, (m,)), (n,)), y)
         with pytest.raises(ValueError, match="cannot crop"):
             centre_crop(y, (m + 1,))
+
+
+@pytest.mark.parametrize("n", [7, 8, 9, 10])
+@pytest.mark.parametrize("m", [3, 4, 5, 6, 7])
+def test_central_keeps_the_origin(n: int, m: int) -> None:
+    kept = list(range(n))[central(n, m)]
+    assert len(kept) == m
+    assert kept[m // 2] == n // 2
+    assert torch.equal(centre_crop(torch.arange(n), (m,)), torch.tensor(kept))
 
 
 @pytest.mark.parametrize(("n", "m"), [(16, 24), (15, 24), (16, 25), (17, 33), (24, 16)])

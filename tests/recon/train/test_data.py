@@ -28,7 +28,7 @@ from recon.datasets.kspace_dataset import Draw, ShapeBatchSampler
 from recon.datasets.patients import group_files
 from recon.methods import classical
 from recon.metrics import image as metrics
-from recon.train import health
+from recon.train import health, validation
 from recon.train.data import DataOptions, make_data
 from recon.train.examples import Kept, PlainImages, Simulations, Strips, cut_strip, read_example, write_example
 from recon.train.loaders import Stream
@@ -384,6 +384,16 @@ def test_sense_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
         recorder.add(SliceResult.of(batch, 0, batch.op.adjoint(batch.y), batch.keys[0]), 0)
         assert recorder.finish()["gain_db"] == 0.0
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 5), (8, 4), (7, 5), (7, 4), (8, 9)])
+def test_images_are_cut_about_their_origin(n: int, m: int) -> None:
+    """Where boxes are moved to, and exported images are cut: one row off where an even matrix becomes odd, before."""
+    x = torch.zeros(1, n, n)
+    x[0, n // 2, n // 2] = 1
+    cut = validation._cut(x, (m, m))
+    assert cut.shape[-2:] == (min(n, m), min(n, m))
+    assert cut[0, min(n, m) // 2, min(n, m) // 2] == 1
 
 
 def test_images_are_cut_to_the_matrix_that_is_delivered() -> None:
