@@ -14,17 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.container import Geometry, Matrix, Vector
-from kspace.io.mrd.write import Space, flag, new_heads
+from kspace.io.mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGING, LAST, NOISE, REVERSE, flag
+from kspace.io.mrd.write import Space, new_heads
 from kspace.simulation.phantom import AnalyticCoils, Phantom
 
 Rows = NDArray[np.intp]
 COUNTERS = ("average", "slice", "contrast", "phase", "repetition", "set")
 GEOMETRY = ("position", "read_dir", "phase_dir", "slice_dir")
-NOISE = flag("IS_NOISE_MEASUREMENT")
-REVERSE = flag("IS_REVERSE")
-CALIBRATION = flag("IS_PARALLEL_CALIBRATION")
-CALIBRATION_AND_IMAGING = flag("IS_PARALLEL_CALIBRATION_AND_IMAGING")
-LAST = flag("LAST_IN_SLICE") | flag("LAST_IN_REPETITION") | flag("LAST_IN_MEASUREMENT")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from kspace.fourier import centre_crop, ifft, interpolate
+from kspace.io.mrd.flags import CALIBRATION, NOISE, REVERSE
 from kspace.io.mrd.write import Space, header_xml, write_raw
-from kspace.simulation.acquisition import CALIBRATION, GEOMETRY, NOISE, REVERSE, Acquisition, Rows, with_limits
+from kspace.simulation.acquisition import GEOMETRY, Acquisition, Rows, with_limits
 from kspace.simulation.phantom import AnalyticCoils, Phantom, uniform_coil
 
 GARBAGE = 1e3  # what samples hold that the header says to discard: an image that contains them cannot pass a test

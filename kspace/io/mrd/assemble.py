@@ -114,7 +114,7 @@ def _lines(plan: ReadoutPlan, heads: np.ndarray, numbers: np.ndarray) -> Iterabl
     """For each readout, in their order: kz, ky, first and last column, first and last sample to keep, whether reversed."""
     chosen = heads[numbers]
     end = chosen["number_of_samples"].astype(np.int64) - chosen["discard_post"]
-    reverse = (chosen["flags"] & np.uint64(REVERSE)) != 0
+    reverse = (chosen["flags"] & REVERSE) != 0
     columns = plan.kz[numbers], plan.ky[numbers], plan.first[numbers], plan.stop[numbers], chosen["discard_pre"], end, reverse
     return zip(*(column.tolist() for column in columns), strict=True)
 

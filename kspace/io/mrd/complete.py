@@ -33,7 +33,7 @@ def find_incomplete(plan: ReadoutPlan, heads: np.ndarray, warnings: list[str]) -
     finished = {(index.contrast, index.set, orders[index]) for index in plan.images if not _under_way(plan, index)}
     for index, numbers in plan.images.items():
         order = orders[index]
-        if (index.contrast, index.set, order) in finished or int(heads["flags"][numbers[-1]]) & LAST:
+        if (index.contrast, index.set, order) in finished or heads["flags"][numbers[-1]] & LAST:
             continue
         longer = [len(o) for o in begun[index.contrast, index.set] if len(o) > len(order) and o.startswith(order)]
         if longer:
@@ -74,7 +74,7 @@ def _short_of_limits(encoding: Encoding, heads: np.ndarray, numbers: np.ndarray,
 
     Only gapless lattices can be judged: of randomly undersampled k-space nobody knows what is missing.
     """
-    lattice = numbers[(heads["flags"][numbers] & np.uint64(CALIBRATION)) == 0]
+    lattice = numbers[(heads["flags"][numbers] & CALIBRATION) == 0]
     if not len(lattice):
         return None
     idx = heads["idx"][lattice]

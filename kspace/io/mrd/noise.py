@@ -24,7 +24,7 @@ def read_noise_readouts(
     InputError
         If these readouts contradict each other in channels or dwell time.
     """
-    numbers = np.flatnonzero(heads["flags"] & np.uint64(NOISE))
+    numbers = np.flatnonzero(heads["flags"] & NOISE)
     numbers = numbers[heads["number_of_samples"][numbers] > 0]
     if not len(numbers):
         return None

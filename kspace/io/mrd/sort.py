@@ -52,7 +52,7 @@ def plan_encoding(encoding: Encoding, header: MrdHeader, heads: np.ndarray, path
         If the heads contradict each other, the header or the encoded matrix.
     """
     flags = heads["flags"]
-    mine = (heads["encoding_space_ref"] == encoding.index) & ((flags & np.uint64(EXCLUDED)) == 0)
+    mine = (heads["encoding_space_ref"] == encoding.index) & ((flags & EXCLUDED) == 0)
     numbers = np.flatnonzero(mine)
     imaging, calibration = _split_calibration(encoding, heads, numbers, warnings)
     if encoding.refusal is not None or not len(imaging):
@@ -64,7 +64,7 @@ def plan_encoding(encoding: Encoding, header: MrdHeader, heads: np.ndarray, path
     _check_lengths(heads, both, path)
     centre, ky, kz = _rows(encoding, heads, imaging, calibration, path, warnings)
     first, stop = _columns(encoding, heads, both, path, warnings)
-    calibrated = bool(np.any(flags[imaging] & np.uint64(CALIBRATION | CALIBRATION_AND_IMAGING)))
+    calibrated = bool(np.any(flags[imaging] & (CALIBRATION | CALIBRATION_AND_IMAGING)))
     encoding = replace(
         encoding,
         centre=centre,
@@ -85,11 +85,11 @@ def check_heads(heads: np.ndarray, header: MrdHeader, path: Path) -> None:
         Naming what the readouts are instead, or the encoding that they refer to and the header does not have.
     """
     flags = heads["flags"]
-    if np.any(flags & np.uint64(COMPRESSED)):
+    if np.any(flags & COMPRESSED):
         raise InputError("the samples are compressed (ISMRMRD flags 53 to 56)", path, "decompress them first")
-    left = (flags & np.uint64(EXCLUDED)) == 0
+    left = (flags & EXCLUDED) == 0
     if not left.any():
-        counts = {name: int(np.count_nonzero(flags & np.uint64(bit))) for bit, name in NOT_IMAGING.items()}
+        counts = {name: int(np.count_nonzero(flags & bit)) for bit, name in NOT_IMAGING.items()}
         found = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
         only = "only noise: " if counts["noise"] == len(heads) else ""
         raise InputError(f"{only}no imaging readouts among {len(heads)} ({found})", path, "give the imaging scan")
@@ -105,7 +105,7 @@ def _split_calibration(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image lines, and lines for coil maps only. The header's calibrationMode decides first, flags second."""
     flags = heads["flags"][numbers]
-    only = ((flags & np.uint64(CALIBRATION)) != 0) & ((flags & np.uint64(CALIBRATION_AND_IMAGING)) == 0)
+    only = ((flags & CALIBRATION) != 0) & ((flags & CALIBRATION_AND_IMAGING) == 0)
     if not only.any():
         return numbers, numbers[:0]
     mode = (encoding.calibration_mode or "").lower()
@@ -163,7 +163,7 @@ def _check_channels(header: MrdHeader, heads: np.ndarray, numbers: np.ndarray, p
 def _check_lengths(heads: np.ndarray, numbers: np.ndarray, path: Path) -> None:
     """Echoes of one scan may differ in length, lines of one echo may not."""
     lengths = heads["number_of_samples"][numbers]
-    separate = (heads["flags"][numbers] & np.uint64(CALIBRATION)) != 0
+    separate = (heads["flags"][numbers] & CALIBRATION) != 0
     kind = heads["idx"]["contrast"][numbers].astype(np.int64) * 2 + separate
     for one in np.unique(kind):
         here = np.flatnonzero(kind == one)
@@ -280,7 +280,7 @@ def _columns(
             f"encoding {encoding.index}: center_sample is 0 in every readout, taken as not given: centre {width // 2}"
         )
         centre = pre + width // 2
-    reverse = (heads["flags"][numbers] & np.uint64(REVERSE)) != 0
+    reverse = (heads["flags"][numbers] & REVERSE) != 0
     before = np.where(reverse, n - 1 - centre, centre)
     lead = np.where(reverse, post, pre)
     whole_first = width // 2 - before

@@ -23,11 +23,6 @@ HEAD_DTYPE = ismrmrd.hdf5.acquisition_header_dtype
 """Structured dtype of one acquisition header, 340 bytes, fields as in ISMRMRD's specification (lengths in mm)."""
 
 
-def flag(name: str) -> np.uint64:
-    """Bit mask of an acquisition flag: ``flag("IS_REVERSE")`` is ISMRMRD's ``ACQ_IS_REVERSE``, number 22, bit 21."""
-    return np.uint64(1 << (getattr(ismrmrd, f"ACQ_{name}") - 1))
-
-
 @dataclass(frozen=True)
 class Space:
     """What a raw file's header says about one encoding space.

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
-from kspace.io.mrd.write import flag, new_heads, write_raw
+from kspace.io.mrd.flags import flag
+from kspace.io.mrd.write import new_heads, write_raw
 from kspace.io.twix.header import TwixProtocol, header_xml, read_protocol
 
 ACQEND, SYNCDATA = 1 << 0, 1 << 5

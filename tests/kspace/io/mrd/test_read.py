@@ -17,7 +17,8 @@ from kspace.errors import InputError
 from kspace.io.mrd import MrdScan, open_scan
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.file import BLOCK_BYTES, blocks
-from kspace.io.mrd.write import flag, header_xml, write_raw
+from kspace.io.mrd.flags import flag
+from kspace.io.mrd.write import header_xml, write_raw
 from kspace.simulation import acquisition as acquire
 from kspace.simulation.acquisition import ScanProtocol, with_limits
 from kspace.simulation.measurement import measure, write_scan

@@ -17,8 +17,9 @@ from kspace.container import ImageIndex
 from kspace.errors import InputError
 from kspace.io.fastmri.volume import open_volume
 from kspace.io.mrd import open_scan, read_noise
+from kspace.io.mrd.flags import flag
 from kspace.io.mrd.header import parse_header
-from kspace.io.mrd.write import HEAD_DTYPE, flag, header_xml, write_raw
+from kspace.io.mrd.write import HEAD_DTYPE, header_xml, write_raw
 from kspace.simulation import acquisition as acquire
 from kspace.simulation.acquisition import ScanProtocol, with_limits
 from kspace.simulation.measurement import measure, write_scan

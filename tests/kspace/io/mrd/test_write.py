@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from kspace.errors import InputError
-from kspace.io.mrd.write import HEAD_DTYPE, flag, new_heads, write_raw
+from kspace.io.mrd.flags import NUMBERS, flag
+from kspace.io.mrd.write import HEAD_DTYPE, new_heads, write_raw
 
 XML = '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"/>'
 
@@ -110,3 +111,9 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     heads, samples = _scan()
     with pytest.raises(InputError, match=r"nowhere/scan.h5: cannot write the raw file .*; choose a writable folder"):
         write_raw(tmp_path / "nowhere" / "scan.h5", XML, heads, samples)
+
+
+def test_flags_are_ismrmrds() -> None:
+    assert len(NUMBERS) > 15
+    assert {name: getattr(ismrmrd, f"ACQ_{name}") for name in NUMBERS} == NUMBERS
+    assert flag("IS_REVERSE") == 1 << 21

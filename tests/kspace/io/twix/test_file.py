@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kspace.errors import InputError
 from kspace.io import mrd
-from kspace.io.mrd.write import flag
+from kspace.io.mrd.flags import flag
 from kspace.io.twix.file import to_ismrmrd
 
 twixtools = pytest.importorskip("twixtools", reason="needs the extra 'twix'")
