@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kspace.errors import InputError
 
 if TYPE_CHECKING:  # headers are read by commands that need no tensor: importing torch takes a second
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Vector = tuple[float, float, float]
@@ -234,6 +235,16 @@ class Image:
     def __post_init__(self) -> None:
         if self.data.ndim != 3:
             raise ValueError(f"an image must be (z y x); got shape {tuple(self.data.shape)}")
+
+    @property
+    def geometry(self) -> Geometry:
+        """Position, directions and field of view of this image in the patient."""
+        return self.header.geometry
+
+    def numpy(self) -> NDArray[Any]:
+        """The pixels, complex64 or float32: ``(y x)``, or ``(z y x)`` of a slab (z > 1). Shares memory with `data` on a CPU."""
+        pixels: NDArray[Any] = self.data.detach().cpu().numpy()
+        return pixels[0] if pixels.shape[0] == 1 else pixels
 
 
 def _check_broadcast(name: str, x: Tensor, data: Tensor) -> None:

@@ -12,7 +12,7 @@ from kspace.container import ImageIndex
 from kspace.errors import InputError
 from kspace.io import fastmri, mrd
 from kspace.noise import Noise
-from recon.run.input import FastmriSource, MrdSource, open_source
+from recon.run.input import FastmriSource, MrdSource, Source, open_source
 from recon.run.selection import by_reason
 
 
@@ -50,13 +50,18 @@ def describe(path: Path) -> Iterator[str]:
         If the file cannot be read.
     """
     with open_source(path) as source:
-        yield f"{path}: {source.kind}"
-        if isinstance(source, MrdSource):
-            yield from _describe_scan(source.scan)
-        elif isinstance(source, FastmriSource):
-            yield from _describe_volume(source.volume)
-        for message in source.warnings:
-            yield f"  warning: {message}"
+        yield from describe_source(source)
+
+
+def describe_source(source: Source) -> Iterator[str]:
+    """The lines that describe an open file."""
+    yield f"{source.path}: {source.kind}"
+    if isinstance(source, MrdSource):
+        yield from _describe_scan(source.scan)
+    elif isinstance(source, FastmriSource):
+        yield from _describe_volume(source.volume)
+    for message in source.warnings:
+        yield f"  warning: {message}"
 
 
 def _describe_scan(scan: mrd.MrdScan) -> Iterator[str]:

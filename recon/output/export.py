@@ -7,10 +7,9 @@ import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +39,7 @@ def export(
     force: bool = False,
     xml: str | bytes | None = None,
     mrd_pixels: MrdPixels = "float32",
+    tell: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write the images of one run.
 
@@ -67,6 +67,8 @@ def export(
         ISMRMRD header of the raw file, copied into the MRD file where given.
     mrd_pixels
         ``float32``, or ``uint16``: magnitudes in the MRD file as integers, one scale per series.
+    tell
+        Receives what the formats add to the record's warnings.
 
     Returns
     -------
@@ -89,7 +91,7 @@ def export(
         room = Path(tempfile.mkdtemp(prefix=f".{stem}.", suffix=".part", dir=out))
         fresh = room / "new"
         fresh.mkdir()
-        _write_all(fresh, series, record, stem, formats, complex_images, xml, mrd_pixels, started)
+        _write_all(fresh, series, record, stem, formats, complex_images, xml, mrd_pixels, tell, started)
         sync(fresh)
         written = _publish(fresh, room, out, _existing(out, stem, formats, roles) if force else [], stem)
     except BaseException as error:
@@ -155,6 +157,7 @@ def _write_all(
     complex_images: bool,
     xml: str | bytes | None,
     mrd_pixels: MrdPixels,
+    tell: Callable[[str], None] | None,
     started: float,
 ) -> None:
     """Everything into one fresh folder. Each format's library is imported only where that format is written."""
@@ -180,8 +183,9 @@ def _write_all(
             from recon.output.png import write_montage
 
             write_montage(folder / (name + SUFFIXES["png"]), images, record)
-    for warning in warnings[len(record.warnings) :]:
-        print(f"recon: warning: {warning}", file=sys.stderr, flush=True)
+    if tell is not None:
+        for warning in warnings[len(record.warnings) :]:
+            tell(warning)
     content = _record_content(folder, series, record, rescale, list(dict.fromkeys(warnings)))
     content["seconds"].setdefault("export", round(time.perf_counter() - started, 4))
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)

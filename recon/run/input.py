@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from kspace.container import Image, ImageIndex, KSpace
+from kspace.container import Header, Image, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.io import fastmri, mrd
 from kspace.io.mrd import recording
@@ -52,6 +52,12 @@ class Source(Protocol):
 
     def begun(self, encoding: int) -> list[ImageIndex]:
         """Those of the incomplete images that have samples."""
+
+    def n_coils(self, encoding: int) -> int:
+        """Number of receive coils."""
+
+    def header(self, encoding: int, index: ImageIndex) -> Header:
+        """Header of one image, without reading samples."""
 
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
         """Read the samples of one image."""
@@ -145,6 +151,12 @@ class MrdSource:
     def begun(self, encoding: int) -> list[ImageIndex]:
         return self.scan.begun(encoding)
 
+    def n_coils(self, encoding: int) -> int:
+        return self.scan.encodings[encoding].n_coils
+
+    def header(self, encoding: int, index: ImageIndex) -> Header:
+        return self.scan.header(encoding, index)
+
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
         return self.scan.load(encoding, index)
 
@@ -197,6 +209,12 @@ class FastmriSource:
 
     def begun(self, encoding: int) -> list[ImageIndex]:
         return []
+
+    def n_coils(self, encoding: int) -> int:
+        return self.volume.n_coils
+
+    def header(self, encoding: int, index: ImageIndex) -> Header:
+        return self.volume.header(index.slice)
 
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
         return self.volume.load(index.slice)

@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
 
+def to_terminal(message: str) -> None:
+    """Print a warning on the standard error, above the progress bar."""
+    tqdm.write(f"recon: warning: {message}", file=sys.stderr)
+
+
 @dataclass
 class Log:
-    """Log of one reconstruction."""
+    """Log of one reconstruction.
+
+    Attributes
+    ----------
+    seconds
+        Time of each step.
+    warnings
+        What was said by `warn`, each message once.
+    masks
+        Digest and acceleration of the sampling, one entry per image.
+    noise
+        Source of the noise covariance.
+    tell
+        Receives each warning when it arises; None: nobody does.
+    progress
+        Progress bar over the images.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     masks: list[dict[str, object]] = field(default_factory=list)
     noise: str = "none"
+    tell: Callable[[str], None] | None = to_terminal
     progress: tqdm[object] | None = None
 
     @contextmanager
@@ -31,7 +53,8 @@ class Log:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def warn(self, message: str) -> None:
-        """Say something once: now on the terminal, later in the record."""
+        """Note a warning once: for the record, and for whoever listens."""
         if message not in self.warnings:
             self.warnings.append(message)
-            tqdm.write(f"recon: warning: {message}", file=sys.stderr)
+            if self.tell is not None:
+                self.tell(message)

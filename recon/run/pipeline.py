@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from recon.methods import classical
 from recon.methods.choose import Method, choose
 from recon.output.export import RunRecord, check_outputs, export
 from recon.run.input import Source, open_source
-from recon.run.log import Log
+from recon.run.log import Log, to_terminal
 from recon.run.options import FORMATS, RunOptions
 from recon.run.prepare import MapMaker, prepare
 from recon.run.selection import by_reason, parse_selection
@@ -36,6 +37,25 @@ BESIDE = classical.CgSense()  # the classical image that goes with a generated o
 SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Images of one encoding, and how they came about.
+
+    Attributes
+    ----------
+    stem
+        Stem of the names of what is written.
+    images
+        Finished images, those of role ``main`` each followed by what goes with it; empty where none was chosen.
+    record
+        Method, parameters, versions, checksum, masks, seconds and warnings.
+    """
+
+    stem: str
+    images: list[Image]
+    record: RunRecord
+
+
 def reconstruct_file(path: Path, output: Path, options: RunOptions) -> list[Path]:
     """Reconstruct one file with `options` into the folder `output`; return what was written.
 
@@ -44,56 +64,138 @@ def reconstruct_file(path: Path, output: Path, options: RunOptions) -> list[Path
     InputError
         If the file, or its combination with the options, cannot be used. Nothing was written then.
     """
+    method = choose_method(options)
+    roles = ("main",) if method.generator is None else ("main", BESIDE.name)
+    with open_source(path) as source:
+        check_room(source, output, options, roles)
+        # Everything is reconstructed before anything is written: a file gives all of its images, or none.
+        results = reconstruct_source(source, method, options)
+        return save_results(results, source, output, options)
+
+
+def choose_method(options: RunOptions) -> Method:
+    """The method that `options` name.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it cannot do what the options ask for.
+    """
     method = choose(options.method, options.lamda, options.weights, options.device, options.precision)
     if method.reconstruct is None and options.complex:
         raise InputError(f"{method.name} is a magnitude", "--complex", "leave it out, or choose another method")
-    roles = ("main",) if method.generator is None else ("main", BESIDE.name)
-    with open_source(path) as source:
-        encodings = _chosen_encodings(source, options)
-        stems = {e: source.stem + (f"_enc{e}" if len(source.encodings) > 1 else "") for e in encodings}
-        for stem in stems.values():
-            check_outputs(output, stem, options.formats, options.force, roles)
-            source.check_extra(output, stem, options.force)
-        # Everything is reconstructed before anything is written: a file gives all of its images, or none.
-        chosen = _chosen_images(source, encodings, options)
-        results = []
-        for e in encodings:
-            log = Log()
-            for line in by_reason(source.incomplete(e)):
-                log.warn(f"{'incomplete' if options.incomplete else 'left out'}: {line}")
-            images = reconstruct_encoding(source, e, chosen[e], method, options, log)
-            results.append((stems[e], images, _record(source, options, method, images, log)))
-        written: list[Path] = []
-        for stem, images, record in results:
-            if images:
-                written += export(
-                    images,
-                    record,
-                    output,
-                    stem,
-                    options.formats,
-                    options.complex,
-                    options.force,
-                    source.xml,
-                    options.mrd_pixels,
-                )
-                main = [image for image in images if image.role == "main"]
-                written += source.export_extra(main, output, stem, options.method, options.force)
+    return method
+
+
+def reconstruct_source(
+    source: Source,
+    method: Method,
+    options: RunOptions,
+    tell: Callable[[str], None] | None = to_terminal,
+    show_progress: bool = True,
+) -> list[Result]:
+    """Reconstruct the chosen images of an open source, one result per encoding. Writes nothing.
+
+    Parameters
+    ----------
+    source
+        Raw data, open.
+    method
+        From `choose_method`.
+    options
+        How to reconstruct.
+    tell
+        Receives each warning when it arises; the record of the result has all of them.
+    show_progress
+        Show a progress bar where the standard error is a terminal.
+
+    Raises
+    ------
+    InputError
+        If the data, or their combination with the options, cannot be used.
+    """
+    encodings = _chosen_encodings(source, options)
+    chosen = _chosen_images(source, encodings, options)
+    results = []
+    for e in encodings:
+        log = Log(tell=tell)
+        for line in by_reason(source.incomplete(e)):
+            log.warn(f"{'incomplete' if options.incomplete else 'left out'}: {line}")
+        images = reconstruct_encoding(source, e, chosen[e], method, options, log, show_progress)
+        results.append(Result(_stem(source, e), images, _record(source, options, method, images, log)))
+    return results
+
+
+def check_room(source: Source, output: Path, options: RunOptions, roles: Sequence[str] = ("main",)) -> None:
+    """Refuse early what `save_results` would refuse late.
+
+    Raises
+    ------
+    InputError
+        If an output exists and ``options.force`` is not given, or the folder cannot be written.
+    """
+    for e in _chosen_encodings(source, options):
+        check_outputs(output, _stem(source, e), options.formats, options.force, roles)
+        source.check_extra(output, _stem(source, e), options.force)
+
+
+def save_results(
+    results: Sequence[Result],
+    source: Source,
+    output: Path,
+    options: RunOptions,
+    tell: Callable[[str], None] | None = to_terminal,
+) -> list[Path]:
+    """Write results into the folder `output`, in the formats of `options`; return what was written.
+
+    Raises
+    ------
+    InputError
+        As `recon.output.export.export`; the folder is as it was before then.
+    """
+    written: list[Path] = []
+    for result in results:
+        if result.images:
+            written += export(
+                result.images,
+                result.record,
+                output,
+                result.stem,
+                options.formats,
+                options.complex,
+                options.force,
+                source.xml,
+                options.mrd_pixels,
+                tell,
+            )
+            main = [image for image in result.images if image.role == "main"]
+            written += source.export_extra(main, output, result.stem, result.record.method, options.force)
     return written
 
 
+def _stem(source: Source, encoding: int) -> str:
+    return source.stem + (f"_enc{encoding}" if len(source.encodings) > 1 else "")
+
+
 def reconstruct_encoding(
-    source: Source, encoding: int, indices: Sequence[ImageIndex], method: Method, options: RunOptions, log: Log
+    source: Source,
+    encoding: int,
+    indices: Sequence[ImageIndex],
+    method: Method,
+    options: RunOptions,
+    log: Log,
+    show_progress: bool = True,
 ) -> list[Image]:
     """The images `indices` of one encoding, one at a time: only one image's samples are in memory."""
     with log.step("noise"):
-        noise = _noise(source, options, log)
+        noise = choose_noise(source, options, log)
     maps = MapMaker(source, noise, options, log)
     images: list[Image] = []
     # All repetitions of a slice come together, because they may share their maps.
     order = sorted(indices, key=lambda i: (i.contrast, i.set, i.phase, i.slice, i.repetition))
     # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
-    log.progress = tqdm(order, desc=f"{source.stem}: {options.method}", unit="image", disable=None, leave=False)
+    disable = None if show_progress else True
+    log.progress = tqdm(order, desc=f"{source.stem}: {options.method}", unit="image", disable=disable, leave=False)
     for index in log.progress:
         with log.step("read"):
             k = source.load(encoding, index)
@@ -170,7 +272,8 @@ def _check_support(k: KSpace, op: Sense, log: Log) -> None:
         )
 
 
-def _noise(source: Source, options: RunOptions, log: Log) -> Noise | None:
+def choose_noise(source: Source, options: RunOptions, log: Log) -> Noise | None:
+    """Noise to whiten with: that of ``options.noise``, else that of the source; None where there is none or none is wanted."""
     if options.no_whiten:
         log.noise = "not used"
         return None

@@ -156,6 +156,12 @@ class FastmriVolume:
             calibration=calibration,
         )
 
+    def header(self, index: int) -> Header:
+        """Header of one slice, without reading samples."""
+        self._check_slice(index)
+        with open_h5(self.path) as file:
+            return _slice_header(file, index, self)
+
     def target(self, index: int) -> Tensor | None:
         """The distributed target of one slice, float32 ``(y x)``; None where the file has none."""
         self._check_slice(index)
