@@ -53,7 +53,7 @@ def test_info_of_a_scan_loads_no_heavy_module(tmp_path: Path) -> None:
 def test_importing_a_package_loads_no_heavy_module_and_every_export_resolves(package: str) -> None:
     program = (
         f"import sys, {package} as p\nassert p.__version__\nbefore = [m for m in {HEAVY} if m in sys.modules]\n"
-        "for name in p.__all__:\n    getattr(p, name)\n    assert name[0] == '_' or name in dir(p), name\nprint('LOADED', *before)"
+        "for name in p.__all__:\n    getattr(p, name)\n    assert name[0] == '_' or name in dir(p)\nprint('LOADED', *before)"
     )
     assert loaded(program)[1] == []
 
