@@ -8,6 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def seed_of(text: str) -> int:
+    """63 bits of the SHA-256 of a text, a seed for generators that take an integer (Python's `hash` is salted)."""
+    return int.from_bytes(_digest(text)[:8], "little") >> 1
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
 class RandomGenerator:
     """A stream of random numbers that depends on a text alone.
 
@@ -16,8 +25,7 @@ class RandomGenerator:
     """
 
     def __init__(self, text: str) -> None:
-        digest = hashlib.sha256(text.encode()).digest()
-        self._words = np.random.PCG64(int.from_bytes(digest, "little"))
+        self._words = np.random.PCG64(int.from_bytes(_digest(text), "little"))
 
     def uniform(self, size: int) -> NDArray[np.float64]:
         """`size` numbers, uniform in [0, 1), with 53 random bits each."""

@@ -15,7 +15,6 @@ Matched-filter combination: Roemer et al., The NMR phased array, Magn Reson Med 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from torch import Tensor
 from kspace.container import Geometry, Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import centre_crop, fft, ifft
+from kspace.seeds import seed_of
 from kspace.simulation.phase import draw_phase, global_phase, local_phase
 from kspace.simulation.realism import Frame, Realism, blur, draw_frame, other_contrast
 from kspace.simulation.receiver import Receiver, birdcage, coupling, smooth_phase, whitened_coils
@@ -101,8 +101,7 @@ class Simulation:
 
 def generator(*key: object) -> torch.Generator:
     """A random generator that depends on `key` alone: the same in every process and on every machine."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(seed_of(repr(key)))
 
 
 def simulate_example(image: Tensor, rng: torch.Generator, options: SynthesisOptions, source: str = "") -> Simulation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kspace.errors import InputError
+from kspace.io.checksums import sha256
 from kspace.masks import MaskSpec
 from recon.compare.cases import Case, FullVolume, make_case, spread
 from recon.compare.methods import CLASSICAL, ComparedMethod, call
@@ -66,7 +66,7 @@ def check_apart(tuning: Sequence[FullVolume], reported: Sequence[FullVolume]) ->
         sizes.setdefault(volume.path.stat().st_size, set()).add(volume.path)
     for volume in tuning:
         for other in sizes.get(volume.path.stat().st_size, set()):  # files of other lengths have other contents
-            if _sha256(volume.path) == _sha256(other):
+            if sha256(volume.path) == sha256(other):
                 raise InputError(f"{volume.path.name} holds the same as {other.name}, which is reported", "--tune-on", fix)
 
 
@@ -207,8 +207,3 @@ def _solve(
 
 def _rounded(weight: float) -> float:
     return float(f"{weight:.4g}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,10 +21,11 @@ from kspace.fourier import central, fft, ifft
 from kspace.io.fastmri import FastmriVolume
 from kspace.masks import digest
 from kspace.operators import Sense
+from kspace.seeds import seed_of
 from recon.datasets.example import Example, Key, Shape, collate, combine
 from recon.datasets.maps_cache import Entry, cached_maps, cached_references, prepare_folder
 from recon.datasets.transfer import reduce_example
-from recon.datasets.volumes import find_volumes, hashed, open_volumes, split_by_patient
+from recon.datasets.volumes import find_volumes, open_volumes, split_by_patient
 
 __all__ = [
     "Draw",
@@ -131,7 +132,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
         boxes = _on_grid(volume.boxes_of(slice_index), volume.recon_shape, k)
         name = f"{volume.path.name}/{slice_index}/{epoch}" if self.resample else volume.path.name
         if self.augment is not None:
-            images, boxes = self.augment(ifft(k.data), boxes, hashed(f"{self.seed}/{volume.path.name}/{slice_index}/{epoch}"))
+            images, boxes = self.augment(ifft(k.data), boxes, seed_of(f"{self.seed}/{volume.path.name}/{slice_index}/{epoch}"))
             k = k.after("augment", data=fft(images))
         full = k.data
         if self.masks:
@@ -161,7 +162,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
         return (maps, None, None, None) if full is None else (maps, *combine(full, maps), None)
 
     def _draw(self, name: str, k: KSpace) -> Tensor:
-        chosen = self.masks[hashed(f"{self.seed}/{name}") % len(self.masks)]
+        chosen = self.masks[seed_of(f"{self.seed}/{name}") % len(self.masks)]
         key = f"{self.seed}/{name}" if self.resample else name
         return chosen.draw((k.data.shape[-2], k.data.shape[-1]), key)
 
@@ -224,7 +225,7 @@ class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
         return n // self.n_replicas if self.drop_last else -(-n // self.n_replicas)
 
     def __iter__(self) -> Iterable[list[Draw]]:  # type: ignore[override]
-        generator = torch.Generator().manual_seed(hashed(f"{self.seed}/{self.epoch}"))
+        generator = torch.Generator().manual_seed(seed_of(f"{self.seed}/{self.epoch}"))
         batches = []
         for size, group in self._groups:
             order = [group[i] for i in torch.randperm(len(group), generator=generator)] if self.shuffle else group

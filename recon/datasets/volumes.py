@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from kspace.errors import InputError
 from kspace.io.fastmri import FastmriVolume, open_volume
+from kspace.seeds import seed_of
 
 SUFFIXES = (".h5", ".hdf5")
 
@@ -84,7 +84,7 @@ def split_by_patient(files: Sequence[Path], fractions: Sequence[float], seed: in
     if any(f < 0 for f in fractions) or sum(fractions) > 1 + 1e-9:
         raise ValueError(f"fractions {tuple(fractions)} must be positive and add up to 1 at most")
     patient_of = {volume.path: volume.patient for volume in open_volumes(files)}
-    patients = sorted(set(patient_of.values()), key=lambda name: hashed(f"{seed}/{name}"))
+    patients = sorted(set(patient_of.values()), key=lambda name: seed_of(f"{seed}/{name}"))
     wanted = [f > 0 for f in fractions]
     if len(patients) < sum(wanted):
         raise InputError(f"{len(patients)} patients in {len(files)} files cannot be divided into {sum(wanted)} parts")
@@ -107,8 +107,3 @@ def _apportion(n: int, fractions: Sequence[float]) -> list[int]:
         i = max(movable, key=lambda i: step * (n * fractions[i] - sizes[i]))
         sizes[i] += step
     return sizes
-
-
-def hashed(text: str) -> int:
-    """63 bits of a text, the same in every process (Python's own hash is not)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Protocol
 from kspace.container import Header, Image, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.io import fastmri, mrd
+from kspace.io.checksums import sha256
 from kspace.io.mrd import recording
 from kspace.noise import Noise
 
@@ -140,7 +140,7 @@ class MrdSource:
         return self.scan.xml
 
     def sha256(self) -> str:
-        return _sha256(self.path)
+        return sha256(self.path)
 
     def images(self, encoding: int) -> list[ImageIndex]:
         return self.scan.images(encoding)
@@ -199,7 +199,7 @@ class FastmriSource:
         return self.path.stem
 
     def sha256(self) -> str:
-        return _sha256(self.path)
+        return sha256(self.path)
 
     def images(self, encoding: int) -> list[ImageIndex]:
         return [ImageIndex(slice=i) for i in range(self.volume.n_slices)]
@@ -232,8 +232,3 @@ class FastmriSource:
     def export_extra(self, images: Sequence[Image], output: Path, stem: str, method: str, force: bool) -> list[Path]:
         data = [image.data for image in images]
         return [fastmri.write_reconstruction(output / f"{stem}.h5", data, attributes={"method": method}, force=force)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

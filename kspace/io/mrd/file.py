@@ -6,7 +6,6 @@ checked before memory is asked for, since a damaged file may claim anything.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -304,12 +303,3 @@ def _check_finite(lists: np.ndarray, block: slice, path: Path) -> None:
         if bad:
             number = block.start + i * block.step
             raise InputError(f"readout {number} has {bad} NaN or infinite values", path, "the raw data are corrupt: scan again")
-
-
-def sha256(path: Path) -> str:
-    """Digest of the file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()

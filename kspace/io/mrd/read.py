@@ -11,6 +11,7 @@ import numpy as np
 
 from kspace.container import Header, ImageIndex, KSpace
 from kspace.errors import InputError
+from kspace.io.checksums import sha256
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
@@ -76,7 +77,7 @@ class MrdScan:
     def sha256(self) -> str:
         """Digest of the file, computed when first asked for."""
         if self._digest is None:
-            self._digest = mrd_file.sha256(self._path)
+            self._digest = sha256(self._path)
         return self._digest
 
     def images(self, encoding: int = 0) -> list[ImageIndex]:
