@@ -1,4 +1,4 @@
-"""Conjugate gradients for a batch of planes."""
+"""Conjugate gradients for a batch of linear systems."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Watch = Callable[[int, Tensor], None]
+"""Called after every iteration with its number, from 1, and the solution so far, which it must not change."""
+
 
 def conjugate_gradients(
     matrix: Callable[[Tensor], Tensor],
     precondition: Callable[[Tensor], Tensor],
     b: Tensor,
     start: Tensor | None,
-    tolerance: float,
+    tolerance: float | Tensor,
     max_iterations: int,
+    *,
+    warn: bool = True,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Solve ``matrix(x) = b`` for every plane of a batch at once (Hestenes and Stiefel 1952, doi:10.6028/jres.049.044).
 
@@ -27,48 +33,62 @@ def conjugate_gradients(
     b
         Right-hand side, complex ``(*batch y x)``.
     start
-        Where to start from, like `b`; None: from 0, which saves one product.
+        Initial value, like `b`; None: 0, which saves one product.
     tolerance
-        Relative residual ``||b - matrix(x)|| / ||b||`` at which a plane is left alone.
+        Relative residual ``||b - matrix(x)|| / ||b||`` at which a plane is left alone; a tensor ``(*batch 1 1)`` gives each
+        plane its own. Below a hundredth of the rounding of the dtype there is nothing left to solve: smaller values, 0 too,
+        mean that.
     max_iterations
-        A plane that needs more is returned as it is, with a `RuntimeWarning`.
+        A plane that needs more is returned as it is.
+    warn
+        Whether such a plane is worth a `RuntimeWarning`.
+    watch
+        Sees every iteration.
 
     Returns
     -------
     Tensor
-        Complex ``(*batch y x)``.
+        Complex ``(*batch y x)``. No plane depends on the others of its batch.
     """
-    x = 0 * b if start is None else start.expand_as(b)  # a product, so that what is not a number stays visible
+    x = 0 * b if start is None else start.expand_as(b).clone()  # a product, so that what is not a number stays visible
     r = b if start is None else b - matrix(x)
+    least = torch.finfo(b.dtype).eps / 100
+    enough = (tolerance.clamp(min=least) if isinstance(tolerance, Tensor) else max(tolerance, least)) ** 2 * energy(b)
     p = precondition(r)
-    fall, residual, enough = _inner(r, p), _energy(r), tolerance**2 * _energy(b)
-    for _ in range(max_iterations):
-        active = residual > enough
+    fall = inner(r, p)
+    for iteration in range(1, max_iterations + 1):
+        active = (energy(r) > enough) & (fall > 0)
         if not active.any():
-            return x.clone()
+            return x
         q = matrix(p)
-        step = torch.where(active, fall / _inner(p, q), 0)
+        step = torch.where(active, fall / inner(p, q), 0)
         x = x + step * p
         r = r - step * q
-        z = precondition(r)
-        old, fall, residual = fall, _inner(r, z), _energy(r)
-        p = z + torch.where(active, fall / old, 0) * p
-    if (residual > enough).any():
-        worst = (residual / _energy(b)).sqrt().nan_to_num(0).max().item()
+        if watch is not None:
+            watch(iteration, x)
+        if iteration < max_iterations:
+            z = precondition(r)
+            old, fall = fall, inner(r, z)
+            p = z + torch.where(active, fall / old, 0) * p
+    if warn and (energy(r) > enough).any():
+        worst = (energy(r) / energy(b)).sqrt().nan_to_num(0).max().item()
         warnings.warn(
             f"conjugate gradients stopped after {max_iterations} iterations at relative residual {worst:.1e} "
-            f"(asked for {tolerance:.0e}); a larger lamda converges faster",
+            f"(asked for {float(torch.as_tensor(tolerance).min()):.0e}); a larger lamda converges faster",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return x
 
 
-def _energy(x: Tensor) -> Tensor:
-    return _inner(x, x)
+def energy(x: Tensor) -> Tensor:
+    """Squared Euclidean norm of every plane of complex ``(*batch y x)``: real ``(*batch 1 1)``."""
+    return inner(x, x)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    # Real arithmetic halves the work of a complex product of which only the real part is wanted.
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Real part of the inner product of every plane of complex ``(*batch y x)``: real ``(*batch 1 1)``."""
+    # Real arithmetic halves the work of a complex product of which only the real part is wanted. Two sums instead of one: a
+    # single one would be split among threads in another way for another batch, and round otherwise.
     products = torch.view_as_real(a.resolve_conj()) * torch.view_as_real(b.resolve_conj())
-    return products.sum((-3, -2, -1)).unsqueeze(-1).unsqueeze(-1)
+    return products.sum((-2, -1)).sum(-1)[..., None, None]

@@ -276,6 +276,18 @@ class Sense(LinearOperator):
         assert isinstance(moved, Sense)
         return moved
 
+    def flattened(self, batch: Sequence[int]) -> Sense:
+        """The operator with one batch axis for those of `batch`; of length 1 where all planes share the maps, or the mask."""
+        return self._each(lambda x: flattened(x, 3, batch))
+
+    def planes(self, index: slice | Tensor) -> Sense:
+        """Some planes of a `flattened` operator."""
+        return self._each(lambda x: x if len(x) == 1 else x[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Sense:
+        counts = None if self.n_averages is None else change(self.n_averages)
+        return replace(self, maps=change(self.maps), mask=change(self.mask), n_averages=counts)
+
     def to_sigpy(self, shape: Sequence[int] | None = None) -> sigpy.linop.Linop:
         """`sigpy.mri.linop.Sense` with the mask as weights, for one plane: ``(y x)`` to ``(coil ky kx)``.
 
@@ -318,6 +330,10 @@ class Sense(LinearOperator):
         maps = self._phased_maps
         w = weights if weights.ndim > 2 else weights.unsqueeze(0)
 
+        if maps.device.type == "cpu" and math.prod(maps.shape[-3:]) <= _SMALL_PLANE:
+            conjugate = maps.conj().resolve_conj()
+            return lambda x: (conjugate * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
+
         def apply(x: Tensor) -> Tensor:
             if _tracked(x):
                 return (maps.conj() * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
@@ -337,9 +353,17 @@ class Sense(LinearOperator):
             raise ValueError(f"{name} of shape {tuple(x.shape)} does not fit the operator: expected (*batch, {expected})")
 
 
+def flattened(x: Tensor, rank: int, batch: Sequence[int]) -> Tensor:
+    """`x`, broadcastable to `batch` and `rank` more axes, with one batch axis, of length 1 where it is the same for all."""
+    x = x.reshape((1,) * (rank - x.ndim) + x.shape)
+    own = x.shape[x.ndim - rank :]
+    return x.reshape(1, *own) if x.numel() == math.prod(own) else x.expand(*batch, *own).reshape(-1, *own)
+
+
 def transformed_axes(weights: Tensor) -> tuple[int, ...]:
-    """Axes that ``A^H diag(weights) A`` transforms: y alone where each line along kx is sampled whole or not at all."""
-    return IMAGE_AXES if weights.shape[-1] > 1 else IMAGE_AXES[:1]
+    """Axes that ``A^H diag(weights) A`` transforms: those along which the weights differ. Along y alone where each line along
+    kx is sampled whole or not at all."""
+    return tuple(axis for axis in IMAGE_AXES if weights.shape[axis] > 1) or IMAGE_AXES[:1]
 
 
 def nearest_circulant(maps: Tensor, weights: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
@@ -373,6 +397,7 @@ def nearest_circulant(maps: Tensor, weights: Tensor, axes: Sequence[int] = IMAGE
 
 
 _CHUNK = 4  # coils at a time: their buffers then stay in the cache
+_SMALL_PLANE = 2**15  # samples of a plane below which the calls cost more than the cache saves
 
 
 def _tracked(x: Tensor) -> bool:

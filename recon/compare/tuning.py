@@ -149,16 +149,17 @@ def _best(scores: dict[int, float | None], metric: str) -> int:
 
 
 def converge(method: ComparedMethod, mask: str, case: Case, metric: str) -> dict[str, Any] | None:
-    """Metric and relative change of the image against iterations, up to `BEYOND` times where the method's own rule stops.
+    """Metric and relative change of the image against iterations, up to `BEYOND` times where the method's own rule stops,
+    or until nothing is left to solve.
 
     None for methods that are not ours, or do not iterate.
     """
     reconstruct = method.under(mask)
     if method.family != CLASSICAL or not isinstance(reconstruct, CgSense | L1Wavelet | TotalVariation):
         return None
-    from recon.methods.solvers import Plane
+    from recon.methods.solvers import Planes
 
-    plane = Plane.of(case.y, case.op)
+    plane = Planes.of(case.y.unsqueeze(0), case.op.flattened((1,)))
     if plane.scale == 0:
         return None
     stop = [0]
@@ -166,14 +167,14 @@ def converge(method: ComparedMethod, mask: str, case: Case, metric: str) -> dict
     last = max(BEYOND * stop[0], 2)
     wanted = {round(last ** (i / (POINTS - 1))) for i in range(POINTS)} | {stop[0]}
     curve: list[tuple[int, float, float]] = []
-    support = (plane.maps != 0).any(0)  # outside, iterates wander, and are cut off at the end
+    support = plane.op.support  # outside, iterates wander, and are cut off at the end
     before = [torch.zeros_like(plane.rhs) if isinstance(reconstruct, CgSense) else plane.rhs * support]
 
     def watch(n: int, x: Tensor) -> None:
         x = x * support
         if n in wanted:
             change = torch.linalg.vector_norm(x - before[0]) / torch.linalg.vector_norm(x).clamp(min=1e-30)
-            curve.append((n, slice_figure(metric, case.truth, case.deliver(plane.finish(x))), float(change)))
+            curve.append((n, slice_figure(metric, case.truth, case.deliver(plane.finish(x)[0])), float(change)))
         if n + 1 in wanted:
             before[0] = x
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.fourier import ifft
+from kspace.fourier import fft, ifft
 from kspace.operators import Sense as SenseOperator
 
 if TYPE_CHECKING:
     from recon.methods.regularisers import Sparsity
-    from recon.methods.solvers import Plane
+    from recon.methods.solvers import Planes
 
 
 class Reconstructor(Protocol):
@@ -43,7 +43,7 @@ class ZeroFilled:
 class CgSense:
     """``argmin 1/2 ||W^(1/2)(A x - y)||^2 + lamda/2 ||x||^2``. Pruessmann et al. 2001, doi:10.1002/mrm.1241.
 
-    Preconditioned conjugate gradients (SigPy's), to the minimum.
+    Preconditioned conjugate gradients, to the minimum.
 
     Attributes
     ----------
@@ -53,25 +53,25 @@ class CgSense:
     iterations
         At most so many.
     tolerance
-        Relative residual, in the norm of the preconditioner, at which the iteration stops.
+        Relative residual of the normal equations at which the iteration stops.
     """
 
     name: ClassVar[str] = "sense"
     lamda: float = 3e-3
     iterations: int = 200
-    tolerance: float = 1e-5
+    tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
         _check(self, lowest=0.0)
 
     def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
-        return _each_plane(y, op, self._solve)
+        return _solved(y, op, self._solve)
 
-    def _solve(self, plane: Plane) -> Tensor:
+    def _solve(self, planes: Planes) -> Tensor:
         from recon.methods import solvers
 
-        return solvers.least_squares(plane, self.lamda, self.iterations, self.tolerance)
+        return solvers.least_squares(planes, self.lamda, self.iterations, self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class L1Wavelet:
 
     def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
-        return _each_plane(y, op, self._solve)
+        return _solved(y, op, self._solve)
 
     def regulariser(self, shape: tuple[int, int]) -> Sparsity:
         """The norm, without its weight, for images of `shape`."""
@@ -121,10 +121,10 @@ class L1Wavelet:
 
         return Wavelet(shape, self.wavelet, self.levels)
 
-    def _solve(self, plane: Plane) -> Tensor:
+    def _solve(self, planes: Planes) -> Tensor:
         from recon.methods import solvers
 
-        return solvers.sparse(plane, self.regulariser(plane.shape), self.lamda, self.iterations, self.tolerance)
+        return solvers.sparse(planes, self.regulariser(planes.shape), self.lamda, self.iterations, self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class TotalVariation:
 
     def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
-        return _each_plane(y, op, self._solve)
+        return _solved(y, op, self._solve)
 
     def regulariser(self, shape: tuple[int, int]) -> Sparsity:
         """The norm, without its weight, for images of `shape`."""
@@ -159,10 +159,10 @@ class TotalVariation:
 
         return Gradient(shape)
 
-    def _solve(self, plane: Plane) -> Tensor:
+    def _solve(self, planes: Planes) -> Tensor:
         from recon.methods import solvers
 
-        return solvers.sparse(plane, self.regulariser(plane.shape), self.lamda, self.iterations, self.tolerance)
+        return solvers.sparse(planes, self.regulariser(planes.shape), self.lamda, self.iterations, self.tolerance)
 
 
 METHODS: dict[str, Callable[..., Reconstructor]] = {cls.name: cls for cls in (ZeroFilled, CgSense, L1Wavelet, TotalVariation)}
@@ -220,45 +220,41 @@ def objective(method: L1Wavelet | TotalVariation | CgSense, image: Tensor, y: Te
     float
         In double precision.
     """
-    from kspace.fourier import to_corner
-    from recon.methods.solvers import Plane
+    from recon.methods.solvers import Planes
 
-    plane = Plane.of(y, op)
-    x = to_corner(image).to(torch.complex128) / plane.scale
+    planes = Planes.of(*_flattened(y, op)[:2])
+    scale = planes.scale.to(torch.float64)
+    x = (image.to(torch.complex128) / scale).unsqueeze(-3)
+    measured = torch.where(op.weights > 0, y, 0).to(torch.complex128) / scale.unsqueeze(-1)
+    residual = fft(planes.op.maps.to(torch.complex128) * x) - measured
+    misfit = 0.5 * float((planes.weights * residual.abs().square()).sum())
     if isinstance(method, CgSense):
-        return plane.misfit(x) + 0.5 * method.lamda * float(x.abs().square().sum())
-    g = method.regulariser(plane.shape)
-    return plane.misfit(x) + method.lamda * float(g.norm(g.forward(x)))
+        return misfit + 0.5 * method.lamda * float(x.abs().square().sum())
+    g = method.regulariser(planes.shape)
+    return misfit + method.lamda * float(g.norm(g.forward(x)).sum())
 
 
-def _each_plane(y: Tensor, op: SenseOperator, solve: Callable[[Plane], Tensor]) -> Tensor:
-    """Solve every plane of a batch by itself, on the CPU, where SigPy's algorithms work."""
-    from recon.methods.solvers import Plane
+def _solved(y: Tensor, op: SenseOperator, solve: Callable[[Planes], Tensor]) -> Tensor:
+    """The image of every plane of a batch, solved together as far as memory allows."""
+    from kspace.normal_equations import planes_at_once
+    from recon.methods.solvers import Planes
 
+    samples, flat, batch = _flattened(y, op)
+    images = samples.new_empty((len(samples), *y.shape[-2:]))
+    n = planes_at_once(op)
+    for first in range(0, len(samples), n):
+        part = slice(first, first + n)
+        planes = Planes.of(samples[part], flat.planes(part))
+        images[part] = planes.finish(solve(planes))
+    return images.reshape(*batch, *y.shape[-2:])
+
+
+def _flattened(y: Tensor, op: SenseOperator) -> tuple[Tensor, SenseOperator, tuple[int, ...]]:
+    """k-space ``(plane coil ky kx)``, its operator, and the batch that the planes stand for."""
     if y.ndim < 3 or y.shape[-3:] != op.maps.shape[-3:]:
         raise ValueError(f"k-space of shape {tuple(y.shape)} does not fit maps of shape {tuple(op.maps.shape)}")
     batch = torch.broadcast_shapes(y.shape[:-3], op.maps.shape[:-3], op.mask.shape[:-3])
-    n_planes = math.prod(batch)
-    samples = y.expand(*batch, *y.shape[-3:]).reshape(n_planes, *y.shape[-3:])
-    maps, mask, counts = (_planes(t, batch) for t in (op.maps, op.mask, op.n_averages))
-    assert maps is not None
-    assert mask is not None
-    images = []
-    for i in range(n_planes):
-        part = SenseOperator(maps[i], mask[i], op.noise_std, None if counts is None else counts[i])
-        plane = Plane.of(samples[i], part)
-        images.append(plane.finish(solve(plane) if plane.scale > 0 else torch.zeros_like(plane.rhs)))
-    stacked = torch.stack(images) if images else samples.new_zeros((0, *y.shape[-2:]))
-    return stacked.reshape(*batch, *y.shape[-2:]).to(device=y.device, dtype=y.dtype)
-
-
-def _planes(x: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
-    """`x`, broadcastable to ``(*batch coil y x)``, as ``(plane coil y x)`` without copies where it can be."""
-    if x is None:
-        return None
-    while x.ndim < 3:
-        x = x.unsqueeze(0)
-    return x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
+    return y.expand(*batch, *y.shape[-3:]).reshape(-1, *y.shape[-3:]), op.flattened(batch), batch
 
 
 def _check(method: Any, lowest: float | None = None) -> None:

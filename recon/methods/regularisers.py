@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,12 +13,12 @@ from kspace.fourier import fft_corner, ifft_corner
 
 
 class Sparsity(ABC):
-    """A norm of a linear transform of an image ``(y x)`` with periodic boundaries.
+    """A norm of a linear transform of images ``(*batch y x)`` with periodic boundaries.
 
     Attributes
     ----------
     gram_eigenvalues
-        Real ``(ky kx)``: the eigenvalues of G^H G, which the Fourier transform diagonalises; origin in the corner.
+        Real ``(ky kx)``: the eigenvalues of G^H G, which the Fourier transform diagonalises; zero frequency at index 0.
     threshold
         Size of a coefficient that matters, relative to the largest pixel of the zero-filled image: sets the step of ADMM.
     inner_steps
@@ -29,7 +31,7 @@ class Sparsity(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """``G x``, complex ``(coefficient y x)`` from complex ``(y x)``."""
+        """``G x``, complex ``(*batch coefficient y x)`` from complex ``(*batch y x)``."""
 
     @abstractmethod
     def adjoint(self, v: Tensor) -> Tensor:
@@ -41,11 +43,19 @@ class Sparsity(ABC):
 
     @abstractmethod
     def norm(self, v: Tensor) -> Tensor:
-        """``r(v)``, a real number."""
+        """``r(v)``, real ``(*batch)``."""
 
     @abstractmethod
     def shrink(self, v: Tensor, step: float) -> Tensor:
         """The proximal operator of ``step * r`` at `v`."""
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
+        """The same norm for images of complex `dtype` on `device`."""
+        moved = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device, dtype if value.is_complex() else dtype.to_real()))
+        return moved
 
 
 class Gradient(Sparsity):
@@ -57,22 +67,23 @@ class Gradient(Sparsity):
 
     def __init__(self, shape: tuple[int, int]) -> None:
         y, x = (4 * torch.sin(torch.pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in shape)
-        self.gram_eigenvalues = (y[:, None] + x[None, :]).to(torch.float32)
+        self.gram_eigenvalues = y[:, None] + x[None, :]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([x - x.roll(1, -2), x - x.roll(1, -1)])
+        return torch.stack([x - x.roll(1, -2), x - x.roll(1, -1)], -3)
 
     def adjoint(self, v: Tensor) -> Tensor:
-        return v[0] - v[0].roll(-1, -2) + v[1] - v[1].roll(-1, -1)
+        y, x = v.unbind(-3)
+        return y - y.roll(-1, -2) + x - x.roll(-1, -1)
 
     def gram(self, x: Tensor) -> Tensor:
         return 4 * x - x.roll(1, -2) - x.roll(-1, -2) - x.roll(1, -1) - x.roll(-1, -1)
 
     def norm(self, v: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(v, dim=0).sum()
+        return torch.linalg.vector_norm(v, dim=-3).sum((-2, -1))
 
     def shrink(self, v: Tensor, step: float) -> Tensor:
-        length = torch.linalg.vector_norm(v, dim=0)
+        length = torch.linalg.vector_norm(v, dim=-3, keepdim=True)
         return v * (1 - step / length.clamp(min=step))
 
 
@@ -113,21 +124,21 @@ class Wavelet(Sparsity):
             low_y, low_x = low_y * ly, low_x * lx
         bands.append(low_y[:, None] * low_x[None, :])
         weights.append(0.0)
-        self._bands = torch.stack(bands).to(torch.complex64)
-        self._weights = torch.tensor(weights)[:, None, None]
-        self.gram_eigenvalues = torch.ones(shape)
+        self._bands = torch.stack(bands)
+        self._weights = torch.tensor(weights, dtype=torch.float64)[:, None, None]
+        self.gram_eigenvalues = torch.ones(shape, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ifft_corner(self._bands * fft_corner(x))
+        return ifft_corner(self._bands * fft_corner(x).unsqueeze(-3))
 
     def adjoint(self, v: Tensor) -> Tensor:
-        return ifft_corner((self._bands.conj() * fft_corner(v)).sum(0))
+        return ifft_corner((self._bands.conj() * fft_corner(v)).sum(-3))
 
     def gram(self, x: Tensor) -> Tensor:
         return x
 
     def norm(self, v: Tensor) -> Tensor:
-        return (self._weights * v.abs()).sum()
+        return (self._weights * v.abs()).sum((-3, -2, -1))
 
     def shrink(self, v: Tensor, step: float) -> Tensor:
         size = v.abs()
