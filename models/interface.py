@@ -88,6 +88,9 @@ class Step:
         Integer ``(*batch 4)``: box of each slice as first row, first column, last row + 1, last column + 1; or None.
     number
         Generator steps taken so far: weights may depend on it.
+    held_out
+        Acquired samples ``(*batch coil ky kx)`` that the generator did not see, zero elsewhere, and the forward model that
+        measures them; None where nothing is held out.
     """
 
     stages: Mapping[str, Tensor]
@@ -98,6 +101,7 @@ class Step:
     discriminators: tuple[Discriminator, ...] = ()
     roi: Tensor | None = None
     number: int = 0
+    held_out: tuple[Tensor, Sense] | None = None
 
     @property
     def image(self) -> Tensor:
@@ -311,7 +315,15 @@ class Gan:
     find_roi: Callable[[Tensor], Tensor] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
-    def step(self, y: Tensor, op: Sense, target: Tensor, roi: Tensor | None = None, number: int = 0) -> Step:
+    def step(
+        self,
+        y: Tensor,
+        op: Sense,
+        target: Tensor,
+        roi: Tensor | None = None,
+        number: int = 0,
+        held_out: tuple[Tensor, Sense] | None = None,
+    ) -> Step:
         """Run the generator and lay out what the loss terms need.
 
         Parameters
@@ -324,6 +336,8 @@ class Gan:
             Integer boxes ``(*batch 4)`` (`Step.roi`). A box without area means that the data set has none for that slice.
         number
             Generator steps taken so far.
+        held_out
+            See `Step.held_out`, in the units of `y`.
         """
         scale = self.generator.scale(y, op)
         target, y = target / scale, y / scale.unsqueeze(-3)
@@ -331,7 +345,9 @@ class Gan:
             found = self.find_roi(target)
             roi = found if roi is None else torch.where((roi[..., 2:] > roi[..., :2]).all(-1, keepdim=True), roi, found)
         stages = self.generator.stages(y, op)
-        return Step(stages, target, y, op, self.generator, self.discriminators, roi, number)
+        if held_out is not None:
+            held_out = held_out[0] / scale.unsqueeze(-3), held_out[1]
+        return Step(stages, target, y, op, self.generator, self.discriminators, roi, number, held_out)
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,19 @@ def data_consistency_error(step: Step) -> Tensor:
     return _ratio(_energy(_coils(step.op.forward(step.image) - step.y)), _energy(_coils(step.y))).mean()
 
 
+def held_out(step: Step) -> Tensor:
+    """``||A' x - y'||_2 / ||y'||_2 + ||A' x - y'||_1 / ||y'||_1``, of samples y' that the generator did not see.
+
+    The loss of self-supervised training: Yaman 2020, doi:10.1002/mrm.28378.
+    """
+    if step.held_out is None:
+        raise ValueError("nothing is held out in this step")
+    y, op = step.held_out
+    y, error = _coils(y), _coils(op.forward(step.image) - y)
+    squared = _safe_sqrt(_ratio(_energy(error), _energy(y)))
+    return (squared + _ratio(_moment(error, 1), _moment(y, 1))).mean()
+
+
 def cyclic_measurement(step: Step, stages: Sequence[str] = ("image",)) -> Tensor:
     """RefineGAN's loop measurement -> image -> measurement: ``sum |A G(y) - y| / sum |y|``, slice by slice.
 

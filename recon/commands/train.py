@@ -20,9 +20,11 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from kspace.errors import InputError
+from kspace.io import fastmri
 from kspace.masks import MaskSpec
 from models import systems
 from models.interface import Gan
+from recon.commands.convert import convert
 from recon.methods.precision import SLOW, multiplies_bfloat16
 from recon.methods.weights import Card, find, read, read_card
 from recon.metrics.image import CONVENTIONS
@@ -30,6 +32,7 @@ from recon.train.callbacks import Interrupted, Keeper, Panels, RandomState, Stop
 from recon.train.data import DataOptions, DataSets, make_data
 from recon.train.loaders import DataModule
 from recon.train.module import Diverged, GanModule, UpdateOptions, batches_per_step
+from recon.train.supervision import HeldOutRecorder, self_supervised
 from recon.train.validation import Recorder
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 OURS = ("logger", "default_root_dir", "use_distributed_sampler")  # options of the trainer that this file decides
 INTERRUPTED = 130
+RAW = (".h5", ".dat")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,9 @@ def train(argv: Sequence[str]) -> int:
     gan = systems.build(system_config(given))
     origin = _initialise(gan, given["init"])
     options: DataOptions = given["data"]
+    if options.supervision == "self":
+        gan = self_supervised(gan)
+        options = as_volumes(options, folder / "volumes")
     data = make_data(options, gan.schedule.mask_per)
     trainer_options, update_options = _trainer_options(given)
     batch_size = options.batch_size or gan.schedule.batch_size
@@ -91,11 +98,11 @@ def train(argv: Sequence[str]) -> int:
     loaders = DataModule(data, batch_size, options.workers, options.seed, per_epoch and per_epoch * batches_per_step(gan))
 
     settings = ("training",) if given["trainer"]["overfit_batches"] else tuple(data.val)
-    recorder = Recorder(settings)
+    recorder = Recorder(settings) if data.split is None else HeldOutRecorder(settings)
     if options.plain:  # images in the units of the papers: then their own metrics mean something
         recorder.convention = CONVENTIONS.get(given["system"])
         recorder.unit = 255.0 if given["system"] == "refinegan" else 1.0
-    module = GanModule(gan, update_options, recorder)
+    module = GanModule(gan, update_options, recorder, split=data.split)
     card = _card(gan, options, data, batch_size, given["card"])
     card = replace(card, training={**card.training, **origin})
     trainer = make_trainer(folder, gan, trainer_options, card, has_validation=trainer_options["limit_val_batches"] != 0)
@@ -126,6 +133,39 @@ def _initialise(gan: Gan, name: str | None) -> dict[str, Any]:
             "leave the --generator options out",
         ) from error
     return {"init": card.name, "init_sha256": card.sha256}
+
+
+def as_volumes(options: DataOptions, folder: Path) -> DataOptions:
+    """The options with raw scans (ISMRMRD, Siemens) converted into fastMRI-style volumes in `folder`, which are kept."""
+    return replace(
+        options,
+        path=None if options.path is None else _as_volumes(options.path, folder),
+        val_path=None if options.val_path is None else _as_volumes(options.val_path, folder / "val"),
+    )
+
+
+def _as_volumes(path: Path, folder: Path) -> Path:
+    if not path.exists():
+        raise InputError("no such file or folder", path)
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in RAW) if path.is_dir() else [path]
+    raw = [file for file in files if not fastmri.is_fastmri(file)]
+    if not raw:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        place = folder / f"{file.stem}.h5"
+        if list(folder.glob(f"{file.stem}*.h5")):
+            continue  # from an earlier start of this run
+        if file not in raw:
+            place.symlink_to(file.resolve())
+        elif file.suffix.lower() == ".dat":
+            between = folder / f"{file.stem}.mrd"
+            convert(file, between)
+            convert(between, place)
+            between.unlink()
+        else:
+            convert(file, place)
+    return folder
 
 
 def _fit(trainer: pl.Trainer, module: GanModule, loaders: DataModule, folder: Path, resume: Path | None) -> int:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -19,12 +19,14 @@ from kspace.simulation.realism import SNR, Realism
 from recon.datasets.augment import Augment
 from recon.datasets.example import Example
 from recon.datasets.image_dataset import SimulatedDataset
-from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes, split_by_patient
+from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes, open_volumes, split_by_patient
 from recon.datasets.patients import PatientFiles, group_files, split_groups
 from recon.train.examples import Examples, Kept, PlainImages, Simulations, Strips
+from recon.train.supervision import Split
 
 T = TypeVar("T")
 PLAIN_MATRIX = 256, 256
+RESERVED = 0.1  # of the samples of scans that validate themselves
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class DataOptions:
         Share of the patients (with `group_size`, of each folder's pictures) to validate with.
     gap
         Pictures before those of validation that are left out of everything; goes with `group_size`.
+    supervision
+        full: fully sampled volumes, or images, show what to aim at. self: undersampled scans alone; part of the samples
+        outside of the calibration area is held out in each step, and the error on it is the loss. Raw scans (ISMRMRD, Siemens)
+        are converted into the folder of the run.
+    hold_out
+        That part.
     masks
         One of these is drawn for each slice, e.g. random1d:4, poisson2d:8 (`recon mask` shows them).
     val_masks
@@ -102,6 +110,8 @@ class DataOptions:
     group_size: int | None = None
     val_fraction: float = 0.1
     gap: int = 0
+    supervision: Literal["full", "self"] = "full"
+    hold_out: float = 0.3
     masks: tuple[str, ...] = ("random1d:4",)
     val_masks: tuple[str, ...] = ()
     val_volumes: int | None = None
@@ -131,6 +141,10 @@ class DataOptions:
                              "give --data.path (fastMRI-style volumes) or --data.images (a folder of pictures)")  # fmt: skip
         if self.plain and (self.images is None or self.strip or self.augment or self.cache):
             raise InputError("plain pictures", "--data.plain", "needs --data.images, and no strip, augmentation or cache")
+        if self.supervision == "self" and (self.path is None or self.freeze or self.augment):
+            raise InputError("self-supervision", "--data.supervision", "needs --data.path, and neither freeze nor augment")
+        if not 0 < self.hold_out < 1:
+            raise InputError(f"the part that is held out is {self.hold_out}", "--data.hold_out", "give one between 0 and 1")
         if not self.masks:
             raise InputError("no masks", "--data.masks", "give at least one")
         if self.freeze and self.cache is None:
@@ -158,12 +172,15 @@ class DataSets:
         What was used, in words, for the card of the weights.
     by_batch
         Items of `train` are drawn with the number of their batch in place of that of the pass.
+    split
+        What is held out in self-supervised training.
     """
 
     train: Examples
     val: dict[str, Examples]
     summary: dict[str, Any]
     by_batch: bool = False
+    split: Split | None = None
 
 
 def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
@@ -183,6 +200,8 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
     sources: list[Any] = [OneMask(mask) for mask in masks] if mask_per == "run" else list(masks)
     if options.plain:
         train, val, summary = _from_plain(options, masks, val_masks, mask_per)
+    elif options.supervision == "self":
+        train, val, summary = _from_scans(options, sources)
     else:
         make = _from_images if options.images is not None else _from_volumes
         train, val, summary = make(options, sources, val_masks)
@@ -197,7 +216,10 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
         "n_val": {name: len(part) for name, part in val.items()},
         "masks": [mask_name(mask) for mask in masks],
     }
-    return DataSets(train, val, summary, by_batch=mask_per == "batch")
+    split = None
+    if options.supervision == "self":  # where the scans validate themselves, a part of their samples is never trained on
+        split = Split(options.hold_out, RESERVED if summary.pop("validates_itself") else 0.0, options.seed)
+    return DataSets(train, val, summary, by_batch=mask_per == "batch", split=split)
 
 
 def mask_name(spec: MaskSpec) -> str:
@@ -241,6 +263,31 @@ def _from_volumes(
         return train, val, summary
     about = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in (*train_files, *val_files)]
     return _keep(options, about, train, val, summary)
+
+
+def _from_scans(options: DataOptions, masks: list[Any]) -> tuple[Examples, dict[str, Examples], dict]:
+    """Undersampled scans as they are; fully sampled ones undersampled by `masks`, without a look at the rest."""
+    assert options.path is not None
+    files = find_volumes(options.path)
+    val_files = find_volumes(options.val_path) if options.val_path is not None else []
+    itself = False
+    if not val_files:
+        itself = len({volume.patient for volume in open_volumes(files)}) < 2
+        parts = (1 - options.val_fraction, options.val_fraction)
+        files, val_files = (files, files) if itself else split_by_patient(files, parts, options.seed)
+    val_files = _spread(val_files, options.val_volumes)
+    maps: dict[str, Any] = {"maps": options.maps, "calibration_width": options.calibration_width, "seed": options.seed}
+    folder = None if options.cache is None else options.cache / "maps"
+
+    def read(paths: Sequence[Path], resample: bool) -> Examples:
+        kinds = {volume.has_mask for volume in open_volumes(paths)}
+        if len(kinds) > 1:
+            raise InputError("some scans are undersampled and some are not", options.path, "train on one kind")
+        return KSpaceDataset(paths, () if True in kinds else masks, resample=resample and not itself, cache=folder, **maps)
+
+    train = read(files, True)
+    summary = {"source": str(options.path), "simulated": False, "validates_itself": itself, "supervision": "self"}
+    return train, {"held_out": read(val_files, False)}, summary
 
 
 def _from_images(

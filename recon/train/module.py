@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.interface import Gan, Optimiser, Step, total
 from recon.datasets.example import Example
 from recon.train import health
+from recon.train.supervision import HeldOutRecorder, Split
 from recon.train.validation import Recorder, SliceResult
 
 
@@ -56,12 +57,21 @@ class GanModule(pl.LightningModule):
         Collects the validation slices.
     n_steps
         Generator steps of the whole training, which learning rates refer to.
+    split
+        Self-supervision: which acquired samples are held out; None where the target is known.
     """
 
-    def __init__(self, gan: Gan, options: UpdateOptions, recorder: Recorder | None = None, n_steps: int = 0) -> None:
+    def __init__(
+        self,
+        gan: Gan,
+        options: UpdateOptions,
+        recorder: Recorder | None = None,
+        n_steps: int = 0,
+        split: Split | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.gan, self.options, self.recorder, self.n_steps = gan, options, recorder, n_steps
+        self.gan, self.options, self.recorder, self.n_steps, self.split = gan, options, recorder, n_steps, split
         # Channels last: a complex image as two channels already lies in memory so, and convolutions are up to twice as fast.
         self.generator = gan.generator.to(memory_format=torch.channels_last)
         self.discriminators = nn.ModuleList(gan.discriminators).to(memory_format=torch.channels_last)
@@ -133,6 +143,10 @@ class GanModule(pl.LightningModule):
             self.gan.schedule.clamp(critic)
 
     def _step(self, batch: Example) -> Step:
+        if self.split is not None:
+            seen, held = self.split.train(batch, self.batch_count)
+            start = seen.op.adjoint(seen.y)  # in place of a target, which no term looks at
+            return self.gan.step(seen.y, seen.op, start, regions(batch), self.step_count, held_out=(batch.y * held.mask, held))
         assert batch.target is not None
         return self.gan.step(batch.y, batch.op, batch.target, regions(batch), number=self.step_count)
 
@@ -218,6 +232,11 @@ class GanModule(pl.LightningModule):
 
     def validation_step(self, batch: Example, batch_idx: int, dataloader_idx: int = 0) -> None:
         assert self.recorder is not None
+        if self.split is not None:
+            assert isinstance(self.recorder, HeldOutRecorder)
+            seen, held = self.split.validate(batch)
+            self.recorder.add_held_out(batch, seen, held, self.best_generator(seen.y, seen.op), dataloader_idx)
+            return
         image = self.best_generator(batch.y, batch.op)
         if batch_idx == 0 and dataloader_idx == 0:
             spread = health.diversity(self.best_generator, batch, image)
