@@ -73,7 +73,7 @@ def test_a_run_goes_on_from_its_folder_with_its_own_options(images: Path, tmp_pa
     assert saved["generator"]["width"] == 4
     assert saved["generator"]["depth"] == 3, "defaults are filled in"
     assert saved["trainer"]["val_check_interval"] == 1
-    with pytest.raises(InputError, match=r"the folder holds a run .*; choose another --output, go on with --resume"):
+    with pytest.raises(InputError, match=r"run: the folder holds a run; choose another --output, go on with --resume"):
         train.train(arguments(images, run))
     more = ["--config", str(run / "config.yaml"), "-o", str(run), "--resume", str(run), "--trainer.max_steps", "3"]
     assert train.train(more) == 0
@@ -152,7 +152,7 @@ def test_a_run_that_diverges_is_one_line(
     more = ["--g_optimiser.lr.start", "1e30", "--g_optimiser.lr.warm_up", "0", "--trainer.max_steps", "6"]
     assert cli.execute(["train", *arguments(images, tmp_path / "run", *more)]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("recon: error: the ")
+    assert message.startswith(f"recon: error: {tmp_path / 'run'}: the ")
     assert "at generator step" in message
     assert "lower the learning rate" in message
 
