@@ -56,9 +56,13 @@ def modules() -> dict[str, Module]:
 
 
 def imports(module: Module, known: Mapping[str, Module]) -> set[str]:
-    """Modules of ours that a module imports, at its head or inside of functions."""
+    """Modules of ours that a module imports, at its head or inside of functions.
+
+    What a package's `__init__` offers lazily stands there for type checkers only, and is not counted.
+    """
     found = set()
-    for node in ast.walk(module.tree):
+    lazy = [n for n in module.tree.body if isinstance(n, ast.If)] if module.path.name == "__init__.py" else []
+    for node in ast.walk(ast.Module([n for n in module.tree.body if n not in lazy], [])):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name in known}
         elif isinstance(node, ast.ImportFrom) and node.module:

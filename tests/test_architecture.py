@@ -1,9 +1,12 @@
-"""The packages import in one direction, and each domain library has one owner."""
+"""Layout: direction of imports, rooms, owners of domain libraries, names, documentation."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -62,3 +65,39 @@ def test_no_pickle_and_no_raw_data_opened_for_writing(name: str) -> None:
             assert keywords.get("allow_pickle") == "False", f"{name}:{node.lineno}"
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "h5py.File":
             assert len(node.args) >= 2 or any(k.arg == "mode" for k in node.keywords), f"{name}:{node.lineno}"
+
+
+@pytest.fixture(scope="module")
+def layout() -> ModuleType:
+    """The script that prints the table of docs/ARCHITECTURE.md."""
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "architecture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_neither_modules_nor_rooms_import_in_a_circle(layout: ModuleType) -> None:
+    known = layout.modules()
+    graph = {name: layout.imports(module, known) for name, module in known.items()}
+    assert layout.cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert layout.cycles(graph) == []
+    assert layout.cycles(layout.rooms(graph)) == []
+
+
+def test_folders_hold_at_most_sixteen_files(layout: ModuleType) -> None:
+    assert {folder: n for folder, n in layout.files_per_folder().items() if n > layout.MOST_FILES} == {}
+
+
+def test_the_table_of_the_documentation_has_every_measure(layout: ModuleType) -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for name, _ in layout.table():
+        assert f"| {name} |" in page
+
+
+def test_no_test_imports_another() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        others = {m for m in imports(path) if m.startswith("tests.") and ".test_" in m}
+        assert not others, f"{path.name} imports {others}: shared helpers belong to tests/support"
