@@ -16,24 +16,69 @@ from kspace.errors import InputError
 
 # What h5py raises on damaged files, depending on where the damage is.
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+GZIP = b"\x1f\x8b"
 
 
 @contextlib.contextmanager
 def open_h5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file, read-only, with everything that h5py can raise on a damaged one turned into one `InputError`."""
-    if not path.exists():
-        raise InputError("no such file", path, "check the path")
-    if path.is_dir():
-        raise InputError("this is a folder, expected a file", path, "give a file in it")
-    if path.stat().st_size == 0:
-        raise InputError("the file is empty", path, "copy it again")
+    """Open an HDF5 file, read-only, the whole block under `guard`; errors as `open_unguarded`."""
+    with guard(path), open_unguarded(path) as file:
+        yield file
+
+
+def open_unguarded(path: Path) -> h5py.File:
+    """Open an HDF5 file, read-only; calls that may meet damage are put under `guard` by the caller, one by one.
+
+    Raises
+    ------
+    InputError
+        If the path does not exist, is a folder, is empty, may not be read, is not HDF5, or is truncated or damaged.
+    """
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        return h5py.File(path, "r")
+    except _DAMAGE:
+        _check_path(path)  # says it better, where it is not HDF5 at all
+        with guard(path):
+            return h5py.File(path, "r")
+
+
+@contextlib.contextmanager
+def guard(path: Path) -> Iterator[None]:
+    """Turn what h5py raises for damaged files into an `InputError`; a mistake of ours must not stand under it."""
+    try:
+        yield
     except InputError:
         raise
     except _DAMAGE as error:
-        raise InputError(_explain(path, error), path, "copy it again") from error
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        # HDF5 cannot tell a file that asks for too much from a machine that has too little. H5MM is its memory manager.
+        if isinstance(error, MemoryError) or "llocat" in text or "H5MM_" in text:
+            raise InputError(
+                f"no memory to read the HDF5 file, or it is damaged ({text})",
+                path,
+                "use a machine with more memory; where there is plenty, copy the file again",
+            ) from error
+        if "truncated" in str(error):
+            raise InputError("the HDF5 file is truncated", path, "copy it again") from error
+        raise InputError(f"the HDF5 file is damaged, or is being written ({text})", path, "copy it again") from error
+
+
+def _check_path(path: Path) -> None:
+    if path.is_dir():
+        raise InputError("this is a folder, expected a file", path, "give a file in it")
+    try:
+        with path.open("rb") as file:
+            first = file.read(len(GZIP))
+    except FileNotFoundError as error:
+        raise InputError("no such file", path, "check the path") from error
+    except OSError as error:
+        raise InputError(f"the file cannot be read ({error.strerror})", path, "check its permissions") from error
+    if not first:
+        raise InputError("the file is empty", path, "copy it again")
+    if first == GZIP:
+        raise InputError("the file is compressed with gzip", path, f"unpack it first: gunzip -k {path.name}")
+    if not h5py.is_hdf5(path):
+        raise InputError("not an HDF5 file", path, "give an HDF5 file (siemens_to_ismrmrd and ge_to_ismrmrd write them)")
 
 
 @contextlib.contextmanager
@@ -49,26 +94,6 @@ def create_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         content = file.id.get_file_image()
     with open(path, "xb") as stream:
         stream.write(content)
-
-
-def _explain(path: Path, error: Exception) -> str:
-    if not path.exists():
-        return "no such file"
-    if path.is_dir():
-        return "this is a folder, expected a file"
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    if isinstance(error, PermissionError):
-        return "no permission to read"
-    try:
-        is_hdf5 = h5py.is_hdf5(path)
-    except _DAMAGE:
-        is_hdf5 = False
-    if not is_hdf5:
-        return "not an HDF5 file"
-    if "truncated" in str(error):
-        return "the HDF5 file is truncated"
-    return f"the HDF5 file is damaged ({type(error).__name__}: {error})"
 
 
 def check_self_contained(file: h5py.File, path: Path) -> None:

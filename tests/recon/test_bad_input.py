@@ -73,7 +73,7 @@ SAID = {
     "missing": "no such file",
     "empty": "empty",
     "folder": "folder",
-    "not-hdf5": "not HDF5",
+    "not-hdf5": "not an HDF5 file",
     "truncated": "truncated",
     "no-acquisitions": "no acquisitions",
     "only-noise": "only noise",

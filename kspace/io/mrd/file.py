@@ -7,20 +7,18 @@ checked before memory is asked for, since a damaged file may claim anything.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from kspace.errors import InputError
-from kspace.io.hdf5 import check_self_contained
+from kspace.io.hdf5 import check_self_contained, guard, open_unguarded
 from kspace.io.hdf5_heap import LIST, check_heaps, check_list
 from kspace.io.mrd.recording import is_recording
 
 # Memory of one block of samples: HDF5 copies every readout once, and a small block is copied on from the cache.
 BLOCK_BYTES = 16 * 2**20
-GZIP = b"\x1f\x8b"
 LISTS = ("data", "traj")
 HEAD_FIELDS = {
     "flags", "number_of_samples", "active_channels", "discard_pre", "discard_post", "center_sample", "encoding_space_ref",
@@ -29,64 +27,21 @@ HEAD_FIELDS = {
 }  # fmt: skip
 
 
-@contextmanager
-def _guard(path: Path) -> Iterator[None]:
-    """Turn what h5py raises for damaged files into an `InputError`; only calls of h5py stand under it, so that a mistake of
-    ours stays a traceback."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        text = " ".join(str(error).split())
-        # HDF5 cannot tell a file that asks for too much from a machine that has too little. H5MM is its memory manager.
-        if "llocat" in text or "H5MM_" in text:
-            raise InputError(
-                f"no memory to read the HDF5 file, or it is damaged ({text[:160]})",
-                path,
-                "use a machine with more memory; where there is plenty, copy the file again",
-            ) from error
-        kind = "is truncated" if "truncated" in text else "is damaged, or is being written"
-        raise InputError(f"the HDF5 file {kind} ({text[:160]})", path, "copy it again from the scanner") from error
-
-
-@contextmanager
-def open_file(path: Path) -> Iterator[h5py.File]:
-    """The file, opened read only.
+def open_file(path: Path) -> h5py.File:
+    """The file, opened read only; not under `guard`, where a mistake of ours would pass for damage.
 
     Raises
     ------
     InputError
-        If the path does not exist, is a folder, is empty, may not be read, is not HDF5, or is truncated or damaged.
+        As `kspace.io.hdf5.open_unguarded`; of a recorded stream, saying so.
     """
     try:
-        file = h5py.File(path, "r")
-    except OSError:
-        _check_path(path)  # says it better, where it is not HDF5 at all
-        with _guard(path):
-            file = h5py.File(path, "r")
-    with file:
-        yield file
-
-
-def _check_path(path: Path) -> None:
-    if path.is_dir():
-        raise InputError("expected an ISMRMRD file, got a folder", path, "give the .h5 file in it")
-    try:
-        with path.open("rb") as file:
-            first = file.read(2)
-    except FileNotFoundError as error:
-        raise InputError("no such file", path, "check the path") from error
-    except OSError as error:
-        raise InputError(f"the file cannot be read ({error.strerror})", path, "check its permissions") from error
-    if not first:
-        raise InputError("the file is empty (0 bytes), expected ISMRMRD HDF5", path, "copy it again from the scanner")
-    if first == GZIP:
-        raise InputError("the file is compressed with gzip", path, f"unpack it first: gunzip -k {path.name}")
-    if is_recording(path):
-        raise InputError("the file is a recorded MRD stream, expected an ISMRMRD .h5 file", path, "give it to recon run")
-    if not h5py.is_hdf5(path):
-        raise InputError("the file is not HDF5", path, "give an ISMRMRD .h5 file (see siemens_to_ismrmrd, ge_to_ismrmrd)")
+        return open_unguarded(path)
+    except InputError:
+        if is_recording(path):
+            what = "this is a recorded MRD stream, expected an ISMRMRD .h5 file"
+            raise InputError(what, path, "give it to recon run") from None
+        raise
 
 
 def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
@@ -98,7 +53,7 @@ def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
         If there is none (saying so where the file looks like a fastMRI file) or more than one, or parts of it lie in other
         files.
     """
-    with _guard(path):
+    with guard(path):
         check_self_contained(file, path)
         names = [name for name in file if _is_scan(file, name)]
         half = [name for name in file if isinstance(file.get(name), h5py.Group) and {"xml", "data"} & set(file[name])]
@@ -127,7 +82,7 @@ def find_group(file: h5py.File, path: Path, group: str | None) -> h5py.Group:
 
 def reopen_group(file: h5py.File, path: Path, name: str) -> h5py.Group:
     """The group that `find_group` found before."""
-    with _guard(path):
+    with guard(path):
         return file[name]
 
 
@@ -138,7 +93,7 @@ def _is_scan(file: h5py.File, name: str) -> bool:
 
 def read_xml(group: h5py.Group, path: Path) -> bytes:
     """The XML header, as stored."""
-    with _guard(path):
+    with guard(path):
         dataset = group["xml"]
         check_list(dataset, path)
         value = dataset[(0,) * dataset.ndim] if dataset.size == 1 else None
@@ -159,11 +114,11 @@ def read_heads(group: h5py.Group, path: Path) -> np.ndarray:
     InputError
         If there are none, they are not ISMRMRD's, or they and the samples stored for them do not agree in size.
     """
-    with _guard(path):
+    with guard(path):
         dataset = group["data"]
         stored, plist = dataset.id.get_storage_size(), dataset.id.get_create_plist()
     size = path.stat().st_size
-    with _guard(path):
+    with guard(path):
         _check_acquisitions(dataset, path)
     plain = plist.get_nfilters() == 0
     needed = dataset.size * dataset.dtype.itemsize
@@ -173,14 +128,14 @@ def read_heads(group: h5py.Group, path: Path) -> np.ndarray:
             path,
             "copy it again from the scanner",
         )
-    with _guard(path):
+    with guard(path):
         raw = plain and plist.get_layout() == h5py.h5d.CHUNKED
         records = _raw_records(dataset) if raw else dataset.fields("head")[:]
     heads = records["head"] if raw else records
     sizes = heads["active_channels"].astype(np.int64) * heads["number_of_samples"]
     if raw:
         _refuse_lengths(2 * sizes, records["data"]["length"], heads, path)
-        with _guard(path):
+        with guard(path):
             for name in set(LISTS) & set(records.dtype.names or ()):
                 check_heaps(group.file, path, records[name])
     claimed = 8 * int(np.sum(sizes))
@@ -283,7 +238,7 @@ def read_samples(group: h5py.Group, path: Path, heads: np.ndarray, readouts: np.
     )
     samples = group["data"].fields("data")
     for block in blocks(wanted, 8 * int(sizes[wanted].max())):
-        with _guard(path):
+        with guard(path):
             lists = samples[block]
         _check_finite(lists, block, path)
         for number, values in zip(range(block.start, block.stop, block.step), lists, strict=True):

@@ -88,7 +88,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    refuses(tmp_path, "expected an ISMRMRD file, got a folder")
+    refuses(tmp_path, "this is a folder, expected a file")
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
 def test_not_hdf5(tmp_path: Path) -> None:
     path = tmp_path / "scan.h5"
     path.write_bytes(b"this is a text file\n" * 100)
-    refuses(path, "the file is not HDF5")
+    refuses(path, "not an HDF5 file")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
