@@ -23,13 +23,13 @@ def conjugate_gradients(
     warn: bool = True,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Solve ``matrix(x) = b`` for every plane of a batch at once (Hestenes and Stiefel 1952, doi:10.6028/jres.049.044).
+    """Solve ``matrix(x) = b`` for all planes of a batch simultaneously (Hestenes and Stiefel 1952, doi:10.6028/jres.049.044).
 
     Parameters
     ----------
     matrix, precondition
-        Hermitian positive definite maps of complex ``(*batch y x)`` to itself, acting on each plane alone; the second is an
-        approximation of the inverse of the first.
+        Hermitian positive definite functions of complex ``(*batch y x)`` that act on each plane separately; the second
+        approximates the inverse of the first.
     b
         Right-hand side, complex ``(*batch y x)``.
     start
@@ -50,7 +50,7 @@ def conjugate_gradients(
     Tensor
         Complex ``(*batch y x)``. No plane depends on the others of its batch.
     """
-    x = 0 * b if start is None else start.expand_as(b).clone()  # a product, so that what is not a number stays visible
+    x = 0 * b if start is None else start.expand_as(b).clone()  # not zeros_like: NaN in b must propagate
     r = b if start is None else b - matrix(x)
     least = torch.finfo(b.dtype).eps / 100
     enough = (tolerance.clamp(min=least) if isinstance(tolerance, Tensor) else max(tolerance, least)) ** 2 * energy(b)
@@ -88,7 +88,7 @@ def energy(x: Tensor) -> Tensor:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Real part of the inner product of every plane of complex ``(*batch y x)``: real ``(*batch 1 1)``."""
-    # Real arithmetic halves the work of a complex product of which only the real part is wanted. Two sums instead of one: a
+    # Only the real part is needed; real arithmetic halves the work. Two sums instead of one: a
     # single one would be split among threads in another way for another batch, and round otherwise.
     products = torch.view_as_real(a.resolve_conj()) * torch.view_as_real(b.resolve_conj())
     return products.sum((-2, -1)).sum(-1)[..., None, None]

@@ -1,6 +1,6 @@
-"""Coil sensitivity maps from acquired samples only.
+"""Coil sensitivity maps from calibration data.
 
-Every estimate here first multiplies by the mask: a sample that was not acquired cannot change a map.
+All estimates mask k-space first, so that samples that were not acquired cannot affect the maps.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from kspace.fourier import resize
 
 METHODS = ("espirit", "jsense")
 
-# Below, the calibration matrix has too few rows to tell the signal from the null space.
+# With fewer lines beyond the kernel width, the calibration matrix cannot separate signal and null space.
 _SPARE_LINES = 2
 
-# Chosen on a phantom with 4 to 24 central lines and gaps between the rest.
+# Tuned on a phantom with 4 to 24 central lines and undersampled outer k-space.
 _JSENSE_KERNEL = 8
 _JSENSE_WEIGHT = 1e-2
 
 
 class NoCalibration(InputError):
-    """There are not enough calibration samples around the centre of k-space to estimate coil maps from."""
+    """Too few calibration samples around the centre of k-space to estimate coil maps."""
 
 
 def estimate_maps(
@@ -39,10 +39,10 @@ def estimate_maps(
     threshold: float = 0.02,
     crop: float = 0.8,
 ) -> Tensor:
-    """Estimate the coil sensitivity maps of every plane.
+    """Estimate the coil sensitivity maps of each plane.
 
-    The calibration samples are those of ``k.calibration`` where it is present, else the largest centred block of `k` that was
-    sampled completely; JSENSE also takes a centre with gaps.
+    Calibration samples are ``k.calibration`` if present, else the largest fully sampled centred block of `k`; JSENSE also
+    accepts an undersampled centre.
 
     Parameters
     ----------
@@ -52,30 +52,30 @@ def estimate_maps(
         ``espirit``: Uecker et al. 2014, doi:10.1002/mrm.24751. ``jsense``: Ying and Sheng 2007, doi:10.1002/mrm.21245,
         by SigPy.
     calibration_width
-        At most so many calibration samples are used along each axis.
+        Maximum number of calibration samples along each axis.
     kernel_width
-        ESPIRiT: samples along each axis of a calibration kernel. Default: 6, fewer where the calibration block is small.
+        ESPIRiT: samples along each axis of the calibration kernel. Default: 6, fewer for small calibration blocks.
     threshold
         ESPIRiT: singular values below `threshold` times the largest belong to the null space.
     crop
-        ESPIRiT: maps are zero where the eigenvalue of the image-space operator lies below; 1 means the model holds exactly.
+        ESPIRiT: maps are zero where the eigenvalue of the image-space operator is below `crop` (1 for an exact model).
 
     Returns
     -------
     Tensor
-        complex64 ``(*batch coil y x)``. The squared magnitudes sum to 1 over the coils inside the support and to 0 outside. The
-        phase is that of the first principal coil combination, which has no zeros inside an object and so no phase
-        singularities. One coil: ones. A plane without signal: zeros. Never NaN.
+        complex64 ``(*batch coil y x)``. Squared magnitudes sum over the coils to 1 inside the support and to 0 outside. The
+        phase reference is the first principal coil combination, which has no zeros inside an object and hence no phase
+        singularities. Ones for a single coil; zeros for a plane without signal; never NaN.
 
     Raises
     ------
     NoCalibration
         If there are too few calibration lines.
     InputError
-        If samples are not finite, or `method` is not known.
+        If samples are not finite, or `method` is unknown.
     """
     if method not in METHODS:
-        raise InputError(f"unknown method '{method}' for coil maps", k.header.source or None, "use espirit or jsense")
+        raise InputError(f"unknown coil map method '{method}'", k.header.source or None, "use espirit or jsense")
     if k.n_coils == 1:
         return torch.ones(k.data.shape, dtype=torch.complex64, device=k.data.device)
     data, mask = _calibration_samples(k)
@@ -89,7 +89,9 @@ def estimate_maps(
         peak = plane.abs().max()
         if peak == 0:
             continue
-        plane = (plane / peak).to(torch.complex64)  # raw data may be 1e-20 or 1e20: squares must not under- or overflow
+        plane = (plane / peak).to(
+            torch.complex64
+        )  # raw data may be of order 1e-20 or 1e20: squares must not under- or overflow
         if method == "jsense":
             out.copy_(_jsense(plane, plane_mask, calibration_width))
             continue
@@ -104,19 +106,19 @@ def estimate_maps(
 
 
 def calibration_region(mask: Tensor) -> tuple[int, int]:
-    """Size of the largest centred block that was sampled completely.
+    """Size of the largest fully sampled centred block.
 
     Parameters
     ----------
     mask
-        Bool ``(*batch ky kx)``, for a batch the block that is sampled in every plane. A readout axis of length 1 (whole lines
-        sampled) yields length 1.
+        Bool ``(*batch ky kx)``; for a batch, the block is sampled in every plane. A readout axis of length 1 (complete lines)
+        yields length 1.
 
     Returns
     -------
     tuple[int, int]
-        ``(ky, kx)`` of the block with the most samples; index ``n // 2`` of an axis of length n is its index ``m // 2`` of
-        length m. ``(0, 0)`` where the centre itself was not sampled.
+        ``(ky, kx)`` of the block with the most samples; index ``n // 2`` of an axis of length n is index ``m // 2`` of the
+        block's length m. ``(0, 0)`` if the centre itself was not sampled.
     """
     full = mask.reshape(-1, *mask.shape[-2:]).all(0).cpu()
     ny, nx = full.shape
@@ -134,7 +136,7 @@ def calibration_region(mask: Tensor) -> tuple[int, int]:
 
 
 def _calibration_samples(k: KSpace) -> tuple[Tensor, Tensor]:
-    """Samples for the maps, zero where not acquired, and their mask ``(*batch 1 ky kx)``."""
+    """Calibration samples ``(*batch coil ky kx)``, zero where not acquired, and their mask ``(*batch 1 ky kx)``."""
     if k.calibration is not None:
         return k.calibration, (k.calibration != 0).any(-3, keepdim=True)
     mask = k.mask.expand(*k.mask.shape[:-2], *k.data.shape[-2:])
@@ -142,13 +144,12 @@ def _calibration_samples(k: KSpace) -> tuple[Tensor, Tensor]:
         mask = mask.all(-3, keepdim=True)
     elif mask.ndim == 2:
         mask = mask.unsqueeze(0)
-    # where, not a product: NaN times zero is NaN, and what was not acquired must not matter.
+    # where, not a product: NaN times zero is NaN, and samples that were not acquired must have no effect.
     return torch.where(mask, k.data, 0), mask
 
 
 def _kernel_width(size: tuple[int, int]) -> int:
-    """Width of the kernels for a calibration block: with few positions for a wide kernel, the signal space stays unseen and
-    the maps come out empty."""
+    """Default kernel width for a calibration block of `size`: a wide kernel with few positions would yield empty maps."""
     return min(6, max(3, math.ceil(0.4 * min(size))))
 
 
@@ -169,7 +170,7 @@ def _check_size(size: tuple[int, int], kernel_width: int, source: str) -> None:
 
 
 def _centred_run(row: Tensor) -> int:
-    """Length m of the longest run of True that holds indices ``n//2 - m//2`` up to ``n//2 - m//2 + m - 1``."""
+    """Length m of the longest centred run of True, indices ``n//2 - m//2`` to ``n//2 - m//2 + m - 1`` of bool ``(n)``."""
     n = len(row)
     gaps = (~row).nonzero().flatten()
     before = int(gaps[gaps < n // 2].max()) + 1 if bool((gaps < n // 2).any()) else 0
@@ -179,9 +180,9 @@ def _centred_run(row: Tensor) -> int:
 
 
 def _jsense(plane: Tensor, mask: Tensor, width: int) -> Tensor:
-    """SigPy's JSENSE, with the mask given: SigPy would otherwise take the non-zero samples for it.
+    """SigPy's JSENSE for one plane ``(coil ky kx)``, with an explicit mask (SigPy's default is the non-zero samples).
 
-    Its defaults (kernels of 16 samples, no regularisation) diverge to NaN where the centre has gaps.
+    SigPy's default settings (kernels of 16 samples, no regularisation) diverge to NaN for an undersampled centre.
     """
     import sigpy.mri.app
 
@@ -193,7 +194,7 @@ def _jsense(plane: Tensor, mask: Tensor, width: int) -> Tensor:
         lamda=_JSENSE_WEIGHT,
         show_pbar=False,
     )
-    # SigPy divides by the root sum of squares, which is zero where every map is: no NaN may leave, and no warning.
+    # SigPy divides by the root sum of squares, which is zero outside the support.
     with np.errstate(divide="ignore", invalid="ignore"):
         maps = torch.from_numpy(app.run()).to(plane.device)
     maps = torch.where(torch.isfinite(torch.view_as_real(maps)).all(-1), maps, 0)

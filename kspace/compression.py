@@ -12,10 +12,10 @@ from kspace.errors import InputError
 
 
 def compress(k: KSpace, n_virtual: int) -> KSpace:
-    """Replace the coils by `n_virtual` orthonormal combinations that hold most of the signal.
+    """Replace the coils by the `n_virtual` orthonormal combinations with the most signal.
 
-    Singular value decomposition of the acquired samples, Huang et al. 2008, doi:10.1016/j.mri.2007.04.010. The combinations
-    are orthonormal, so white noise stays white and `Header.noise_std` stands; whiten first. One matrix serves all planes.
+    Singular value decomposition of the acquired samples (Huang et al. 2008, doi:10.1016/j.mri.2007.04.010). White noise stays
+    white and `Header.noise_std` remains valid; whiten first. All planes share one matrix.
 
     Parameters
     ----------
@@ -27,16 +27,16 @@ def compress(k: KSpace, n_virtual: int) -> KSpace:
     Returns
     -------
     KSpace
-        The same with `n_virtual` coils, strongest first, in the data and in the separate calibration.
+        With `n_virtual` coils, strongest first, in the data and in the separate calibration.
 
     Raises
     ------
     InputError
-        If `n_virtual` is not between 1 and the number of coils, or compression was applied before.
+        If `n_virtual` is not between 1 and the number of coils, or the coils were compressed before.
     """
     if not 1 <= n_virtual <= k.n_coils:
         raise InputError(
-            f"{n_virtual} virtual coils asked for, the data have {k.n_coils}",
+            f"{n_virtual} virtual coils requested, the data have {k.n_coils} coils",
             k.header.source or None,
             f"choose 1 to {k.n_coils}",
         )
@@ -50,12 +50,12 @@ def compress(k: KSpace, n_virtual: int) -> KSpace:
         return torch.einsum("vc,...cyx->...vyx", matrix, data)
 
     calibration = None if k.calibration is None else combine(k.calibration)
-    # Kept, for coil maps that come from elsewhere have to be combined alike.
+    # Kept because coil maps from files need the same compression.
     coils = replace(k.header.coils, compression=matrix)
     return k.after("compress", header={"coils": coils}, data=combine(acquired), calibration=calibration)
 
 
 def to_virtual(maps: Tensor, k: KSpace) -> Tensor:
-    """Maps ``(*batch coil y x)`` of the coils that `k` had before `compress`, of its virtual coils; as they are without."""
+    """Apply the compression of `k` to maps ``(*batch coil y x)`` of the physical coils; unchanged without compression."""
     matrix = k.header.coils.compression
     return maps if matrix is None else torch.einsum("vc,...cyx->...vyx", matrix.to(maps.device), maps)

@@ -1,4 +1,4 @@
-"""Containers: they hold, check and remember. Physics are functions `KSpace -> KSpace`, elsewhere."""
+"""Containers of k-space, images and their headers. Processing steps are functions `KSpace -> KSpace` in other modules."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Matrix = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where an image lies in the patient. Patient coordinates are DICOM's LPS, lengths in metres.
+    """Position and orientation of an image in DICOM patient coordinates (LPS), lengths in metres.
 
     Attributes
     ----------
     position_m
-        The point on which voxel ``n // 2`` (0-based) of every axis lies.
+        Centre of the voxel with index ``n // 2`` (0-based) on every axis.
     read_dir, phase_dir, slice_dir
-        Unit vectors of growing x, y and z index.
+        Unit vectors of increasing x, y and z index.
     fov_m
         Field of view ``(x, y, z)`` of the image that this geometry describes.
     table_position_m
-        Patient table position, as the scanner gave it.
+        Patient table position as reported by the scanner.
     nominal
-        True where the directions and positions were not measured but assumed (arrays, simulated files): no statement about
-        left and right may rest on them.
+        True where directions and positions are assumed, not measured (plain arrays, simulated files): left and right are then
+        unknown.
     """
 
     position_m: Vector = (0.0, 0.0, 0.0)
@@ -45,7 +45,7 @@ class Geometry:
 
 @dataclass(frozen=True, order=True)
 class ImageIndex:
-    """Which image of a scan. Ordered as volumes are written: repetition varies fastest, then phase, set, contrast."""
+    """Counters that identify one image of a scan, ordered for output: repetition fastest, then phase, set, contrast."""
 
     contrast: int = 0
     set: int = 0
@@ -55,25 +55,25 @@ class ImageIndex:
 
     @property
     def name(self) -> str:
-        """The non-zero counters in words: ``slice 3, repetition 2``."""
+        """Non-zero counters as text: ``slice 3, repetition 2``."""
         parts = [f"{name} {value}" for name, value in vars(self).items() if value]
         return ", ".join(reversed(parts)) or "slice 0"
 
 
 @dataclass(frozen=True)
 class ReceiveCoils:
-    """The receive coils behind the coil axis of k-space, and what became of them in preprocessing.
+    """Receive coils of the coil axis: channels used, dropped and combined in preprocessing.
 
     Attributes
     ----------
     numbers
-        Channel numbers in the raw file of the coils that are used, in order; empty where no file states them (all are used).
+        Channel numbers in the raw file of the coils in use, in order; empty where the file has none (all are used).
     names
-        Name of each channel of the raw file; empty where the header has none.
+        Name of each channel of the raw file; empty if the header has none.
     dropped
-        Channel numbers of the coils that were removed.
+        Channel numbers of the removed coils.
     compression
-        Complex ``(virtual coil)``, the combinations that `kspace.compression.compress` formed; None without compression.
+        Complex ``(virtual coil)`` compression matrix of `kspace.compression.compress`; None without compression.
     """
 
     numbers: tuple[int, ...] = ()
@@ -83,45 +83,45 @@ class ReceiveCoils:
 
     @property
     def dropped_names(self) -> tuple[str, ...]:
-        """Each of `dropped` as a person reads it: ``"2 (C)"``, its number and its name where it has one."""
+        """Number and, where known, name of each dropped coil: ``"2 (C)"``."""
         return tuple(f"{c} ({self.names[c]})" if c < len(self.names) and self.names[c] else str(c) for c in self.dropped)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What belongs to the samples of one image and is not a sample.
+    """Acquisition parameters and processing history of one image.
 
     Attributes
     ----------
     source
-        Name of the file, for messages.
+        Name of the file, for error messages.
     encoding
         Index of the encoding space in the file's header.
     index
-        Which image of the scan this is.
+        Counters of this image.
     encoded_matrix, recon_matrix
-        Points ``(x, y, z)`` of the encoded k-space and of the image to deliver.
+        Matrix size ``(x, y, z)`` of the encoded k-space and of the reconstructed image.
     encoded_fov_m, recon_fov_m
         Field of view ``(x, y, z)`` of both, in metres.
     geometry
-        Position and directions, from the central readout of the image; ``fov_m`` is that of the recon space.
+        Position and orientation from the central readout; ``fov_m`` is that of the recon space.
     noise_std
-        Square root of E|n|^2 of one k-space sample (before averaging): 1 after whitening, None where not known.
+        Square root of E|n|^2 of one k-space sample before averaging: 1 after whitening, None if unknown.
     acceleration
-        Nominal undersampling factor ``(ky, kz)`` of the header.
+        Nominal undersampling factor ``(ky, kz)`` from the header.
     central
-        Fields of the central readout that images must carry (ISMRMRD names: ``measurement_uid``, ``acquisition_time_stamp``,
+        Fields of the central readout that image headers need (ISMRMRD names: ``measurement_uid``, ``acquisition_time_stamp``,
         ``physiology_time_stamp``, ``user_int``, ``user_float``, ``average``, ``flags``, ``position`` in mm, ...).
     study
-        Facts of the scan's header under ISMRMRD's names (``systemVendor``, ``systemFieldStrength_T``, ``TR``, ``TE``,
+        Scan header fields under their ISMRMRD names (``systemVendor``, ``systemFieldStrength_T``, ``TR``, ``TE``,
         ``flipAngle_deg``, ``protocolName``, ``patientPosition``, ``frameOfReferenceUID``, ``studyDate``, ...), where present.
     coils
-        The receive coils behind the coil axis.
+        Receive coils of the coil axis.
     encoded_readout
-        Points of the readout before `kspace.preprocess.remove_oversampling`, None where that step was not applied: with the
-        dwell time, they give the bandwidth of a pixel.
+        Readout samples before `kspace.preprocess.remove_oversampling`, None if that step was not applied; with the dwell time
+        they give the pixel bandwidth.
     steps
-        Names of the processing steps applied so far, oldest first.
+        Names of the applied processing steps, oldest first.
     """
 
     source: str = ""
@@ -143,29 +143,29 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class KSpace:
-    """Measured samples of one image, on the grid of its encoded matrix.
+    """Measured k-space samples of one image on its encoded matrix.
 
     Attributes
     ----------
     data
-        Complex ``(*batch coil ky kx)``, zero where nothing was acquired; the readout is always last. A 3-D scan is
+        Complex ``(*batch coil ky kx)``, zero where not acquired; the readout is always last. A 3-D scan is
         ``(kz coil ky kx)`` until `kspace.preprocess.decouple` makes it ``(x coil kz ky)``, a batch of 2-D planes.
     mask
-        Bool, broadcastable to `data`; True where a sample was acquired. Its coil axis has length 1, and its readout axis too
-        where whole lines were acquired.
+        Bool, broadcastable to `data`; True where a sample was acquired. Its coil axis has length 1; so has its readout axis
+        if complete readouts were acquired.
     header
-        What belongs to the samples.
+        Acquisition parameters and processing history.
     n_averages
-        Integer, shape of `mask`: how often each sample was measured, 0 where it was not; `data` holds the mean. The noise
-        variance of a sample is ``header.noise_std ** 2 / n_averages``.
+        Integer, shape of `mask`: number of measurements of each sample, 0 if none; `data` holds their mean. The noise variance
+        of a sample is ``header.noise_std ** 2 / n_averages``.
     calibration
-        Complex ``(*batch coil ky kx)`` on the same grid, where separate calibration lines were acquired; zero elsewhere. It
-        serves the coil maps only, and may have another scale than `data`. None where the calibration is embedded.
+        Complex ``(*batch coil ky kx)`` on the same grid: separately acquired calibration lines, zero elsewhere. Used for coil
+        maps only; its scale may differ from that of `data`. None for embedded calibration.
 
     Raises
     ------
     ValueError
-        If the shapes or dtypes contradict each other.
+        If shapes or dtypes are inconsistent.
     """
 
     data: Tensor
@@ -200,12 +200,12 @@ class KSpace:
         return self.data.shape[-3]
 
     def after(self, step: str, *, header: dict[str, Any] | None = None, **changes: Any) -> KSpace:
-        """The container after a processing step: `changes` replace fields, `header` replaces fields of the header.
+        """Copy after a processing step: `changes` replace fields, `header` replaces fields of the header.
 
         Raises
         ------
         InputError
-            If `step` was applied before: whitening twice is impossible, not invisible.
+            If `step` was applied before.
         """
         if step in self.header.steps:
             done = ", ".join(self.header.steps)
@@ -223,9 +223,9 @@ class Image:
     data
         Complex ``(z y x)``, z = 1 for a 2-D image; or real of the same shape, for magnitude-only results (`rss`) and maps.
     header
-        That of the k-space it was made from, its geometry describing this image.
+        Header of the source k-space, with the geometry of this image.
     role
-        ``main`` for the result that was asked for; otherwise what the extra series shows (``sense``, ``uncertainty``, ...).
+        ``main`` for the requested result; otherwise the content of an additional series (``sense``, ``uncertainty``, ...).
     """
 
     data: Tensor
@@ -242,13 +242,13 @@ class Image:
         return self.header.geometry
 
     def numpy(self) -> NDArray[Any]:
-        """The pixels, complex64 or float32: ``(y x)``, or ``(z y x)`` of a slab (z > 1). Shares memory with `data` on a CPU."""
+        """Pixels, complex64 or float32 ``(y x)``, or ``(z y x)`` for z > 1. Shares memory with `data` on the CPU."""
         pixels: NDArray[Any] = self.data.detach().cpu().numpy()
         return pixels[0] if pixels.shape[0] == 1 else pixels
 
 
 def _check_broadcast(name: str, x: Tensor, data: Tensor) -> None:
-    # Not torch.broadcast_shapes, whose first call imports SymPy: half a second of every command.
+    # Not torch.broadcast_shapes: its first call imports SymPy, half a second per command.
     padded = (1,) * (data.ndim - x.ndim) + tuple(x.shape)
     if x.ndim > data.ndim or any(m not in (1, n) for m, n in zip(padded, data.shape, strict=True)):
         raise ValueError(f"{name} of shape {tuple(x.shape)} does not broadcast to the data's {tuple(data.shape)}")

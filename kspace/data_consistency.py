@@ -1,4 +1,4 @@
-"""The image that agrees with the measured samples and otherwise with what a prior proposes."""
+"""Data consistency: combination of a prior's image with the measured k-space samples."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def data_consistency(
     tolerance: float = 1e-6,
     max_iterations: int = 500,
 ) -> Tensor:
-    """The image nearest to `image` that agrees with the measured samples.
+    """Image nearest to `image` that is consistent with the measured samples.
 
-    With `lamda` the regularised solve ``(A^H W A + lamda I) x = A^H W y + lamda image`` by conjugate gradients, W being
-    ``op.weights`` (Aggarwal 2019, doi:10.1109/TMI.2018.2865356). Without it, the exact replacement of the sampled part of
-    k-space, which exists for one coil only.
+    With `lamda`, the solution of ``(A^H W A + lamda I) x = A^H W y + lamda image`` by conjugate gradients, with
+    W = ``op.weights`` (Aggarwal 2019, doi:10.1109/TMI.2018.2865356). Without it, exact replacement of the sampled part of
+    k-space, which is defined for one coil only.
 
     Parameters
     ----------
     image
-        Complex ``(*batch y x)``: the prior's proposal, z.
+        Complex ``(*batch y x)``: image of the prior, z.
     y
         Complex ``(*batch coil ky kx)``: measured k-space.
     op
-        The forward model. Its maps are constants: no gradient flows to them.
+        Forward model. Its maps are constants without gradient.
     lamda
-        Noise variance over signal variance, positive; a number, or a tensor broadcastable to ``(*batch 1 1)``, through which
-        gradients flow. None: exact replacement.
+        Noise variance over signal variance, positive; a number, or a differentiable tensor broadcastable to ``(*batch 1 1)``.
+        None for exact replacement.
     tolerance, max_iterations
-        Of the solve: see `regularised_solve`.
+        See `regularised_solve`.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def data_consistency(
     Raises
     ------
     ValueError
-        If `lamda` is not positive, or is None where several coils or a map of other than unit modulus leave no exact answer.
+        If `lamda` is not positive, or is None with several coils or a coil map that is not of unit modulus.
     """
     if lamda is None:
         return _replace_samples(image, y, op)
@@ -67,30 +67,30 @@ def regularised_solve(
     gradient_tolerance: float | None = None,
     max_iterations: int = 500,
 ) -> Tensor:
-    """``(A^H W A + lamda I)^-1 (A^H W y + lamda image)`` from `back_projection`, ``A^H W y``.
+    """Solve ``(A^H W A + lamda I) x = A^H W y + lamda image`` for a given `back_projection` ``A^H W y``.
 
-    For those who solve with the same samples several times: see `data_consistency`.
+    For repeated solves with the same samples; otherwise see `data_consistency`.
 
     Parameters
     ----------
     image
-        Complex ``(*batch y x)``; None: 0.
+        Complex ``(*batch y x)``; None for 0.
     back_projection
         Complex ``(*batch y x)``: ``op.back_projection(y)``.
     op, lamda
         As for `data_consistency`.
     tolerance
-        Relative residual ``||b - M x|| / ||b||`` at which a plane's conjugate gradients stop.
+        Relative residual ``||b - M x|| / ||b||`` at which the conjugate gradients of a plane stop.
     gradient_tolerance
-        The same for the solve of the backward pass; None: `tolerance`.
+        The same for the solve in the backward pass; None for `tolerance`.
     max_iterations
-        A plane that needs more is returned as it is, with a `RuntimeWarning`.
+        Limit after which the current estimate is returned with a `RuntimeWarning`.
 
     Returns
     -------
     Tensor
-        Complex ``(*batch y x)``. Differentiable in `image`, `back_projection` and `lamda`, by implicit differentiation: the
-        backward pass is one more solve with the same matrix, whatever the number of iterations.
+        Complex ``(*batch y x)``. Differentiable in `image`, `back_projection` and `lamda` by implicit differentiation: the
+        backward pass is one solve with the same matrix, independent of the number of iterations.
     """
     if isinstance(lamda, float | int) and not (lamda > 0 and math.isfinite(lamda)):
         raise ValueError(f"lamda must be positive and finite; got {lamda}")
@@ -103,9 +103,11 @@ def regularised_solve(
 
 def _replace_samples(image: Tensor, y: Tensor, op: Sense) -> Tensor:
     if op.n_coils != 1:
-        raise ValueError(f"exact replacement exists for one coil; {op.n_coils} coils need lamda (noise over signal variance)")
+        raise ValueError(
+            f"exact replacement is defined for one coil; {op.n_coils} coils need lamda (noise over signal variance)"
+        )
     if not torch.allclose(op.maps.abs(), torch.ones((), dtype=op.maps.real.dtype, device=op.maps.device), atol=1e-4):
-        raise ValueError("exact replacement needs a coil map of unit modulus everywhere; give lamda")
+        raise ValueError("exact replacement needs a coil map of unit modulus; give lamda")
     predicted = fft(image.unsqueeze(-3) * op.maps)
     return (ifft(torch.where(op.mask, y, predicted)) * op.maps.conj()).squeeze(-3)
 
@@ -133,7 +135,7 @@ class _RegularisedSolve(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         solution, image, lamda = ctx.saved_tensors
-        # The matrix is Hermitian, so the adjoint solve is a solve: u = M^-1 g.
+        # The matrix is Hermitian, so the adjoint of the solve is the same solve: u = M^-1 g.
         u = solve(ctx.op, lamda, gradient, **ctx.options)
         to_image = to_back_projection = to_lamda = None
         if ctx.needs_input_grad[0]:

@@ -1,4 +1,4 @@
-"""The exception for everything that a user can mend."""
+"""Exception for errors that the user can correct."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from os import PathLike
 
 
 class InputError(ValueError):
-    """Unusable input, as one line ``WHERE: what; fix``. The command line prints it and exits with status 2.
+    """Unusable input, reported as one line ``WHERE: what; fix``; the command line exits with status 2.
 
     Parameters
     ----------
     what
-        What is wrong: what was expected and what came ("readout 17 has 12 channels, the header says 14").
+        What was expected and what was found ("readout 17 has 12 channels, the header says 14").
     where
-        The file, option or argument at fault; None where there is none.
+        File, option or argument at fault; None if there is none.
     fix
-        The nearest remedy ("give --noise FILE, or --no-whiten").
+        Suggested remedy ("give --noise FILE, or --no-whiten").
     """
 
     def __init__(self, what: str, where: str | PathLike[str] | None = None, fix: str | None = None) -> None:
@@ -25,5 +25,5 @@ class InputError(ValueError):
         super().__init__(" ".join(f"{place}{what}{remedy}".split()))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str | PathLike[str] | None, str | None]]:
-        # Errors cross process boundaries (data loader workers), and the default would pass the joined text as `what`.
+        # Data loader workers pickle their errors; the default would pass the complete message as `what`.
         return type(self), (self.what, self.where, self.fix)

@@ -1,8 +1,7 @@
-"""The one Fourier pair: centred and orthonormal. Nothing else in the project calls `torch.fft`.
+"""Centred, orthonormal Fourier transforms. No other module calls `torch.fft`.
 
-Centred means that the zero frequency, and the origin of the image, lie at index ``n // 2`` of each axis, for odd and even
-``n``. Orthonormal means that the transform preserves the Euclidean norm, so white noise of variance 1 stays white noise of
-variance 1.
+Centred: the zero frequency and the origin of the image lie at index ``n // 2`` of each axis, for odd and even ``n``.
+Orthonormal: the transform preserves the Euclidean norm, and with it the variance of white noise.
 """
 
 from __future__ import annotations
@@ -41,39 +40,39 @@ def ifft(y: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
 
 
 def fft_corner(image: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
-    """`fft` for arrays whose origin lies at index 0: what inner loops use between one `to_corner` and one `to_centre`."""
+    """`fft` of an array, complex of any shape, with the origin at index 0 of `axes`: for inner loops without shifts."""
     return torch.fft.fftn(image, dim=tuple(axes), norm="ortho")
 
 
 def ifft_corner(y: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
-    """`ifft` for arrays whose origin lies at index 0."""
+    """`ifft` of an array, complex of any shape, with the origin at index 0 of `axes`."""
     return torch.fft.ifftn(y, dim=tuple(axes), norm="ortho")
 
 
 def to_corner(x: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
-    """Move the origin from index ``n // 2`` to index 0 along `axes` (`ifftshift`). Axes of length 1 are left alone."""
+    """Move the origin of `x`, any shape ``(...)``, from index ``n // 2`` to index 0 along `axes` (`ifftshift`)."""
     return torch.fft.ifftshift(x, dim=long) if (long := _long(x, axes)) else x
 
 
 def to_centre(x: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
-    """Move the origin from index 0 to index ``n // 2`` along `axes` (`fftshift`). Axes of length 1 are left alone."""
+    """Move the origin of `x`, any shape ``(...)``, from index 0 to index ``n // 2`` along `axes` (`fftshift`)."""
     return torch.fft.fftshift(x, dim=long) if (long := _long(x, axes)) else x
 
 
 def centring_phases(n: int, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Phases that centre a transform without moving an array.
+    """Phase factors that centre a transform without shifting the array.
 
     Along an axis of length n, ``fft(x) == kspace_phase * fft_corner(image_phase * x)``, and ``ifft(y) ==
-    conj(image_phase) * ifft_corner(conj(kspace_phase) * y)``: moving the origin is a factor ``exp(2j pi (n//2) r / n)`` in the
-    other domain, ±1 for even n. What multiplies images and k-space anyway (coil maps, masks) can hold the factors for nothing.
+    conj(image_phase) * ifft_corner(conj(kspace_phase) * y)``: shifting the origin is a factor ``exp(2j pi (n//2) r / n)`` in
+    the other domain, ±1 for even n. Coil maps and masks can absorb the factors at no cost.
 
     Returns
     -------
     tuple
-        `image_phase` and `kspace_phase`, complex of `dtype`, shape ``(n)``, of modulus 1.
+        `image_phase` and `kspace_phase`, complex `dtype` of shape ``(n)`` and modulus 1.
     """
     centre, index = n // 2, torch.arange(n, device=device)
-    # The products are reduced before they become angles: an angle of many turns would lose digits.
+    # Reduced modulo one turn first: large angles would lose digits.
     turns = (centre * index % n).to(torch.float64) / n
     shift = (centre * centre % n) / n
     image_phase = torch.polar(torch.ones_like(turns), 2 * torch.pi * turns)
@@ -82,29 +81,29 @@ def centring_phases(n: int, dtype: torch.dtype, device: torch.device | None = No
 
 
 def central(n: int, m: int) -> slice:
-    """Indices of the central `m` of `n` points, about the origin: index ``n // 2`` becomes index ``m // 2``.
+    """Slice of the central `m` of `n` points: index ``n // 2`` becomes index ``m // 2``.
 
-    The start is ``n // 2 - m // 2``. (``(n - m) // 2``, as fastMRI cuts, is one less where n is even and m odd.)
+    The start is ``n // 2 - m // 2``. (fastMRI's ``(n - m) // 2`` is one less for even n and odd m.)
     """
     start = n // 2 - m // 2
     return slice(start, start + m)
 
 
 def centre_crop(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Cut the last ``len(shape)`` axes to `shape`, keeping the origin: index ``n // 2`` becomes index ``m // 2``.
+    """Crop the last ``len(shape)`` axes to `shape` about the origin: index ``n // 2`` becomes index ``m // 2``.
 
     Raises
     ------
     ValueError
-        If an axis would have to grow; see `resize`.
+        If `shape` exceeds that of `x`; see `resize`.
     """
     if any(m > n for m, n in zip(shape, x.shape[-len(shape) :], strict=True)):
-        raise ValueError(f"cannot crop {tuple(x.shape)} to the larger {tuple(shape)}; use resize, which also pads")
+        raise ValueError(f"cannot crop {tuple(x.shape)} to the larger {tuple(shape)}; use resize, which pads too")
     return resize(x, shape)
 
 
 def resize(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Cut or zero-pad each of the last ``len(shape)`` axes to `shape`, keeping the origin at ``n // 2``."""
+    """Crop or zero-pad each of the last ``len(shape)`` axes to `shape`, keeping the origin at ``n // 2``."""
     if len(shape) > x.ndim:
         raise ValueError(f"cannot give {len(shape)} axes to a tensor of shape {tuple(x.shape)}")
     for axis, m in zip(range(-len(shape), 0), shape, strict=True):
@@ -119,9 +118,9 @@ def resize(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def interpolate(image: Tensor, shape: Sequence[int]) -> Tensor:
-    """Sinc interpolation of an image over the same field of view: zero-pad or cut its k-space to `shape`.
+    """Sinc interpolation of an image over the same field of view: its k-space is zero-padded or cropped to `shape`.
 
-    The intensity of the image is kept (that of the orthonormal transform would change with the number of points).
+    The image intensity is preserved (the orthonormal transform alone would scale it with the matrix size).
 
     Parameters
     ----------

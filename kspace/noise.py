@@ -1,4 +1,4 @@
-"""Noise of the receive coils: covariance from noise samples."""
+"""Noise covariance of the receive coils."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """Noise of the receive coils, as the noise scan measured it.
+    """Noise covariance of the receive coils from a noise scan.
 
     Attributes
     ----------
     covariance
-        Complex128 ``(coil coil)``, mean of ``n n^H`` over the samples of the *noise scan*; the imaging samples' follows from
-        the dwell times (`covariance_at`). Hermitian.
+        Complex128 ``(coil coil)``, Hermitian: mean of ``n n^H`` over the samples of the *noise scan*. `covariance_at` scales
+        it to imaging samples.
     dwell_s
-        Time between samples of the noise scan, None where the file does not say.
+        Dwell time of the noise scan, None if the file has none.
     n_samples
-        Number of samples per coil that the covariance is the mean of.
+        Number of averaged samples per coil.
     relative_bandwidth
-        ``relativeReceiverNoiseBandwidth``: the receiver's equivalent noise bandwidth over its nominal one (1 where the header
-        does not say).
+        ``relativeReceiverNoiseBandwidth``: equivalent noise bandwidth of the receiver over its nominal bandwidth (1 if the
+        header has none).
     source
-        Name of the file, for messages.
+        Name of the file, for error messages.
     """
 
     covariance: np.ndarray
@@ -35,27 +35,26 @@ class Noise:
     source: str = ""
 
     def covariance_at(self, dwell_s: float | None) -> np.ndarray:
-        """Covariance of imaging samples: complex128 ``(coil coil)``.
+        """Noise covariance of imaging samples of dwell time `dwell_s`, complex128 ``(coil coil)``.
 
-        Thermal noise is white, so the variance of a sample grows with the receiver's bandwidth, the inverse of the dwell
-        time; the noise scan sees it through the receiver's filter, whose equivalent bandwidth is smaller by
-        `relative_bandwidth` (Kellman and McVeigh,
-        Magn Reson Med 2005;54:1439, doi:10.1002/mrm.20713). Where a dwell time is unknown the two are taken as equal.
+        Thermal noise is white, so its variance is proportional to the receiver bandwidth, the inverse of the dwell time; the
+        equivalent bandwidth of the noise scan's receiver filter is smaller by `relative_bandwidth` (Kellman and McVeigh, Magn
+        Reson Med 2005;54:1439, doi:10.1002/mrm.20713). Unknown dwell times are taken as equal.
         """
         ratio = self.dwell_s / dwell_s if self.dwell_s and dwell_s else 1.0
         return self.covariance * (ratio / self.relative_bandwidth)
 
 
 def noise_covariance(readouts: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
-    """Mean of ``n n^H`` over all samples of noise readouts, and their number.
+    """Noise covariance, the mean of ``n n^H`` over all samples of noise readouts, and the number of samples.
 
-    The mean of the noise is known to be zero, so none is estimated and subtracted; the sum is divided by the number of
-    samples. Double precision, one readout at a time.
+    Noise has zero mean, so no estimated mean is subtracted and the divisor is the number of samples. Accumulated in double
+    precision, one readout at a time.
 
     Parameters
     ----------
     readouts
-        Complex arrays ``(coil, sample)``.
+        Complex arrays ``(coil sample)``.
 
     Returns
     -------

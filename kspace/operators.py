@@ -1,7 +1,7 @@
-"""Linear operators of parallel MRI, as frozen values over tensors.
+"""Linear operators of parallel MRI.
 
-Operators are values, never `nn.Module`s: they cannot leak coil maps into a `state_dict`, and no call changes them. All take any
-number of leading batch dimensions, run on any device, and are differentiable with respect to their argument.
+Operators are immutable values, not `nn.Module`s, so coil maps cannot end up in a `state_dict`. All accept any number of leading
+batch dimensions, run on any device, and are differentiable with respect to their argument.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LinearOperator(ABC):
-    """A linear map between tensors, with its adjoint.
+    """Linear map between tensors, with its adjoint.
 
-    ``op @ x`` applies it, ``a @ b`` composes (b first), ``op.H`` is the adjoint as an operator of its own.
+    ``op @ x`` applies it, ``a @ b`` composes (b first), ``op.H`` is the adjoint operator.
     """
 
     @abstractmethod
@@ -44,11 +44,11 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        """The same operator as a SigPy linop over NumPy arrays, for inputs of `shape`."""
+        """Equivalent SigPy linop over NumPy arrays, for inputs of `shape`."""
 
     @property
     def H(self) -> LinearOperator:
-        """The adjoint operator."""
+        """Adjoint operator."""
         return Adjoint(self)
 
     def __matmul__(self, other: Any) -> Any:
@@ -57,7 +57,7 @@ class LinearOperator(ABC):
         return self.forward(other)
 
     def to(self, device: torch.device | str) -> LinearOperator:
-        """The operator with its tensors on `device`."""
+        """Copy with all tensors on `device`."""
         moved = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -68,7 +68,7 @@ class LinearOperator(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Adjoint(LinearOperator):
-    """The adjoint of `op`, as an operator."""
+    """Adjoint of `op`."""
 
     op: LinearOperator
 
@@ -83,13 +83,13 @@ class Adjoint(LinearOperator):
         return self.op
 
     def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        """`shape` is that of the input of the operator whose adjoint this is."""
+        """As for `op`: `shape` is the input shape of `op`, not of its adjoint."""
         return self.op.to_sigpy(shape).H
 
 
 @dataclass(frozen=True, eq=False)
 class Composition(LinearOperator):
-    """``outer(inner(x))``."""
+    """Composition ``outer(inner(x))``."""
 
     outer: LinearOperator
     inner: LinearOperator
@@ -128,7 +128,7 @@ class Fourier(LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class Sampling(LinearOperator):
-    """Keep what was sampled: multiply by `mask`, bool and broadcastable to ``(*batch coil ky kx)``."""
+    """Multiplication by the sampling `mask`, bool and broadcastable to ``(*batch coil ky kx)``."""
 
     mask: Tensor
 
@@ -152,7 +152,7 @@ class Sampling(LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity(LinearOperator):
-    """Image ``(*batch y x)`` to coil images ``(*batch coil y x)``: multiply by complex `maps` ``(*batch coil y x)``."""
+    """Multiplication of an image ``(*batch y x)`` by complex coil `maps` ``(*batch coil y x)``."""
 
     maps: Tensor
 
@@ -169,7 +169,7 @@ class Sensitivity(LinearOperator):
         return x * self.maps.abs().square().sum(-3)
 
     def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        """`shape` is that of the image, ``(y x)``."""
+        """Equivalent SigPy linop for one image of `shape` ``(y x)``."""
         import sigpy
 
         maps = _numpy(_unbatched(self.maps, 3, "maps"))
@@ -179,23 +179,23 @@ class Sensitivity(LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class Sense(LinearOperator):
-    """The forward model of parallel MRI, ``y = mask * fft(maps * image)``.
+    """SENSE forward model of parallel MRI, ``y = mask * fft(maps * image)``.
 
     Pruessmann et al. 1999, doi:10.1002/(SICI)1522-2594(199911)42:5<952::AID-MRM16>3.0.CO;2-S.
 
     Attributes
     ----------
     maps
-        Complex coil sensitivities ``(*batch coil y x)``; the sum of their squared magnitudes over the coils is 1 in the object
-        and 0 where nothing is known, so the norm of the operator is at most 1.
+        Complex coil sensitivities ``(*batch coil y x)``, with squared magnitudes that sum over the coils to 1 inside the
+        support and to 0 outside, so that the operator norm is at most 1.
     mask
-        Bool, broadcastable to ``(*batch coil ky kx)``. Where whole lines are sampled its last axis has length 1, and the normal
-        operator then needs one-dimensional transforms only.
+        Bool, broadcastable to ``(*batch coil ky kx)``. For complete phase-encode lines its last axis has length 1, and the
+        normal operator needs one-dimensional transforms only.
     noise_std
         Square root of E|n|^2 of one k-space sample measured once; 1 after whitening.
     n_averages
-        Integer, broadcastable like `mask`: how often each sample was measured. None means once. `forward` and `adjoint` do not
-        look at it; solvers weight the samples with `weights`.
+        Integer, broadcastable like `mask`: number of measurements of each sample; None means one. Ignored by `forward` and
+        `adjoint`; solvers weight the samples with `weights`.
     """
 
     maps: Tensor
@@ -218,14 +218,14 @@ class Sense(LinearOperator):
 
     @property
     def weights(self) -> Tensor:
-        """Real, broadcastable to k-space: the inverse noise variance of each sample relative to one measured once, 0 where
-        nothing was sampled. These are the weights of the data term in every solver."""
+        """Weights of the data term, real and broadcastable to k-space: inverse noise variance of each sample relative to a
+        single measurement, 0 where not sampled."""
         weights = self.mask.to(self.maps.real.dtype)
         return weights if self.n_averages is None else weights * self.n_averages
 
     @cached_property
     def support(self) -> Tensor:
-        """Bool ``(*batch y x)``: where any coil map is non-zero. Nothing can be said of the image outside."""
+        """Bool ``(*batch y x)``: True where any coil map is non-zero. The image is undetermined outside."""
         return (self.maps != 0).any(-3)
 
     @cached_property
@@ -249,7 +249,7 @@ class Sense(LinearOperator):
         return y
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """k-space ``(*batch coil ky kx)`` to the zero-filled combined image ``(*batch y x)``."""
+        """k-space ``(*batch coil ky kx)`` to the zero-filled, coil-combined image ``(*batch y x)``."""
         self._check(y, 3, "k-space")
         maps, mask = self._phased_maps, self._phased_mask
         if _tracked(y):
@@ -263,11 +263,11 @@ class Sense(LinearOperator):
         return image
 
     def back_projection(self, y: Tensor) -> Tensor:
-        """``A^H W y`` with the `weights` W, ``(*batch coil ky kx)`` to ``(*batch y x)``: the right-hand side of every solve."""
+        """``A^H W y`` with the `weights` W, ``(*batch coil ky kx)`` to ``(*batch y x)``: normal equations' right-hand side."""
         return self.adjoint(y if self.n_averages is None else y * self.n_averages)
 
     def normal(self, x: Tensor) -> Tensor:
-        """``adjoint(forward(x))``, without the trip through k-space as it is stored."""
+        """``adjoint(forward(x))`` of an image ``(*batch y x)``, without transforms along fully sampled lines."""
         self._check(x, 2, "image")
         return self.gram(self.mask.to(self.maps.real.dtype))(x)
 
@@ -289,14 +289,14 @@ class Sense(LinearOperator):
         return replace(self, maps=change(self.maps), mask=change(self.mask), n_averages=counts)
 
     def to_sigpy(self, shape: Sequence[int] | None = None) -> sigpy.linop.Linop:
-        """`sigpy.mri.linop.Sense` with the mask as weights, for one plane: ``(y x)`` to ``(coil ky kx)``.
+        """Equivalent `sigpy.mri.linop.Sense` of one plane with the mask as weights, ``(y x)`` to ``(coil ky kx)``.
 
         Raises
         ------
         ValueError
-            If the operator is batched: SigPy's linops have no batch.
+            If the operator is batched: SigPy linops have no batch dimension.
         """
-        # SigPy compares shapes with `zip`, so a wrong rank would pass unseen: it is refused here.
+        # SigPy compares shapes with `zip` and so misses a wrong rank: checked here.
         import sigpy.mri
 
         maps = _unbatched(self.maps, 3, "maps")
@@ -305,8 +305,8 @@ class Sense(LinearOperator):
         mask = _unbatched(self.mask, 3, "mask").expand(maps.shape)
         return sigpy.mri.linop.Sense(_numpy(maps), weights=_numpy(mask.to(maps.real.dtype)))
 
-    # The origin of the stored arrays lies at n // 2, that of the fast transforms at 0. Instead of moving arrays to and fro in
-    # each call, the maps and the mask hold the phases that amount to it (`centring_phases`).
+    # The origin of images and k-space lies at n // 2, that of the FFT at 0. Instead of shifting arrays in each call, the maps
+    # and the mask absorb the equivalent phases (`centring_phases`).
 
     @cached_property
     def _phased_maps(self) -> Tensor:
@@ -324,8 +324,8 @@ class Sense(LinearOperator):
         return [centring_phases(n, self.maps.dtype, self.maps.device) for n in self.maps.shape[-2:]]
 
     def gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
-        """``x -> A^H diag(weights) A x``, for real weights that are broadcastable to k-space."""
-        # The phases of k-space cancel; where whole lines are sampled, so do the transforms along them.
+        """Function ``x -> A^H diag(weights) A x`` of images ``(*batch y x)``, for real weights broadcastable to k-space."""
+        # The k-space phases cancel, and so do the transforms along complete lines.
         axes = transformed_axes(weights)
         maps = self._phased_maps
         w = weights if weights.ndim > 2 else weights.unsqueeze(0)
@@ -367,17 +367,17 @@ def transformed_axes(weights: Tensor) -> tuple[int, ...]:
 
 
 def nearest_circulant(maps: Tensor, weights: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
-    """Eigenvalues of the circulant matrix nearest to ``A^H diag(weights) A``; the two are equal for one coil of unit modulus.
+    """Eigenvalues of the circulant matrix nearest to ``A^H diag(weights) A``, exact for one coil of unit modulus.
 
-    Chan 1988, doi:10.1137/0909051: the average over each diagonal, here the point spread function times the autocorrelation of
-    the maps. Circulant along `axes`: along y alone there is one such matrix for each column.
+    Chan 1988, doi:10.1137/0909051: the mean over each diagonal, here the point spread function times the autocorrelation of
+    the maps. Circulant along `axes`; along y alone there is one matrix per column.
 
     Parameters
     ----------
     maps
-        Complex ``(*batch coil y x)``; where their origin lies does not matter.
+        Complex ``(*batch coil y x)``; their origin is irrelevant.
     weights
-        Real, broadcastable to ``(*batch coil ky kx)``, zero frequency at index 0. Those of several coils are averaged.
+        Real, broadcastable to ``(*batch coil ky kx)``, zero frequency at index 0; averaged over coils.
     axes
         Axes to transform.
 
@@ -391,17 +391,17 @@ def nearest_circulant(maps: Tensor, weights: Tensor, axes: Sequence[int] = IMAGE
         weights = weights.expand(*weights.shape[:-2], *maps.shape[-2:])
     correlation = ifft_corner(fft_corner(maps, axes).abs().square().sum(-3).to(maps.dtype), axes).conj()
     spread = ifft_corner(weights.to(maps.dtype), axes)
-    # Orthonormal transforms: dividing once by the root of the number of points makes up for those of both factors.
+    # Normalisation of the product of two orthonormal transforms.
     n = math.prod(maps.shape[axis] for axis in axes)
     return fft_corner(correlation * spread, axes).real.clamp(min=0) / n**0.5
 
 
-_CHUNK = 4  # coils at a time: their buffers then stay in the cache
+_CHUNK = 4  # coils per step, so that their buffers fit the processor cache
 _SMALL_PLANE = 2**15  # samples of a plane below which the calls cost more than the cache saves
 
 
 def _tracked(x: Tensor) -> bool:
-    """Whether to work on the whole batch at once: autograd wants few large steps, and so does a GPU."""
+    """Whether to process the whole batch of `x` ``(*batch ...)`` at once: faster on a GPU and under autograd."""
     return x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad)
 
 
@@ -410,19 +410,19 @@ def _chunks(n_coils: int) -> list[slice]:
 
 
 def _planes(batch: Sequence[int], *tensors: tuple[Tensor, int]) -> Iterator[tuple[Any, ...]]:
-    """For each plane of `batch` its index, and its views of the tensors, each given with the number of its own last axes."""
+    """Index of each plane of `batch`, with that plane of each ``(tensor, number of trailing axes)``."""
     expanded = [x.expand(*batch, *x.shape[-rank:]) for x, rank in tensors]
     for plane in itertools.product(*(range(n) for n in batch)):
         yield plane, *(x[plane] for x in expanded)
 
 
 def _coils(x: Tensor, coils: slice) -> Tensor:
-    """Those coils of ``(coil ky kx)``, or all of it where it is the same for every coil."""
+    """The given coils of ``(coil ky kx)``, or all of a singleton coil axis."""
     return x[coils] if x.shape[0] > 1 else x
 
 
 def _combine(image: Tensor, coil_images: Tensor, maps: Tensor) -> None:
-    """Add ``sum conj(maps) * coil_images`` to `image`, in place, without an array for the products."""
+    """Add ``sum conj(maps) * coil_images`` to `image` in place, without a temporary array of products."""
     for one, map_ in zip(coil_images, maps, strict=True):
         image.addcmul_(one, map_.conj())
 
@@ -440,7 +440,7 @@ def _check_mask(mask: Tensor) -> None:
 def _unbatched(x: Tensor, rank: int, name: str) -> Tensor:
     batch = x.shape[: max(x.ndim - rank, 0)]
     if any(n != 1 for n in batch):
-        raise ValueError(f"SigPy's operators have no batch: {name} of shape {tuple(x.shape)} must be one plane")
+        raise ValueError(f"SigPy's operators have no batch dimension: {name} of shape {tuple(x.shape)} must be a single plane")
     return x.reshape(x.shape[len(batch) :])
 
 

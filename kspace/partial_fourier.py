@@ -1,4 +1,4 @@
-"""Partial Fourier: estimation of the side of k-space that was not measured."""
+"""Partial Fourier reconstruction by projection onto convex sets (POCS)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ FEWEST_CENTRE_LINES = 4
 
 
 def pocs(k: KSpace, n_iterations: int = 20) -> KSpace:
-    """Estimate the missing side of partial Fourier data by projection onto convex sets.
+    """Estimate the unmeasured side of partial Fourier data by projection onto convex sets.
 
-    The phase of each coil image is taken from the symmetric centre of k-space, and the side that was not measured is filled so
-    that the image has it (Haacke et al. 1991, doi:10.1016/0022-2364(91)90253-P). Works along ky, kz and the readout.
+    The phase of each coil image is estimated from the symmetric centre of k-space, and the unmeasured side is filled in
+    consistently with it (Haacke et al. 1991, doi:10.1016/0022-2364(91)90253-P). Applies to ky, kz and the readout.
 
     Parameters
     ----------
     k
-        k-space without undersampling: every line between the outermost ones sampled.
+        k-space ``(*batch coil ky kx)`` without undersampling between the outermost sampled lines.
     n_iterations
         Number of projections.
 
     Returns
     -------
     KSpace
-        With the estimated samples, marked as sampled (once).
+        With the estimated samples, marked as sampled once.
 
     Raises
     ------
     InputError
-        If k-space is undersampled, is not partial, or reaches less than 4 samples beyond its centre.
+        If k-space is undersampled, is symmetric, or extends less than 4 samples beyond its centre.
     """
     source = k.header.source or None
     axes = (-4, -2, -1) if k.header.encoded_matrix[2] > 1 and "decouple" not in k.header.steps else (-2, -1)
@@ -43,10 +43,10 @@ def pocs(k: KSpace, n_iterations: int = 20) -> KSpace:
     boxes = {axis: _extent(sampled, axis) for axis in axes}
     partial = [axis for axis, (low, high, n) in boxes.items() if abs((n // 2 - low) - (high - n // 2)) > 1]
     if not partial:
-        raise InputError("k-space is sampled symmetrically: there is nothing for POCS to estimate", source, "leave POCS out")
+        raise InputError("k-space is sampled symmetrically, POCS has nothing to estimate", source, "leave POCS out")
     box = _box(sampled, {axis: (low, high) for axis, (low, high, _) in boxes.items()})
     if not bool(sampled[box].all()):
-        raise InputError("POCS needs every line of partial Fourier data, these are undersampled", source, "leave POCS out")
+        raise InputError("POCS needs contiguous lines, the data are undersampled", source, "leave POCS out")
     target, taper = {}, torch.ones((), device=k.data.device)
     for axis, (low, high, n) in boxes.items():
         centre = n // 2
@@ -54,7 +54,7 @@ def pocs(k: KSpace, n_iterations: int = 20) -> KSpace:
         if axis in partial:
             if least < FEWEST_CENTRE_LINES:
                 raise InputError(
-                    f"partial Fourier data reach {least} samples beyond the centre, POCS needs {FEWEST_CENTRE_LINES}", source
+                    f"partial Fourier data extend {least} samples beyond the centre, POCS needs {FEWEST_CENTRE_LINES}", source
                 )
             taper = taper * _window(n, least, axis, k.data)
         target[axis] = max(0, centre - most), min(n - 1, centre + most)
@@ -88,7 +88,7 @@ def _box(x: Tensor, ranges: dict[int, tuple[int, int]]) -> tuple[slice, ...]:
 
 
 def _window(n: int, half_width: int, axis: int, like: Tensor) -> Tensor:
-    """Hann window over the symmetric centre, as wide as it was sampled: a sharp edge would ring into the phase."""
+    """Hann window over the symmetric centre: a sharp edge would cause ringing in the phase estimate."""
     distance = (torch.arange(n, device=like.device) - n // 2).abs() / (half_width + 1)
     window = torch.where(distance < 1, torch.cos(distance * (math.pi / 2)) ** 2, 0)
     return window.reshape(-1, *[1] * (-axis - 1))

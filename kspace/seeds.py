@@ -1,4 +1,4 @@
-"""Reproducible random numbers: the same in every process, on every platform, under every global seed."""
+"""Reproducible random numbers, independent of process, platform and global seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def seed_of(text: str) -> int:
-    """63 bits of the SHA-256 of a text, a seed for generators that take an integer (Python's `hash` is salted)."""
+    """Integer seed from a text: 63 bits of its SHA-256 (Python's `hash` is salted per process)."""
     return int.from_bytes(_digest(text)[:8], "little") >> 1
 
 
@@ -18,26 +18,26 @@ def _digest(text: str) -> bytes:
 
 
 class RandomGenerator:
-    """A stream of random numbers that depends on a text alone.
+    """Random generator seeded by a text.
 
-    The raw words of NumPy's PCG64, which NumPy promises never to change (it makes no such promise for distributions), seeded
-    with the SHA-256 of the text (Python's `hash` is salted and differs between processes).
+    Built on the raw words of NumPy's PCG64, which NumPy guarantees never to change (it gives no such guarantee for
+    distributions), seeded with the SHA-256 of the text (Python's `hash` is salted per process).
     """
 
     def __init__(self, text: str) -> None:
         self._words = np.random.PCG64(int.from_bytes(_digest(text), "little"))
 
     def uniform(self, size: int) -> NDArray[np.float64]:
-        """`size` numbers, uniform in [0, 1), with 53 random bits each."""
+        """Draw float64 ``(size,)``, uniform in [0, 1), with 53 random bits each."""
         words = np.atleast_1d(self._words.random_raw(size)) if size else np.zeros(0, np.uint64)
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def integer(self, stop: int) -> int:
-        """One integer, uniform in [0, stop)."""
+        """Draw one integer, uniform in [0, stop)."""
         return int(self.uniform(1)[0] * stop)
 
     def choose(self, weights: NDArray[np.float64], n: int) -> NDArray[np.intp]:
-        """Indices of `n` different elements, drawn one after another with probability proportional to `weights`.
+        """Draw the indices ``(n,)`` of `n` distinct elements, successively with probability proportional to `weights`.
 
         The same distribution as ``numpy.random.Generator.choice(replace=False, p=weights)``, by exponential waiting times
         (Efraimidis and Spirakis, Inf. Process. Lett. 97(5):181-185, 2006, doi:10.1016/j.ipl.2005.11.003).

@@ -152,7 +152,7 @@ def test_too_few_lines_are_refused_by_number() -> None:
 
 def test_bad_input_is_refused() -> None:
     k, _, _ = scan()
-    with pytest.raises(InputError, match="unknown method 'caldir'"):
+    with pytest.raises(InputError, match="unknown coil map method 'caldir'"):
         estimate_maps(k, "caldir")
     data = k.data.clone()
     data[0, 20, 20] = complex("inf")
@@ -231,7 +231,7 @@ def test_compression_takes_the_calibration_along() -> None:
 @pytest.mark.parametrize("n", [0, 6])
 def test_impossible_numbers_of_virtual_coils_are_refused(n: int) -> None:
     k, _, _ = scan()
-    with pytest.raises(InputError, match=rf"scan\.h5: {n} virtual coils asked for, the data have 5; choose 1 to 5"):
+    with pytest.raises(InputError, match=rf"scan\.h5: {n} virtual coils requested, the data have 5 coils; choose 1 to 5"):
         compress(k, n)
 
 

@@ -369,9 +369,9 @@ def test_pocs_refuses_what_it_cannot_fill() -> None:
 
     with pytest.raises(InputError, match="sampled symmetrically"):
         pocs(lines(*range(32)))
-    with pytest.raises(InputError, match="these are undersampled"):
+    with pytest.raises(InputError, match="the data are undersampled"):
         pocs(lines(*range(10, 32, 2)))
-    with pytest.raises(InputError, match="reach 2 samples beyond the centre, POCS needs 4"):
+    with pytest.raises(InputError, match="extend 2 samples beyond the centre, POCS needs 4"):
         pocs(lines(*range(14, 32)))
 
 

@@ -277,7 +277,7 @@ def test_conjugation_turns_the_image(tmp_path: Path) -> None:
         (RunOptions(slices="a-b"), "'a-b' is no selection"),
         (RunOptions(maps="nothing.npy"), "nothing.npy"),
         (RunOptions(noise=Path("nothing.h5")), "nothing.h5"),
-        (RunOptions(virtual_coils=99), "99 virtual coils asked for"),
+        (RunOptions(virtual_coils=99), "99 virtual coils requested"),
         (RunOptions(partial_fourier="pocs"), "sampled symmetrically"),
         (RunOptions(device="cuda"), "no CUDA device"),
     ],
