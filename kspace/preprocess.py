@@ -196,6 +196,8 @@ def whiten(k: KSpace, noise: Noise) -> KSpace:
         )
     dwell_us = k.header.central.get("sample_time_us", 0.0)
     covariance = noise.covariance_at(dwell_us * 1e-6 if dwell_us > 0 else None)[np.ix_(coils, coils)]
+    if "conjugate" in k.header.steps:  # the noise scan is as it was read
+        covariance = covariance.conj()
     std = np.sqrt(np.real(np.diag(covariance)))
     if 0 < std.max() < SMALLEST:
         raise InputError(
@@ -234,7 +236,8 @@ def match_channels(maps: Tensor, k: KSpace, noise: Noise | None) -> Tensor:
     """
     if noise is None:
         return maps
-    raw = KSpace(maps, torch.ones((1, 1, 1), dtype=torch.bool), replace(k.header, steps=(), coils=ReceiveCoils()))
+    steps = tuple(step for step in k.header.steps if step == "conjugate")  # decides on the covariance
+    raw = KSpace(maps, torch.ones((1, 1, 1), dtype=torch.bool), replace(k.header, steps=steps, coils=ReceiveCoils()))
     if "drop_dead_coils" in k.header.steps:
         raw = drop_dead_coils(raw, noise)
     if "whiten" in k.header.steps:

@@ -442,7 +442,19 @@ def test_real_images_stay_real_and_volumes_have_a_third_axis() -> None:
         preprocess.to_recon_matrix(torch.ones(4, 6, 9), header)
 
 
-def test_conjugation_turns_the_image_about_its_centre() -> None:
+def test_conjugated_samples_are_whitened_with_the_conjugate_covariance(tmp_path: Path) -> None:
+    scan = acquire.add_noise_scan(plain(noisy=True))
+    k, noise = load(scan, tmp_path)
+    assert noise is not None
+    assert np.abs(noise.covariance.imag).max() > 0.01 * np.abs(noise.covariance).max()
+    whitened = preprocess.whiten(preprocess.conjugate(k), noise)
+    assert torch.allclose(whitened.data, preprocess.whiten(k, noise).data.conj(), rtol=1e-5)
+    maps = torch.randn(k.n_coils, *k.data.shape[-2:], dtype=torch.complex64)
+    expected = preprocess.whiten(replace(preprocess.conjugate(k), data=maps), noise).data
+    assert torch.equal(preprocess.match_channels(maps, whitened, noise), expected)
+
+
+def test_conjugation_rotates_the_image_about_its_centre() -> None:
     image, y = with_phase(16, 12)
     k = preprocess.conjugate(KSpace(y, torch.ones(16, 1, dtype=torch.bool), Header()))
     turned = torch.roll(image.flip(-1, -2), (1, 1), (-2, -1)).conj()
