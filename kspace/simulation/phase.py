@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
+from kspace.fourier import ifft
 from kspace.simulation.receiver import smooth_phase
 
 KNOTS = 6  # of the phase as a function of magnitude
@@ -119,11 +120,11 @@ def power_law(shape: Sequence[int], rng: torch.Generator, exponent: float) -> Te
     """
     n_y, n_x = (2 * n for n in shape)
     longest = max(n_y, n_x)
-    ky, kx = torch.fft.fftfreq(n_y)[:, None] * longest, torch.fft.rfftfreq(n_x) * longest
-    radius = (ky.square() + kx.square()).sqrt()
-    radius[0, 0] = math.inf
-    spectrum = torch.randn(n_y, n_x // 2 + 1, generator=rng, dtype=torch.complex64) * radius.pow(-exponent)
-    field = torch.fft.irfft2(spectrum, s=(n_y, n_x))[: shape[0], : shape[1]]
+    ky, kx = ((torch.arange(n, dtype=torch.float32) - n // 2) * (longest / n) for n in (n_y, n_x))
+    radius = (ky[:, None].square() + kx.square()).sqrt()
+    radius[n_y // 2, n_x // 2] = math.inf
+    spectrum = torch.randn(n_y, n_x, generator=rng, dtype=torch.complex64) * radius.pow(-exponent)
+    field = ifft(spectrum).real[: shape[0], : shape[1]]
     field = field - field.mean()
     return field / field.std().clamp_min(torch.finfo(field.dtype).tiny)
 

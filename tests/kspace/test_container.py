@@ -53,6 +53,6 @@ def test_an_image_has_three_axes() -> None:
 
 def test_an_error_survives_the_way_between_processes() -> None:
     error = InputError("12 channels,\n expected 14", "a.h5", "copy it again")
-    assert str(error) == "12 channels, expected 14 in a.h5; copy it again"
+    assert str(error) == "a.h5: 12 channels, expected 14; copy it again"
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes; data loader workers send errors so
     assert (str(again), again.where) == (str(error), "a.h5")
