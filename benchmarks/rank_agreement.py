@@ -154,7 +154,7 @@ def _simulated(data: Path, folder: Path, snr: float) -> Path:
     for number in PICTURES:
         for suffix in ("jpg", "txt"):
             shutil.copy(data / "brain_t1c" / "meningioma" / f"{number}.{suffix}", pictures / "meningioma")
-    simulate(pictures, volumes, matrix=MATRIX, coils=8, snr=snr)
+    simulate(pictures, volumes, matrix=MATRIX, coils=8, snr=snr, smooth=True)
     (path,) = volumes.glob("**/*.h5")
     return path
 

@@ -58,7 +58,7 @@ class PhaseOptions:
     power_law: float = 0.5
     exponent: tuple[float, float] = (1.2, 2.5)
     tissue: float = 0.4
-    quiet: float = 0.35
+    quiet: float = 0.45
 
     def __post_init__(self) -> None:
         amplitudes = (self.smooth, self.ramp, self.blobs, self.blob_std, self.power_law, self.tissue, self.ramp_probability,

@@ -19,6 +19,7 @@ from kspace.simulation.phase import PhaseOptions, uniform
 
 SNR = (5.0, 1200.0)
 MATRIX_STEP = 16
+SMALLEST_JUDGED = 96  # below, masks at R = 8 leave too few calibration lines for volumes that methods are judged by
 # Beyond this share of the points of a stored (interpolated) image its k-space is emptier than that of a scan.
 FULL_SHARE = 0.41
 LEAST_AT_EDGE = 0.03
@@ -32,7 +33,8 @@ class Realism:
     Parameters
     ----------
     matrix
-        Smallest and largest number of points along ky and kx, drawn for each axis, where no matrix is given.
+        Smallest and largest number of points along ky and kx, drawn for each axis, where no matrix is given. Volumes for
+        validation and of `recon simulate` have at least 96.
     frame
         Probability, along each axis, of a field of view that is cut down towards the object.
     flip
@@ -53,7 +55,7 @@ class Realism:
         See `PhaseOptions`.
     """
 
-    matrix: tuple[int, int] = (80, 208)
+    matrix: tuple[int, int] = (64, 208)
     frame: float = 0.5
     flip: float = 0.5
     intensities: float = 0.5
@@ -73,9 +75,10 @@ class Realism:
             raise InputError(f"the range of the matrix is {self.matrix}", fix="give the smaller number first")
 
 
-def draw_matrix(rng: torch.Generator, realism: Realism) -> tuple[int, int]:
-    """Points ``(ky, kx)``, each between those of `realism`, in steps of 16 from the smallest."""
+def draw_matrix(rng: torch.Generator, realism: Realism, smallest: int = 0) -> tuple[int, int]:
+    """Points ``(ky, kx)``, each between those of `realism` and not below `smallest`, in steps of 16 from there."""
     low, high = realism.matrix
+    low = min(max(low, smallest), high)
     n = (high - low) // MATRIX_STEP + 1
     ky, kx = (low + MATRIX_STEP * int(torch.randint(n, (), generator=rng)) for _ in range(2))
     return ky, kx

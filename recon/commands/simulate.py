@@ -18,7 +18,7 @@ from kspace.fourier import ifft, interpolate, resize
 from kspace.io import fastmri, mrd
 from kspace.io.images import Box, box_corners, find_images, read_boxes, read_image
 from kspace.simulation.from_images import SimulatedVolume, SynthesisOptions, generator, simulate_volume
-from kspace.simulation.realism import SNR, Realism, draw_matrix
+from kspace.simulation.realism import SMALLEST_JUDGED, SNR, Realism, draw_matrix
 from kspace.simulation.receiver import MAPS_GRID, maps_from_images
 from recon.commands.simulation_check import compare_with_scans
 from recon.datasets.patients import PatientFiles, group_files, split_groups
@@ -62,7 +62,7 @@ def simulate(
     output
         Folder for the volumes.
     matrix
-        Points ky kx of k-space, for all volumes; default: drawn for each volume between 80 and 208 (with --smooth 256 256).
+        Points ky kx of k-space, for all volumes; default: drawn for each volume between 96 and 208 (with --smooth 256 256).
         Pictures with fewer are refused: there is nothing to undersample outside their own k-space.
     coils
         Number of coils, SigPy's birdcage with random deviations.
@@ -166,7 +166,9 @@ class _Work:
         boxes: list[tuple[int, Box]] = []
         options = self.options
         if self.draw_matrices and options.realism is not None:
-            options = replace(options, matrix=draw_matrix(generator(self.seed, group.name, "matrix"), options.realism))
+            options = replace(
+                options, matrix=draw_matrix(generator(self.seed, group.name, "matrix"), options.realism, SMALLEST_JUDGED)
+            )
         for file in group.files:
             try:
                 self._read(file, options.matrix, slices, boxes)

@@ -21,7 +21,7 @@ from kspace.operators import Sense
 from kspace.simulation.contrast import dead_leaves
 from kspace.simulation.from_images import Simulation, SynthesisOptions, generator, simulate_example
 from kspace.simulation.phase import uniform
-from kspace.simulation.realism import FULL_SHARE, Realism, draw_matrix, object_region
+from kspace.simulation.realism import FULL_SHARE, SMALLEST_JUDGED, Realism, draw_matrix, object_region
 from recon.datasets.example import Example, Key, Shape
 from recon.datasets.kspace_dataset import Augmentation, MaskSource
 from recon.datasets.patients import PatientFiles
@@ -143,7 +143,8 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         if not self.draw_matrices or self.options.realism is None:
             return self.options.matrix
         key = (path.name, index) if self.resample else ()
-        return draw_matrix(generator(self.seed, group.name, *key, "matrix"), self.options.realism)
+        smallest = 0 if self.resample else SMALLEST_JUDGED
+        return draw_matrix(generator(self.seed, group.name, *key, "matrix"), self.options.realism, smallest)
 
     def _picture(self, path: Path, index: int, options: SynthesisOptions, rng: torch.Generator) -> tuple[Tensor, bool]:
         """The picture of an item, or what takes its place in training, and whether it is the item's own."""

@@ -213,7 +213,7 @@ def test_realistic_volumes_have_matrices_of_their_own_and_boxes_that_follow(tmp_
     simulate(folder, tmp_path / "again", coils=2)
     volumes, again = _volumes(tmp_path / "out"), _volumes(tmp_path / "again")
     assert len({volume.matrix for volume in volumes.values()}) > 1
-    assert all(80 <= n <= 208 for volume in volumes.values() for n in volume.matrix)
+    assert all(96 <= n <= 208 for volume in volumes.values() for n in volume.matrix)
     assert len({volume.attributes["snr"] for volume in volumes.values()}) == 4
     for name, volume in volumes.items():
         assert torch.equal(volume.load(1).data, again[name].load(1).data)
