@@ -180,20 +180,20 @@ def test_every_single_flipped_bit_of_the_numbers_is_noticed(tmp_path: Path) -> N
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"a safetensors file without our card .* weights are made by recon export"):
+    with pytest.raises(InputError, match=r"a safetensors file without our card; weights are made by recon export"):
         generator.load(tmp_path / "other.safetensors")
 
 
 def test_a_renamed_file_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "knee.safetensors")
     path.rename(tmp_path / "brain.safetensors")
-    with pytest.raises(InputError, match=r"the file was renamed: its card says 'knee' .*; call it knee.safetensors again"):
+    with pytest.raises(InputError, match=r"the file was renamed: its card says 'knee'; call it knee.safetensors again"):
         generator.load(tmp_path / "brain.safetensors")
 
 
 def test_weights_of_another_system_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
-    with pytest.raises(InputError, match=r"these are weights of dagan, not of gancs .*; use --method dagan"):
+    with pytest.raises(InputError, match=r"these are weights of dagan, not of gancs; use --method dagan"):
         generator.load(path, system="gancs")
 
 
@@ -238,7 +238,7 @@ def test_cards_that_do_not_belong_are_refused(tmp_path: Path, change: Any, messa
     ("name", "message"),
     [
         ("nothing", "there are no weights called 'nothing'"),
-        ("gone.safetensors", "there is no such file of weights in gone.safetensors"),
+        ("gone.safetensors", "gone.safetensors: there is no such file of weights"),
         (".", "a folder, not a file of weights"),
     ],
 )
