@@ -1,1 +1,53 @@
-"""The learned parts: generators, discriminators and their losses. A network never sees a file, a header or a config."""
+"""Generators, discriminators and losses of published GAN reconstructions. A network sees no file, header or configuration."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.contract import ContractError, Preset
+    from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, total
+    from models.raw import RawGenerator, RawGeneratorOptions, RawLosses, RawOptions
+    from models.systems import build, build_generator, find_systems, resolve
+
+_HOMES = {
+    "contract": ("ContractError", "Preset"),
+    "interface": ("Discriminator", "Gan", "Generator", "LearningRate", "LossTerm", "Optimiser", "Schedule", "Step", "total"),
+    "raw": ("RawGenerator", "RawGeneratorOptions", "RawLosses", "RawOptions"),
+    "systems": ("build", "build_generator", "find_systems", "resolve"),
+}
+
+__all__ = [
+    "ContractError",
+    "Discriminator",
+    "Gan",
+    "Generator",
+    "LearningRate",
+    "LossTerm",
+    "Optimiser",
+    "Preset",
+    "RawGenerator",
+    "RawGeneratorOptions",
+    "RawLosses",
+    "RawOptions",
+    "Schedule",
+    "Step",
+    "build",
+    "build_generator",
+    "find_systems",
+    "resolve",
+    "total",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: PyTorch is imported with the first name that needs it, not with the package.
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"models.{home}"), name)
+    raise AttributeError(f"module 'models' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,13 +1,14 @@
-"""Adversarial terms: the game between generator and critic, and what keeps the critic in bounds.
+"""Adversarial losses of generator and discriminator, and penalties on the discriminator's gradient.
 
-Each kind comes as a pair: `critic` for the discriminator, `adversarial` for the generator. Critic terms detach the image
-themselves; generator terms freeze the critic themselves. Real and fake images are scored in separate passes, so that a critic
-with batch normalisation never mixes the two.
+Each kind is a pair: `discriminator_loss` and `adversarial`, the generator's loss. Discriminator terms detach the image;
+generator terms freeze the discriminator. Real and fake images are scored in separate passes, so that batch normalisation in a
+discriminator never mixes the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -20,8 +21,8 @@ from models.interface import LossTerm, Step, frozen, terms
 Kind = Literal["minimax", "non_saturating", "lsgan", "wgan"]
 
 
-def critic(step: Step, kind: Kind, stages: Sequence[str] = ("image",), real_label: float = 1.0) -> Tensor:
-    """The discriminator's loss on the target and on the detached `stages`, with s the scores.
+def discriminator_loss(step: Step, kind: Kind, images: Sequence[str] = ("image",), real_label: float = 1.0) -> Tensor:
+    """Discriminator's loss on the target and on the detached `images`, with s the scores.
 
     ====================  ==================================================  =======================================
     minimax,              ``mean softplus(-s(real)) + mean softplus(s(fake))``  Goodfellow 2014, arXiv 1406.2661
@@ -30,16 +31,30 @@ def critic(step: Step, kind: Kind, stages: Sequence[str] = ("image",), real_labe
     wgan                  ``mean s(fake) - mean s(real)``                       Arjovsky 2017, arXiv 1701.07875
     ====================  ==================================================  =======================================
 
-    Several fakes: each is paired with the target, and the pairs are added up. `real_label` below 1 smooths the label of the
-    target one-sidedly (minimax, non_saturating, lsgan).
+    The discriminator of a WGAN is called a critic there: its scores are unbounded.
+
+    Parameters
+    ----------
+    step
+        See there.
+    kind
+        Row of the table.
+    images
+        Names of the fakes in `Step.intermediates`; each is paired with the target, and the pairs are summed.
+    real_label
+        Label of the target; below 1 for one-sided smoothing (Salimans 2016, arXiv 1606.03498), not for wgan.
+
+    Returns
+    -------
+    Tensor
+        Real scalar.
     """
     real = step.discriminator(step.target.detach(), step.roi)
-    fakes = [step.discriminator(step.stages[name].detach(), step.roi) for name in stages]
-    loss = torch.stack([_critic(real, fake, kind, real_label) for fake in fakes])
-    return loss.sum()
+    fakes = [step.discriminator(step.intermediates[name].detach(), step.roi) for name in images]
+    return torch.stack([_discriminator_loss(real, fake, kind, real_label) for fake in fakes]).sum()
 
 
-def _critic(real: Tensor, fake: Tensor, kind: Kind, label: float) -> Tensor:
+def _discriminator_loss(real: Tensor, fake: Tensor, kind: Kind, label: float) -> Tensor:
     if kind in ("minimax", "non_saturating"):
         return _cross_entropy(real, label) + _cross_entropy(fake, 0.0)
     if kind == "lsgan":
@@ -49,28 +64,49 @@ def _critic(real: Tensor, fake: Tensor, kind: Kind, label: float) -> Tensor:
     raise ValueError(f"unknown adversarial loss {kind!r}; one of minimax, non_saturating, lsgan, wgan")
 
 
-def critic_terms(
-    plays: float, kind: Kind, gradient_penalties: float, r1s: float, stages: Sequence[str] = ("image",)
-) -> tuple[LossTerm, ...]:
-    """The terms of a critic: its loss, averaged over `stages` and times `plays`, and its penalties where they have a weight.
+@dataclass(frozen=True)
+class AdversarialWeights:
+    """Weights of an adversarial training; 0 switches a term off.
 
-    None at all where `plays` is 0: a game without a generator term needs no critic.
+    Parameters
+    ----------
+    adversarial
+        Weight of the generator's adversarial term.
+    gradient_penalty
+        Weight of `gradient_penalty` against the discriminator's own loss.
+    r1
+        Weight of `r1` against the discriminator's own loss.
+    kind
+        Adversarial loss: see `discriminator_loss`.
     """
+
+    adversarial: float = 0.01
+    gradient_penalty: float = 0.0
+    r1: float = 0.0
+    kind: Kind = "non_saturating"
+
+
+def discriminator_terms(weights: AdversarialWeights, weight: float, images: Sequence[str]) -> tuple[LossTerm, ...]:
+    """Terms of a discriminator: its loss, averaged over `images` and times `weight`, and the penalties that have a weight.
+
+    Empty where `weight` is 0: without a generator term there is nothing to learn for a discriminator.
+    """
+    loss = partial(discriminator_loss, kind=weights.kind, images=images)
     return terms(
-        LossTerm("critic", plays / len(stages), partial(critic, kind=kind, stages=stages)),
-        LossTerm("gradient_penalty", gradient_penalties if plays else 0.0, gradient_penalty),
-        LossTerm("r1", r1s if plays else 0.0, r1),
+        LossTerm("adversarial", weight / len(images), loss),
+        LossTerm("gradient_penalty", weights.gradient_penalty if weight else 0.0, gradient_penalty),
+        LossTerm("r1", weights.r1 if weight else 0.0, r1),
     )
 
 
-def adversarial(step: Step, kind: Kind, stages: Sequence[str] = ("image",)) -> Tensor:
-    """The generator's loss, added up over `stages`.
+def adversarial(step: Step, kind: Kind, images: Sequence[str] = ("image",)) -> Tensor:
+    """Generator's adversarial loss, summed over the intermediates called `images`; a real scalar.
 
     ``-mean softplus(s)`` (that is, ``mean log(1 - D)``) for minimax, ``mean softplus(-s)`` for non_saturating,
-    ``mean (s - 1)^2`` for lsgan, ``-mean s`` for wgan.
+    ``mean (s - 1)^2`` for lsgan, ``-mean s`` for wgan; sources as in `discriminator_loss`.
     """
     with frozen(step.discriminator):
-        scores = [step.discriminator(step.stages[name], step.roi) for name in stages]
+        scores = [step.discriminator(step.intermediates[name], step.roi) for name in images]
     return torch.stack([_adversarial(s, kind) for s in scores]).sum()
 
 
@@ -90,23 +126,23 @@ def _cross_entropy(scores: Tensor, label: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, label))
 
 
-def gradient_penalty(step: Step, stages: Sequence[str] = ("image",)) -> Tensor:
-    """``mean (||grad s(u)|| - 1)^2`` at random points u between target and each fake (Gulrajani 2017, arXiv 1704.00028).
+def gradient_penalty(step: Step, images: Sequence[str] = ("image",)) -> Tensor:
+    """Penalty ``mean (||grad s(u)|| - 1)^2`` at random points u between target and fake (Gulrajani 2017, arXiv 1704.00028).
 
-    The published weight is 10. Scores are averaged over a patch map first. For a complex image the gradient counts real and
-    imaginary part as two coordinates.
+    A real scalar, summed over the intermediates called `images`. The published weight is 10. Scores are averaged over a patch
+    map first; the gradient has the real and imaginary part of each pixel as two coordinates.
     """
     target = step.target.detach()
     penalties = []
-    for name in stages:
+    for name in images:
         t = torch.rand((*target.shape[:-2], 1, 1), dtype=target.real.dtype, device=target.device)
-        slope = _input_gradient(step, target + t * (step.stages[name].detach() - target))
+        slope = _input_gradient(step, target + t * (step.intermediates[name].detach() - target))
         penalties.append((_norm(slope) - 1).square().mean())
     return torch.stack(penalties).sum()
 
 
 def r1(step: Step) -> Tensor:
-    """``mean ||grad s(target)||^2 / 2`` (Mescheder 2018, arXiv 1801.04406): a critic flat around real images."""
+    """Penalty ``mean ||grad s(target)||^2 / 2`` on the scores at real images (Mescheder 2018, arXiv 1801.04406)."""
     slope = _input_gradient(step, step.target.detach())
     return torch.view_as_real(slope.resolve_conj()).square().sum((-3, -2, -1)).mean() / 2
 
@@ -125,9 +161,9 @@ def _norm(gradient: Tensor) -> Tensor:
 
 
 def feature_matching(step: Step) -> Tensor:
-    """Mean over the critic's layers, scores included, of ``mean |f(x) - f(target)|`` (Salimans 2016, arXiv 1606.03498).
+    """Mean over the discriminator's layers, scores included, of ``mean |f(x) - f(target)|``; a real scalar.
 
-    Seitzer 2018 (arXiv 1806.11216) uses it this way. Features of the target are constants.
+    Salimans 2016, arXiv 1606.03498, in the form of Seitzer 2018, arXiv 1806.11216. Features of the target are constants.
     """
     with frozen(step.discriminator):
         fake = step.discriminator.features(step.image, step.roi)

@@ -1,7 +1,7 @@
 """DAGAN: Yang et al., IEEE TMI 37(6):1310-1321 (2018), doi:10.1109/TMI.2017.2785879.
 
-A U-Net removes aliasing; with *refinement learning* it predicts what to add to the zero-filled image. Loss terms on the image,
-on k-space and on VGG features, beside the adversarial one. ``losses: {frequency: 0}`` of the published preset is its
+A U-Net removes aliasing; with *refinement learning* it predicts the correction of the zero-filled image. Loss terms on the
+image, on k-space and on VGG features, beside the adversarial one. ``losses: {frequency: 0}`` of the published preset is its
 predecessor, Yu et al. 2017, arXiv 1705.07137.
 
 ======================  ======================================================  ============================================
@@ -12,7 +12,7 @@ input                   2 |A^H y| - 1                                           
 generator               8 halvings, conv 4x4, batch norm; 98,587,393            U-Net of `width`, `depth`, no batch norm
 output                  tanh, or clip(tanh + input) with `refine`               start + network, or network without `refine`
 data consistency        none                                                    one soft step at the end (`consistency`)
-critic                  48,141,633 parameters, one logit, batch norm            strided convolutions, map of logits
+discriminator           48,141,633 parameters, one logit, batch norm            strided convolutions, map of logits
 adversarial             non-saturating                                          the same, 0.01
 image term              15 * root NMSE, background counting as -1               error over that of the start, 1
 frequency term          0.1 * mean (|F x| - |F t|)^2, unnormalised F            relative L1 of F x - F t, 0.1
@@ -24,13 +24,13 @@ Paper and code disagree: ``variant: paper`` takes half the mean squared error of
 pixels for VGG; ``variant: code`` (default) the root NMSE, the moduli of k-space, and 244. Not reproduced: the 8-bit min-max
 stretch of the target before VGG, which shows the two branches different intensities.
 
-The published preset takes the k-space of a single-coil image whose magnitude lies in [0, 1] and answers on that range.
+The published preset takes the k-space of a single-coil image with magnitudes in [0, 1], and returns an image in that range.
 """
-# ruff: noqa: B008 - the default arguments are frozen dataclasses
+# ruff: noqa: RUF009 - the defaults are frozen dataclasses
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -39,29 +39,15 @@ import torch
 from torch import Tensor, nn
 
 from kspace.operators import Sense
-from models.adversarial import Kind, adversarial, critic, critic_terms
-from models.extra import Extra, extra_terms
-from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, terms
-from models.layers import (
-    BiasedBatchNorm2d,
-    Consistency,
-    Measurement,
-    Norm,
-    PatchCritic,
-    PatchCriticOptions,
-    Start,
-    UNet,
-    activations,
-    from_channels,
-    magnitude,
-    refuse_other_size,
-    slice_scale,
-    starting_image,
-    to_channels,
-    truncated_normal,
-)
+from models.adversarial import adversarial, discriminator_loss
+from models.consistency import Observation
+from models.contract import Preset
+from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, terms
+from models.layers import PatchDiscriminator, PatchOptions, UNet, activations, magnitude, refuse_other_size
 from models.losses import frequency, kspace_full, l2, nmse, orthonormal_weight, relative
 from models.perceptual import Perceptual, perceptual_term
+from models.raw import RawGenerator, RawGeneratorOptions, RawLosses, RawOptions, assemble, correction
+from models.tensorflow import BiasedBatchNorm2d, truncated_normal
 
 SIZE = 256
 
@@ -69,101 +55,89 @@ SIZE = 256
 # Raw preset
 
 
-class RawGenerator(Generator):
-    """U-Net with refinement learning on the complex image, then one soft data-consistency step.
+@dataclass(frozen=True)
+class DaganGeneratorOptions(RawGeneratorOptions):
+    """Options of the raw generator, beside those of all raw generators.
 
     Parameters
     ----------
-    width, depth, norm
-        See `models.layers.UNet`. ``batch`` would tie a slice's result to its batch.
+    width, depth
+        See `models.layers.UNet`.
     refine
-        Predict what to add to the starting image. The last layer then starts at zero, so that an untrained network returns the
-        starting image.
-    start, start_lamda
-        Start from the SENSE solve with this regularisation, or from ``A^H y``.
-    consistency, lamda, learn_lamda
-        End in ``(A^H A + lamda I) x = A^H y + lamda z``, z being the network's image.
-    adapt_lamda
-        Let `lamda` depend on the scan's noise, acceleration and kind of mask: see `models.layers.Consistency`.
-    tolerance
-        Relative residual of both solves.
+        Refinement learning: predict the correction of the starting image. Without it, the image.
     """
 
-    def __init__(
-        self,
-        width: int = 32,
-        depth: int = 3,
-        norm: Norm = "none",
-        refine: bool = True,
-        start: Start = "sense",
-        start_lamda: float = 0.02,
-        consistency: bool = True,
-        lamda: float = 0.1,
-        learn_lamda: bool = True,
-        adapt_lamda: bool = True,
-        tolerance: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        self.refine, self.start, self.start_lamda, self.tolerance = refine, start, start_lamda, tolerance
-        self.network = UNet(2, 2, width, depth, norm, down="stride", zero_init=refine)
-        self.consistency = Consistency(lamda, learn_lamda, tolerance=tolerance, adapt=adapt_lamda) if consistency else None
+    width: int = 32
+    depth: int = 3
+    refine: bool = True
 
-    def scale(self, y: Tensor, op: Sense) -> Tensor:
-        return slice_scale(y, op)
 
-    def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
-        """``start``, ``network`` (before data consistency) and ``image``."""
-        measured, scale = Measurement.scaled(y, op)
-        start = starting_image(measured, self.start, self.start_lamda, self.tolerance)
-        network = from_channels(self.network(to_channels(start)), like=start) * op.support
-        if self.refine:
+class DaganGenerator(RawGenerator):
+    """U-Net with refinement learning on the complex image, then one step of soft data consistency."""
+
+    options: DaganGeneratorOptions
+
+    def __init__(self, options: DaganGeneratorOptions = DaganGeneratorOptions()) -> None:
+        super().__init__(options)
+        self.network = UNet(2, 2, options.width, options.depth, options.norm, down="stride", zero_init=options.refine)
+        self.consistency = options.data_consistency() if options.consistency else None
+
+    def learned(self) -> list[nn.Module]:
+        """The U-Net."""
+        return [self.network]
+
+    def last_layers(self) -> list[nn.Module]:
+        """That of the U-Net, with refinement learning."""
+        return [self.network.last] if self.options.refine else []
+
+    def refine(self, start: Tensor, observed: Observation) -> dict[str, Tensor]:
+        """``network`` (before data consistency) and ``image``, complex ``(*batch y x)``."""
+        network = correction(self.network, start, observed.op)
+        if self.options.refine:
             network = start + network
-        image = network if self.consistency is None else self.consistency(network, measured)
-        return {"start": start * scale, "network": network * scale, "image": image * scale}
+        return {"network": network, "image": network if self.consistency is None else self.consistency(network, observed)}
 
 
 @dataclass(frozen=True)
-class RawLosses:
-    """Weights of the terms; 0 switches one off. `kind` is the adversarial loss, the penalties weigh against the critic's."""
+class DaganLosses(RawLosses):
+    """Loss weights; 0 switches a term off.
 
-    image: float = 1.0
+    Parameters
+    ----------
+    frequency
+        Weight of the k-space term.
+    """
+
     frequency: float = 0.1
-    perceptual: float = 0.0
-    adversarial: float = 0.01
-    gradient_penalty: float = 0.0
-    r1: float = 0.0
-    kind: Kind = "non_saturating"
 
 
-def raw(
-    generator: Generator,
-    discriminator: PatchCriticOptions = PatchCriticOptions(spectral=True),
-    losses: RawLosses = RawLosses(),
-    perceptual: Perceptual = Perceptual(),
-    extra: Extra = Extra(),
-    g_optimiser: Optimiser = Optimiser(),
-    d_optimiser: Optimiser = Optimiser(LearningRate(1e-4), betas=(0.5, 0.999)),
-    schedule: Schedule = Schedule(),
-) -> Gan:
-    """DAGAN on complex multi-coil data."""
-    plays = 1.0 if losses.adversarial or extra.feature_matching else 0.0
-    g_terms = terms(
-        LossTerm("image", losses.image, relative),
-        LossTerm("frequency", losses.frequency, frequency),
-        perceptual_term("perceptual", losses.perceptual, perceptual),
-        LossTerm("adversarial", losses.adversarial, partial(adversarial, kind=losses.kind)),
+@dataclass(frozen=True)
+class DaganOptions(RawOptions):
+    """Sections of a configuration of the raw preset."""
+
+    generator: DaganGeneratorOptions = DaganGeneratorOptions()
+    discriminator: PatchOptions = PatchOptions(spectral=True)
+    losses: DaganLosses = DaganLosses()
+
+
+def raw(generator: Generator, options: DaganOptions) -> Gan:
+    """Assemble DAGAN for complex multi-coil data."""
+    return assemble(
+        generator,
+        options,
+        PatchDiscriminator(magnitude, 1, options.discriminator),
+        LossTerm("image", options.losses.image, relative),
+        LossTerm("frequency", options.losses.frequency, frequency),
     )
-    d_terms = critic_terms(plays, losses.kind, losses.gradient_penalty, losses.r1)
-    networks = (PatchCritic(magnitude, 1, discriminator),)
-    return Gan(generator, networks, g_terms + extra_terms(extra), d_terms, g_optimiser, d_optimiser, schedule)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
 # Published preset
 
 
-class PublishedGenerator(Generator):
-    """The U-Net of the paper: eight halvings of a 256x256 magnitude image and back.
+@dataclass(frozen=True)
+class PublishedDaganGeneratorOptions:
+    """Options of the published generator.
 
     Parameters
     ----------
@@ -173,10 +147,19 @@ class PublishedGenerator(Generator):
         Channels of the first level; 64 as published.
     """
 
-    def __init__(self, refine: bool = True, width: int = 64) -> None:
+    refine: bool = True
+    width: int = 64
+
+
+class PublishedDaganGenerator(Generator):
+    """U-Net of the paper: eight halvings of a 256x256 magnitude image and back."""
+
+    homogeneous = False
+
+    def __init__(self, options: PublishedDaganGeneratorOptions = PublishedDaganGeneratorOptions()) -> None:
         super().__init__()
-        self.refine = refine
-        w = width
+        self.refine = options.refine
+        w = options.width
         down = [1, w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w, 8 * w, 8 * w]
         up = [8 * w, 16 * w, 16 * w, 16 * w, 4 * w, 2 * w, w, w]
         self.down = nn.ModuleList()
@@ -192,8 +175,12 @@ class PublishedGenerator(Generator):
         _initialise(self, 0.01)
         nn.init.trunc_normal_(self.out.weight, std=0.02, a=-0.04, b=0.04)
 
-    def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
-        """``start`` (zero-filled) and ``image``, magnitudes in [0, 1] as complex images."""
+    def learned(self) -> list[nn.Module]:
+        """All layers."""
+        return [self.down, self.up, self.out]
+
+    def intermediates(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
+        """``start`` (zero-filled) and ``image``, magnitudes in [0, 1] as complex ``(*batch 256 256)``."""
         refuse_other_size(op.maps, SIZE, "DAGAN")
         zero_filled = op.adjoint(y)
         x = 2 * magnitude(zero_filled) - 1
@@ -213,12 +200,25 @@ class PublishedGenerator(Generator):
         return {"start": zero_filled, "image": torch.complex(image, torch.zeros_like(image))}
 
 
-class PublishedCritic(Discriminator):
-    """The critic of the paper: a 256x256 magnitude image in [-1, 1] to one logit."""
+@dataclass(frozen=True)
+class PublishedDaganDiscriminatorOptions:
+    """Options of the published discriminator.
 
-    def __init__(self, width: int = 64) -> None:
+    Parameters
+    ----------
+    width
+        Channels of the first level; 64 as published.
+    """
+
+    width: int = 64
+
+
+class PublishedDaganDiscriminator(Discriminator):
+    """Discriminator of the paper: a 256x256 magnitude image in [-1, 1] to one logit."""
+
+    def __init__(self, options: PublishedDaganDiscriminatorOptions = PublishedDaganDiscriminatorOptions()) -> None:
         super().__init__()
-        w = width
+        w = options.width
         layers: list[nn.Module] = [nn.Sequential(nn.Conv2d(1, w, 4, 2, 1), nn.LeakyReLU(0.2))]
         for a, b in pairwise([w, 2 * w, 4 * w, 8 * w, 16 * w, 32 * w]):
             layers.append(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1, bias=False), BiasedBatchNorm2d(b), nn.LeakyReLU(0.2)))
@@ -238,6 +238,7 @@ class PublishedCritic(Discriminator):
                 nn.init.normal_(m.weight, std=0.02)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
+        """Activations ``(n c y x)`` of an image, complex ``(*batch 256 256)``, and the logit ``(n 1)``; `roi` is not used."""
         found = activations(self.layers, display(image))
         found[-1] = self.act(found[-1] + self.residual(found[-1]))
         return [*found, self.out(found[-1].flatten(1))]
@@ -256,20 +257,21 @@ def _initialise(network: nn.Module, std: float) -> None:
 
 
 def display(image: Tensor) -> Tensor:
-    """Complex ``(*batch y x)`` with magnitudes in [0, 1] to what the paper computes on: ``(n 1 y x)`` in [-1, 1]."""
+    """Complex ``(*batch y x)`` with magnitudes in [0, 1] to the published representation: ``(n 1 y x)`` in [-1, 1]."""
     return 2 * magnitude(image) - 1
 
 
 @dataclass(frozen=True)
-class PublishedCriticOptions:
-    """Channels of the first level; 64 as published."""
+class PublishedDaganLosses:
+    """Published weights: g_alpha, g_beta (under the unnormalised transform), g_gamma and g_adv.
 
-    width: int = 64
-
-
-@dataclass(frozen=True)
-class PublishedLosses:
-    """Published weights (g_alpha, g_beta under the unnormalised transform, g_gamma, g_adv), and which form the terms take."""
+    Parameters
+    ----------
+    variant
+        Form of the terms: that of the code or of the paper.
+    image, frequency, perceptual, adversarial
+        Weights; 0 switches a term off.
+    """
 
     variant: Literal["code", "paper"] = "code"
     image: float = 15.0
@@ -278,19 +280,28 @@ class PublishedLosses:
     adversarial: float = 1.0
 
 
-def published(
-    generator: Generator,
-    discriminator: PublishedCriticOptions = PublishedCriticOptions(),
-    losses: PublishedLosses = PublishedLosses(),
-    perceptual: Perceptual = Perceptual("vgg16_caffe", taps=("pool4",)),
-    g_optimiser: Optimiser = Optimiser(LearningRate(1e-4, "step", every=5, factor=0.5), betas=(0.5, 0.999)),
-    d_optimiser: Optimiser = Optimiser(LearningRate(1e-4, "step", every=5, factor=0.5), betas=(0.5, 0.999)),
-    schedule: Schedule = Schedule(mask_per="run", batch_size=25, max_epochs=9999, patience=10),
-) -> Gan:
-    """DAGAN as published."""
+HALVED = Optimiser(LearningRate(1e-4, "step", every=5, factor=0.5), betas=(0.5, 0.999))
+
+
+@dataclass(frozen=True)
+class PublishedDaganOptions:
+    """Sections of a configuration of the published preset."""
+
+    generator: PublishedDaganGeneratorOptions = PublishedDaganGeneratorOptions()
+    discriminator: PublishedDaganDiscriminatorOptions = PublishedDaganDiscriminatorOptions()
+    losses: PublishedDaganLosses = PublishedDaganLosses()
+    perceptual: Perceptual = Perceptual("vgg16_caffe", taps=("pool4",))
+    g_optimiser: Optimiser = HALVED
+    d_optimiser: Optimiser = HALVED
+    schedule: Schedule = Schedule(mask_per="run", batch_size=25, max_epochs=9999, patience=10)
+
+
+def published(generator: Generator, options: PublishedDaganOptions) -> Gan:
+    """Assemble DAGAN as published."""
+    losses, perceptual = options.losses, options.perceptual
     code = losses.variant == "code"
     if perceptual.size is None:
-        perceptual = Perceptual(perceptual.features, perceptual.weights, perceptual.taps, 244 if code else 224)
+        perceptual = replace(perceptual, size=244 if code else 224)
     half = 1.0 if code else 0.5
     image_error = partial(nmse, view=display, squared=False) if code else partial(l2, view=display)
     g_terms = terms(
@@ -303,9 +314,14 @@ def published(
         perceptual_term("perceptual", losses.perceptual, perceptual, relative=False),
         LossTerm("adversarial", losses.adversarial, partial(adversarial, kind="non_saturating")),
     )
-    d_terms = terms(LossTerm("critic", 1.0 if losses.adversarial else 0.0, partial(critic, kind="non_saturating")))
-    networks = (PublishedCritic(discriminator.width),)
-    return Gan(generator, networks, g_terms, d_terms, g_optimiser, d_optimiser, schedule)
+    d_loss = partial(discriminator_loss, kind="non_saturating")
+    d_terms = terms(LossTerm("adversarial", 1.0 if losses.adversarial else 0.0, d_loss))
+    networks = (PublishedDaganDiscriminator(options.discriminator),)
+    return Gan(generator, networks, g_terms, d_terms, options.g_optimiser, options.d_optimiser, options.schedule)
 
 
-PRESETS = {"raw": Preset(RawGenerator, raw), "published": Preset(PublishedGenerator, published)}
+NARROW = {"generator": {"width": 4}, "discriminator": {"width": 4}, "losses": {"perceptual": 0.0}}
+PRESETS = {
+    "raw": Preset("DAGAN", DaganGenerator, raw, DaganOptions(), {**NARROW, "generator": {"width": 8}}, convention="dagan"),
+    "published": Preset("DAGAN", PublishedDaganGenerator, published, PublishedDaganOptions(), NARROW, SIZE, "dagan"),
+}

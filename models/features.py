@@ -1,4 +1,4 @@
-"""A small feature network for magnetic resonance images: what perceptual terms use where ImageNet weights cannot be had."""
+"""Small feature network for MR images, for perceptual terms and metrics without ImageNet weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MR_WEIGHTS = Path(__file__).parent / "weights" / "mr_features.safetensors"
 class MrFeatures(nn.Module):
     """Four levels of two 3x3 convolutions, each with group normalisation and a leaky ReLU; 2x2 average pooling between them.
 
-    Trained on three tasks at once, so that its features carry contrast, anatomy and orientation: the class of the tumour, its
-    box, and by how many quarter turns the image was rotated.
+    Trained on three tasks at once, so that its features carry contrast, anatomy and orientation: class of the tumour, its
+    bounding box, and rotation of the image by multiples of 90 degrees.
 
     Parameters
     ----------
@@ -30,14 +30,14 @@ class MrFeatures(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128), n_classes: int = 3) -> None:
         super().__init__()
         self.levels = nn.ModuleList(_level(a, b) for a, b in zip((1, *widths[:-1]), widths, strict=True))
-        # The box needs to know where things are, the other two only what there is.
+        # The box needs positions, the other two tasks do not.
         self.tumour = nn.Linear(widths[-1], n_classes)
         self.rotation = nn.Linear(widths[-1], 4)
         self.box = nn.Linear(16 * widths[-1], 4)
         he_initialise(self)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Magnitudes ``(n 1 y x)``, 1 being the brightest of the slice, to the activations of the levels, finest first."""
+        """Activations ``(n c y' x')`` of the levels, finest first, of magnitudes, real ``(n 1 y x)``, maximum 1 per slice."""
         found = []
         for i, level in enumerate(self.levels):
             x = level(F.avg_pool2d(x, 2, ceil_mode=True) if i else x)
@@ -45,7 +45,7 @@ class MrFeatures(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Magnitudes ``(n 1 y x)`` to the three tasks.
+        """Predict the three tasks from magnitudes, real ``(n 1 y x)``, with maximum 1 per slice.
 
         Returns
         -------
@@ -67,12 +67,12 @@ def _level(n_in: int, n_out: int) -> nn.Sequential:
 
 
 def load_mr_features(path: Path | None = None) -> MrFeatures:
-    """The trained network, frozen.
+    """Load the trained network, frozen.
 
     Raises
     ------
     InputError
-        If the weights are absent or are those of another network: untrained features are never used silently.
+        If the weights are absent or belong to another network.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -85,7 +85,7 @@ def load_mr_features(path: Path | None = None) -> MrFeatures:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise InputError(f"not a whole safetensors file ({error})", path, "fetch it again") from error
+        raise InputError(f"damaged or truncated safetensors file ({error})", path, "fetch it again") from error
     network = MrFeatures()
     expected = {k: v.shape for k, v in network.state_dict().items()}
     if {k: v.shape for k, v in state.items()} != expected:

@@ -1,7 +1,7 @@
 """GANCS: Mardani, Gong et al., IEEE TMI 38(1):167-179 (2019), doi:10.1109/TMI.2018.2858752; arXiv 1706.00051.
 
-A residual network at full resolution proposes an image, and its projection onto the null space of the sampling, added to what
-was measured, is the answer. Least-squares adversarial loss, ramped in after a start on pixels alone.
+A residual network at full resolution proposes an image; its projection onto the null space of the sampling, plus the measured
+samples, is the result. Least-squares adversarial loss, ramped in after a phase of pixel losses alone.
 
 =====================  ==========================================================  =============================================
 \\                      published                                                   raw (default)
@@ -12,7 +12,7 @@ network                8 pre-activation blocks, 128 channels; 3,118,978         
                        (paper: 5 post-activation blocks)                           on folded 2x2 pixels (`fold`)
 data consistency       x = P_N(G(x0)) + x0, exact replacement                      exact for one coil, else a regularised solve
 cascade                `cascades` (paper; 1 in the code)                           `cascades`, 3
-critic                 65,785 parameters, mean of a score map of the magnitude     strided convolutions, map of scores
+discriminator          65,785 parameters, mean of a score map of the magnitude     strided convolutions, map of scores
 adversarial            least squares, share 1 - f                                  least squares, 0.01 after `hold` steps
 image term             L1 of magnitudes, share f (DSSIM, L2 by choice)             error over that of the start
 k-space term           share of 1 - f, unnormalised F; 0                           0.1
@@ -20,17 +20,17 @@ f                      1 for 2,000 steps, then 0.75 + 1/sqrt(n - 1994), at most 
 optimiser              Adam 1e-5, 0.5; halved every 10,000 steps; simultaneous     Adam 1e-3, cosine
 =====================  ==========================================================  =============================================
 
-Paper and code disagree: ``variant`` of generator and critic picks the layers (``paper``: five blocks, three 1x1 convolutions; a
-critic without the 3x3 layer of stride 1) and ``variant`` of the losses the weights (``paper``: f tends to 0.975, k-space
-term 1). Not reproduced: f above 1 for the nine steps after the switch, a negative adversarial weight.
+Paper and code disagree: ``variant`` of generator and discriminator picks the layers (``paper``: five blocks, three 1x1
+convolutions; a discriminator without the 3x3 layer of stride 1) and ``variant`` of the losses the weights (``paper``: f tends
+to 0.975, k-space term 1). Not reproduced: f above 1 for the nine steps after the switch, a negative adversarial weight.
 
-Batch statistics are used always, at test time too, as the code does: TensorFlow was never told that training was over. The
-result of a slice therefore depends on its batch; reconstruct slices one by one. A VGG term is offered (`perceptual`), but no
+As in the code, normalisation uses batch statistics at test time too: ``is_training`` was never set to False. The result of a
+slice therefore depends on its batch; reconstruct slices one by one. A VGG term is offered (`perceptual`), but no
 published form of it is known.
 
-The published preset takes the k-space of a single-coil image whose magnitude lies in [0, 1].
+The published preset takes the k-space of a single-coil image with magnitudes in [0, 1].
 """
-# ruff: noqa: B008 - the default arguments are frozen dataclasses
+# ruff: noqa: RUF009 - the defaults are frozen dataclasses
 
 from __future__ import annotations
 
@@ -44,32 +44,26 @@ from torch import Tensor, nn
 
 from kspace.data_consistency import data_consistency
 from kspace.operators import Sense
-from models.adversarial import Kind, adversarial, critic, critic_terms
-from models.extra import Extra, extra_terms
-from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, Step, terms
+from models.adversarial import Kind, adversarial, discriminator_loss
+from models.contract import Preset
+from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, terms
 from models.layers import (
-    BatchStatistics2d,
-    Consistency,
-    Measurement,
     Norm,
-    PatchCritic,
-    PatchCriticOptions,
-    SameConv2d,
-    SameConvTranspose2d,
-    Start,
+    PatchDiscriminator,
+    PatchOptions,
     activations,
     from_channels,
     he_initialise,
     magnitude,
     normalisation,
     pad_to_multiple,
-    slice_scale,
-    starting_image,
     to_channels,
     zero_last,
 )
 from models.losses import data_consistency_error, kspace_masked, l1, l2, relative, ssim_map
 from models.perceptual import Perceptual, perceptual_term
+from models.raw import Cascade, RawGeneratorOptions, RawLosses, RawOptions, assemble
+from models.tensorflow import BatchStatistics2d, SameConv2d, SameConvTranspose2d
 
 Variant = Literal["code", "paper"]
 
@@ -78,7 +72,7 @@ Variant = Literal["code", "paper"]
 
 
 class Block(nn.Module):
-    """``x + conv(act(norm(conv(act(norm(x))))))``, 3x3."""
+    """Residual block ``x + conv(act(norm(conv(act(norm(x))))))``, 3x3 (He 2016, doi:10.1007/978-3-319-46493-0_38)."""
 
     def __init__(self, width: int, norm: Norm) -> None:
         super().__init__()
@@ -87,14 +81,16 @@ class Block(nn.Module):
         self.last = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Real ``(n width y x)`` to the same."""
         out: Tensor = x + self.last(F.leaky_relu(self.body(x), 0.2))
         return out
 
 
 class ResNet(nn.Module):
-    """Residual blocks at one resolution, then three 1x1 convolutions: real ``(n 2 y x)`` to the same, any size.
+    """Residual blocks at one resolution, then three 1x1 convolutions.
 
-    Squares of `fold` x `fold` pixels are folded into channels: at the same cost the network sees `fold` times as far.
+    Squares of `fold` x `fold` pixels are folded into channels (Shi 2016, doi:10.1109/CVPR.2016.207): a `fold` times larger
+    receptive field at the same cost.
     """
 
     def __init__(self, width: int, blocks: int, fold: int, norm: Norm) -> None:
@@ -106,78 +102,49 @@ class ResNet(nn.Module):
         he_initialise(self)
         for module in self.body.modules():
             if isinstance(module, Block):
-                # Each block would double the variance; near the identity it does not.
+                # At full weight each block would double the variance.
                 module.last.weight.data.mul_(0.1)
         zero_last(self.last)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Real ``(n 2 y x)``, any size, to the same."""
         x, crop = pad_to_multiple(x, self.fold)
         return crop(F.pixel_shuffle(self.last(self.tail(self.body(F.pixel_unshuffle(x, self.fold)))), self.fold))
 
 
-class RawGenerator(Generator):
-    """A cascade of residual networks on the complex image, each followed by data consistency.
+@dataclass(frozen=True)
+class GancsGeneratorOptions(RawGeneratorOptions):
+    """Options of the raw generator, beside those of all raw generators.
 
     Parameters
     ----------
     width, blocks, fold
         Channels, residual blocks and folding of each network (`ResNet`); 128, 5 and 1 in the paper.
     cascades
-        Number of networks, each with weights of its own.
-    norm
-        ``none`` or ``instance``; ``batch`` would tie a slice's result to its batch.
-    start, start_lamda
-        Start from the SENSE solve with this regularisation, or from ``A^H y``. The networks' last layers start at zero, so an
-        untrained cascade returns what data consistency makes of it.
-    consistency, lamda, learn_lamda
-        Data consistency after each network: one coil of unit modulus exactly, others by the solve with `lamda`.
-    adapt_lamda
-        Let `lamda` depend on the scan's noise, acceleration and kind of mask: see `models.layers.Consistency`.
-    tolerance
-        Relative residual of all solves.
+        Number of networks with separate weights.
     """
 
-    def __init__(
-        self,
-        width: int = 64,
-        blocks: int = 5,
-        fold: int = 2,
-        cascades: int = 3,
-        norm: Norm = "none",
-        start: Start = "sense",
-        start_lamda: float = 0.02,
-        consistency: bool = True,
-        lamda: float = 0.1,
-        learn_lamda: bool = True,
-        adapt_lamda: bool = True,
-        tolerance: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        if min(width, blocks, fold, cascades) < 1:
-            raise ValueError("width, blocks, fold and cascades are at least 1")
-        self.start, self.start_lamda, self.tolerance = start, start_lamda, tolerance
-        self.networks = nn.ModuleList(ResNet(width, blocks, fold, norm) for _ in range(cascades))
-        self.consistency = nn.ModuleList(
-            Consistency(lamda, learn_lamda, True, tolerance, adapt_lamda) for _ in range(cascades if consistency else 0)
-        )
+    width: int = 64
+    blocks: int = 5
+    fold: int = 2
+    cascades: int = 3
 
-    def scale(self, y: Tensor, op: Sense) -> Tensor:
-        return slice_scale(y, op)
+    def __post_init__(self) -> None:
+        if min(self.width, self.blocks, self.fold, self.cascades) < 1:
+            raise ValueError("width, blocks, fold and cascades must be at least 1")
 
-    def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
-        """``start``, ``proposal`` (the last network's image before data consistency) and ``image``."""
-        measured, scale = Measurement.scaled(y, op)
-        start = image = proposal = starting_image(measured, self.start, self.start_lamda, self.tolerance)
-        for k, network in enumerate(self.networks):
-            image = proposal = image + from_channels(network(to_channels(image)), like=image) * op.support
-            if self.consistency:
-                image = self.consistency[k](proposal, measured)
-        return {"start": start * scale, "proposal": proposal * scale, "image": image * scale}
+
+class GancsGenerator(Cascade):
+    """Cascade of residual networks on the complex image, each followed by data consistency."""
+
+    def __init__(self, options: GancsGeneratorOptions = GancsGeneratorOptions()) -> None:
+        each = options.width, options.blocks, options.fold, options.norm
+        super().__init__(options, (ResNet(*each) for _ in range(options.cascades)))
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that is 0 for `hold` steps, then rises linearly to `weight` over as many."""
+    """Loss weight that is 0 for `hold` steps, then rises linearly to `weight` over as many."""
 
     weight: float
     hold: int
@@ -187,41 +154,42 @@ class Ramp:
 
 
 @dataclass(frozen=True)
-class RawLosses:
-    """Weights of the terms; 0 switches one off. The adversarial one is ramped in after `hold` steps on pixels alone."""
+class GancsLosses(RawLosses):
+    """Loss weights; 0 switches a term off.
 
-    image: float = 1.0
+    Parameters
+    ----------
+    kspace
+        Weight of the relative residual of the data.
+    hold
+        Steps on the other terms alone, after which the adversarial weight rises over as many steps.
+    """
+
     kspace: float = 0.1
-    perceptual: float = 0.0
-    adversarial: float = 0.01
     hold: int = 500
-    gradient_penalty: float = 0.0
-    r1: float = 0.0
     kind: Kind = "lsgan"
 
 
-def raw(
-    generator: Generator,
-    discriminator: PatchCriticOptions = PatchCriticOptions(spectral=True),
-    losses: RawLosses = RawLosses(),
-    perceptual: Perceptual = Perceptual(),
-    extra: Extra = Extra(),
-    g_optimiser: Optimiser = Optimiser(),
-    d_optimiser: Optimiser = Optimiser(LearningRate(1e-4), betas=(0.5, 0.999)),
-    schedule: Schedule = Schedule(),
-) -> Gan:
-    """GANCS on complex multi-coil data."""
-    plays = 1.0 if losses.adversarial or extra.feature_matching else 0.0
-    ramp = Ramp(losses.adversarial, losses.hold) if losses.adversarial else 0.0
-    g_terms = terms(
+@dataclass(frozen=True)
+class GancsOptions(RawOptions):
+    """Sections of a configuration of the raw preset."""
+
+    generator: GancsGeneratorOptions = GancsGeneratorOptions()
+    discriminator: PatchOptions = PatchOptions(spectral=True)
+    losses: GancsLosses = GancsLosses()
+
+
+def raw(generator: Generator, options: GancsOptions) -> Gan:
+    """Assemble GANCS for complex multi-coil data."""
+    losses = options.losses
+    return assemble(
+        generator,
+        options,
+        PatchDiscriminator(magnitude, 1, options.discriminator),
         LossTerm("image", losses.image, relative),
         LossTerm("kspace", losses.kspace, data_consistency_error),
-        perceptual_term("perceptual", losses.perceptual, perceptual),
-        LossTerm("adversarial", ramp, partial(adversarial, kind=losses.kind)),
+        weight=Ramp(losses.adversarial, losses.hold) if losses.adversarial else 0.0,
     )
-    d_terms = critic_terms(plays, losses.kind, losses.gradient_penalty, losses.r1)
-    networks = (PatchCritic(magnitude, 1, discriminator),)
-    return Gan(generator, networks, g_terms + extra_terms(extra), d_terms, g_optimiser, d_optimiser, schedule)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -229,7 +197,7 @@ def raw(
 
 
 class PreActivation(nn.Module):
-    """(norm, ReLU, conv) twice, and the input added."""
+    """Residual block: (norm, ReLU, conv) twice, plus the input."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -238,12 +206,13 @@ class PreActivation(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Real ``(n c y x)`` to the same."""
         out: Tensor = x + self.body(x)
         return out
 
 
 class PostActivation(nn.Module):
-    """(conv, norm, ReLU), (conv, norm), the input added, ReLU."""
+    """Residual block: (conv, norm, ReLU), (conv, norm), plus the input, ReLU."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -252,11 +221,12 @@ class PostActivation(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Real ``(n c y x)`` to the same."""
         return F.relu(x + self.body(x))
 
 
 def _conv(a: int, b: int, kernel: int, f: float, transposed: bool = False) -> nn.Module:
-    """Convolution with a start from the truncated normal distribution of variance ``f / (sqrt(a b) k^2)``."""
+    """Convolution with initial weights from the truncated normal distribution of variance ``f / (sqrt(a b) k^2)``."""
     layer = (SameConvTranspose2d if transposed else SameConv2d)(a, b, kernel)
     std = math.sqrt(f / (math.sqrt(a * b) * kernel**2))
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
@@ -266,7 +236,7 @@ def _conv(a: int, b: int, kernel: int, f: float, transposed: bool = False) -> nn
 
 
 def published_network(variant: Variant, n: int) -> nn.Sequential:
-    """Real ``(n 2 y x)`` to the same."""
+    """Published network of `n` channels, real ``(n 2 y x)`` to the same."""
     layers = [_conv(2, n, 1, 1)]
     if variant == "code":
         for _ in range(4):
@@ -278,15 +248,30 @@ def published_network(variant: Variant, n: int) -> nn.Sequential:
     return nn.Sequential(*layers, _conv(n, n, 1, 2), nn.ReLU(), _conv(n, 2, 1, 1))
 
 
-class PublishedGenerator(Generator):
-    """Network and projection, `cascades` times with weights of their own; `width` is 128 as published."""
+@dataclass(frozen=True)
+class PublishedGancsGeneratorOptions:
+    """Options of the published generator: layers of code or paper, number of networks and projections, and channels."""
 
-    def __init__(self, variant: Variant = "code", cascades: int = 1, width: int = 128) -> None:
+    variant: Variant = "code"
+    cascades: int = 1
+    width: int = 128
+
+
+class PublishedGancsGenerator(Generator):
+    """Network and projection, `cascades` times."""
+
+    homogeneous = False
+
+    def __init__(self, options: PublishedGancsGeneratorOptions = PublishedGancsGeneratorOptions()) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(published_network(variant, width) for _ in range(cascades))
+        self.networks = nn.ModuleList(published_network(options.variant, options.width) for _ in range(options.cascades))
 
-    def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
-        """``start`` (A^H y), ``proposal`` (before the last projection) and ``image``."""
+    def learned(self) -> list[nn.Module]:
+        """The networks."""
+        return list(self.networks)
+
+    def intermediates(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
+        """``start`` (A^H y), ``proposal`` (before the last projection) and ``image``, complex ``(*batch y x)``."""
         start = image = proposal = op.adjoint(y)
         for network in self.networks:
             proposal = from_channels(network(to_channels(image)), like=image)
@@ -294,13 +279,20 @@ class PublishedGenerator(Generator):
         return {"start": start, "proposal": proposal, "image": image}
 
 
-class PublishedCritic(Discriminator):
-    """``2 |x| - 1`` to one unbounded score: the mean of a map."""
+@dataclass(frozen=True)
+class PublishedGancsDiscriminatorOptions:
+    """Options of the published discriminator: layers of the code or of the paper's figure."""
 
-    def __init__(self, variant: Variant = "code") -> None:
+    variant: Variant = "code"
+
+
+class PublishedGancsDiscriminator(Discriminator):
+    """Discriminator of ``2 |x| - 1`` with one unbounded score, the mean of a map."""
+
+    def __init__(self, options: PublishedGancsDiscriminatorOptions = PublishedGancsDiscriminatorOptions()) -> None:
         super().__init__()
         plan = [(1, 8, 3, 2), (8, 16, 3, 2), (16, 32, 3, 2), (32, 64, 3, 2), (64, 64, 3, 1), (64, 64, 1, 1)]
-        if variant == "paper":
+        if options.variant == "paper":
             plan.remove((64, 64, 3, 1))
         self.layers = nn.ModuleList(
             nn.Sequential(SameConv2d(a, b, k, s), BatchStatistics2d(b), nn.ReLU()) for a, b, k, s in plan
@@ -314,18 +306,19 @@ class PublishedCritic(Discriminator):
                 nn.init.zeros_(m.bias)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
+        """Activations ``(n c y x)`` of an image, complex ``(*batch y x)``, and the score ``(n 1)``; `roi` is not used."""
         found = activations(self.layers, 2 * magnitude(image) - 1)
         return [*found, self.last(found[-1]).mean((2, 3))]
 
 
 def structural_dissimilarity_5x5(step: Step) -> Tensor:
-    """``(1 - SSIM) / 2`` of magnitudes on 5x5 windows two pixels apart, with the constants of the code."""
+    """Dissimilarity ``(1 - SSIM) / 2`` of magnitudes (`ssim_map`) on 5x5 windows two pixels apart, constants of the code."""
     return (1 - ssim_map(magnitude(step.image), magnitude(step.target), 5, 2, 1e-4, 9e-4).mean()) / 2
 
 
 @dataclass(frozen=True)
 class Share:
-    """`factor` times f (or 1 - f): 1 for `hold` steps, then ``end + 1 / sqrt(n - hold + 6)``, at most 1."""
+    """Loss weight `factor` times f or 1 - f, f being 1 for `hold` steps n, then ``end + 1 / sqrt(n - hold + 6)``, at most 1."""
 
     factor: float
     of_pixels: bool
@@ -338,18 +331,12 @@ class Share:
 
 
 @dataclass(frozen=True)
-class PublishedCriticOptions:
-    """Whose layers: the code's or the paper's figure."""
-
-    variant: Variant = "code"
-
-
-@dataclass(frozen=True)
-class PublishedLosses:
+class PublishedGancsLosses:
     """Shares of the terms, named as in the table above.
 
-    Pixels take f: of it `ssim` DSSIM, the rest L1 by `l1` and L2 by ``1 - l1``. The game takes 1 - f: of it `consistency` the
-    k-space term (0 wherever the projection is exact), the rest the adversarial one. `end` None: that of the variant.
+    f weights the pixel loss, L1 with share `l1` and L2 with the rest, and DSSIM with share `ssim`. ``1 - f`` weights the
+    k-space term, 0 where the projection is exact, with share `consistency`, and the adversarial one with the rest. f falls
+    after `hold` steps towards `end`; None: that of the variant.
     """
 
     variant: Variant = "code"
@@ -361,40 +348,55 @@ class PublishedLosses:
     end: float | None = None
 
 
-def published(
-    generator: Generator,
-    discriminator: PublishedCriticOptions = PublishedCriticOptions(),
-    losses: PublishedLosses = PublishedLosses(),
-    perceptual: Perceptual = Perceptual(),
-    g_optimiser: Optimiser = Optimiser(LearningRate(1e-5, "step", "step", every=10_000, factor=0.5), betas=(0.5, 0.999)),
-    d_optimiser: Optimiser = Optimiser(LearningRate(1e-5, "step", "step", every=10_000, factor=0.5), betas=(0.5, 0.999)),
-    schedule: Schedule = Schedule(order="simultaneous", mask_per="run", batch_size=16),
-) -> Gan:
-    """GANCS as published."""
+HALVED = Optimiser(LearningRate(1e-5, "step", "step", every=10_000, factor=0.5), betas=(0.5, 0.999))
+
+
+@dataclass(frozen=True)
+class PublishedGancsOptions:
+    """Sections of a configuration of the published preset."""
+
+    generator: PublishedGancsGeneratorOptions = PublishedGancsGeneratorOptions()
+    discriminator: PublishedGancsDiscriminatorOptions = PublishedGancsDiscriminatorOptions()
+    losses: PublishedGancsLosses = PublishedGancsLosses()
+    perceptual: Perceptual = Perceptual()
+    g_optimiser: Optimiser = HALVED
+    d_optimiser: Optimiser = HALVED
+    schedule: Schedule = Schedule(order="simultaneous", mask_per="run", batch_size=16)
+
+
+def published(generator: Generator, options: PublishedGancsOptions) -> Gan:
+    """Assemble GANCS as published."""
+    losses = options.losses
     end = losses.end if losses.end is not None else (0.75 if losses.variant == "code" else 0.975)
 
     def share(factor: float, of_pixels: bool) -> Share | float:
         return Share(factor, of_pixels, end, losses.hold) if factor else 0.0
 
     pixels = 1 - losses.ssim
-    # Under the unnormalised transform the mean of squares is H W times larger: here H W is not fixed, so it is in the term.
+    # The unnormalised transform makes the mean of squares H W times larger; as H W varies here, the factor is in the term.
     kspace_weight = share(losses.consistency, False) if losses.variant == "code" else 1.0
     g_terms = terms(
         LossTerm("image_l1", share(pixels * losses.l1, True), partial(l1, view=magnitude)),
         LossTerm("image_l2", share(pixels * (1 - losses.l1), True), partial(l2, view=magnitude)),
         LossTerm("ssim", share(losses.ssim, True), structural_dissimilarity_5x5),
         LossTerm("kspace", kspace_weight, unnormalised_kspace),
-        perceptual_term("perceptual", losses.perceptual, perceptual),
+        perceptual_term("perceptual", losses.perceptual, options.perceptual),
         LossTerm("adversarial", share(1 - losses.consistency, False), partial(adversarial, kind="lsgan")),
     )
-    d_terms = terms(LossTerm("critic", 1.0, partial(critic, kind="lsgan")))
-    networks = (PublishedCritic(discriminator.variant),)
-    return Gan(generator, networks, g_terms, d_terms, g_optimiser, d_optimiser, schedule)
+    d_terms = terms(LossTerm("adversarial", 1.0, partial(discriminator_loss, kind="lsgan")))
+    networks = (PublishedGancsDiscriminator(options.discriminator),)
+    return Gan(generator, networks, g_terms, d_terms, options.g_optimiser, options.d_optimiser, options.schedule)
 
 
 def unnormalised_kspace(step: Step) -> Tensor:
-    """``mean |A x - y|^2`` over all entries of k-space under the unnormalised transform."""
+    """Error ``mean |A x - y|^2`` over all entries of k-space under the unnormalised transform, a real scalar."""
     return kspace_masked(step, power=2, over_all=True) * math.prod(step.image.shape[-2:])
 
 
-PRESETS = {"raw": Preset(RawGenerator, raw), "published": Preset(PublishedGenerator, published)}
+NARROW = {"generator": {"width": 8}, "discriminator": {"width": 4}}
+PRESETS = {
+    "raw": Preset("GANCS", GancsGenerator, raw, GancsOptions(), NARROW, convention="gancs"),
+    "published": Preset(
+        "GANCS", PublishedGancsGenerator, published, PublishedGancsOptions(), {"generator": {"width": 4}}, convention="gancs"
+    ),
+}

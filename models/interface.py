@@ -1,13 +1,12 @@
-"""What a training loop knows of a GAN: a generator, its critics, and named loss terms that are pure functions of one `Step`.
+"""The interface of a GAN: generator, discriminators, and named loss terms that are pure functions of one `Step`.
 
-A loop that trains any system here reads, with the two moves of the game in the open::
+A training loop for any system, both updates explicit::
 
     step = gan.step(y, op, target, number=n)
-    total(gan.d_terms, step)[0].backward()      # reaches only the critics: their terms detach the image themselves
-    total(gan.g_terms, step)[0].backward()      # reaches only the generator: their terms freeze the critics themselves
+    total(gan.d_terms, step)[0].backward()      # reaches the discriminators only: these terms detach the image
+    total(gan.g_terms, step)[0].backward()      # reaches the generator only: these terms freeze the discriminators
 
-Everything else that a system wants of the loop (optimisers, learning rates, the number of critic steps, weight clipping) is
-plain data in `Gan`.
+Optimisers, learning rates, the number of discriminator steps and weight clipping are plain data in `Gan`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,73 +26,99 @@ from kspace.operators import Sense
 
 
 class Generator(nn.Module, ABC):
-    """Measured k-space to image: ``generator(y, op)``.
+    """Image from undersampled k-space: ``generator(y, op)``.
 
-    The operator is an argument of each call and never a member, so no coil map and no mask enters the `state_dict`.
+    The operator is an argument of each call and never a member: coil maps and masks do not enter the `state_dict`.
 
-    A *raw* generator takes any matrix, coil count and mask, and is positively homogeneous in `y`: it divides `y` by one
-    positive number per slice, taken from ``|A^H y|``, and multiplies the image by it. A *published* one keeps the size and the
-    intensity range of its paper: the k-space of a single-coil image whose magnitude lies in [0, 1].
+    Attributes
+    ----------
+    homogeneous
+        Declared by each class. True: any matrix, coil count and mask, and ``generator(c * y, op) = c * generator(y, op)`` for
+        c > 0 (raw presets). False: matrix size and intensity range of the paper, a single-coil image with magnitudes in [0, 1]
+        (published presets).
     """
 
+    homogeneous: ClassVar[bool]
+
     def forward(self, y: Tensor, op: Sense) -> Tensor:
-        """k-space ``(*batch coil ky kx)``, complex, to image ``(*batch y x)``, complex of the same precision."""
-        return self.stages(y, op)["image"]
+        """Reconstruct k-space ``(*batch coil ky kx)``, complex, to the image ``(*batch y x)``, complex, same precision."""
+        return self.intermediates(y, op)["image"]
 
     @abstractmethod
-    def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
-        """The image under the key ``"image"``, and whatever images on the way to it the loss terms look at, by name.
+    def intermediates(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
+        """Reconstruct, and keep the images on the way that loss terms use.
 
-        All are complex ``(*batch y x)`` and in the units of `y`.
+        Parameters
+        ----------
+        y, op
+            k-space, complex ``(*batch coil ky kx)``, and its forward model.
+
+        Returns
+        -------
+        dict
+            Complex images ``(*batch y x)`` in the units of `y`, by name; the result under ``"image"``.
         """
 
+    @abstractmethod
+    def learned(self) -> list[nn.Module]:
+        """List the trained networks, without the weights of data consistency."""
+
     def scale(self, y: Tensor, op: Sense) -> Tensor:
-        """Positive real ``(*batch 1 1)``: the intensity that counts as 1 for the loss terms. 1 for published presets."""
+        """Intensity that counts as 1 in the loss terms: positive, real ``(*batch 1 1)``.
+
+        1 unless overridden, as published presets compute in their own range. `y` is complex ``(*batch coil ky kx)``.
+        """
         return torch.ones((*y.shape[:-3], 1, 1), dtype=y.real.dtype, device=y.device)
 
 
 class Discriminator(nn.Module, ABC):
-    """Image to features and scores.
+    """Features and scores of an image, complex ``(*batch y x)``, in units of the slice's scale.
 
-    The image is complex ``(*batch y x)``, in units of the slice's scale; each critic takes from it what its paper shows it
-    (magnitude or two channels).
+    Each discriminator takes from it what its paper shows: the magnitude, or two channels.
     """
 
     def forward(self, image: Tensor, roi: Tensor | None = None) -> Tensor:
-        """Scores, real ``(n ...)`` with one row for each of the n slices: logits where the loss takes a sigmoid of them."""
+        """Score an image, complex ``(*batch y x)``; `roi` as `Step.roi`.
+
+        Returns
+        -------
+        Tensor
+            Real ``(n ...)``, one row for each of the n slices; logits where the loss applies a sigmoid.
+        """
         return self.features(image, roi)[-1]
 
     @abstractmethod
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
-        """Activations of the layers, outermost first; the last entry is the scores."""
+        """Activations of the layers for an image, complex ``(*batch y x)``, outermost first; the last entry is the scores."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One batch as the loss terms see it. Images and k-space are in units of the slice's scale (`Generator.scale`).
+    """One training batch as the loss terms see it, in units of the slice's scale (`Generator.scale`).
 
     Attributes
     ----------
-    stages
-        Complex images ``(*batch y x)`` by name (`Generator.stages`); ``"image"`` is the generator's output.
+    intermediates
+        Complex images ``(*batch y x)`` by name (`Generator.intermediates`); ``"image"`` is the generator's output.
     target
-        Complex ``(*batch y x)``: the image that was aimed at.
+        Complex reference image ``(*batch y x)``.
     y
-        Complex ``(*batch coil ky kx)``: what was measured.
+        Measured k-space, complex ``(*batch coil ky kx)``.
     op
-        The forward model that `y` was measured with.
+        Forward model of `y`.
     generator, discriminators
-        The networks. Terms use them only through `score` and `frozen`, or detach what they hand them.
+        The networks. Generator terms use the discriminators within `frozen`; discriminator terms detach the image.
     roi
-        Integer ``(*batch 4)``: box of each slice as first row, first column, last row + 1, last column + 1; or None.
+        Region of interest of each slice, integer ``(*batch 4)``: first row, first column, last row + 1, last column + 1; or
+        None.
     number
-        Generator steps taken so far: weights may depend on it.
+        Generator steps taken so far; loss weights may depend on it.
     held_out
         Acquired samples ``(*batch coil ky kx)`` that the generator did not see, zero elsewhere, and the forward model that
         measures them; None where nothing is held out.
     """
 
-    stages: Mapping[str, Tensor]
+    intermediates: Mapping[str, Tensor]
     target: Tensor
     y: Tensor
     op: Sense
@@ -105,12 +130,12 @@ class Step:
 
     @property
     def image(self) -> Tensor:
-        """The generator's output, complex ``(*batch y x)``."""
-        return self.stages["image"]
+        """Output of the generator, complex ``(*batch y x)``."""
+        return self.intermediates["image"]
 
     @property
     def discriminator(self) -> Discriminator:
-        """The critic of systems that have one."""
+        """The only discriminator; ValueError where there are none or several."""
         if len(self.discriminators) != 1:
             raise ValueError(f"this step has {len(self.discriminators)} discriminators; name one of `discriminators`")
         return self.discriminators[0]
@@ -127,7 +152,7 @@ class LossTerm:
     weight
         A number, or a function of the number of generator steps taken (`Step.number`).
     fn
-        Pure function of a `Step` giving a real scalar.
+        Pure function of a `Step`, returning a real scalar.
     """
 
     name: str
@@ -135,12 +160,12 @@ class LossTerm:
     fn: Callable[[Step], Tensor]
 
     def at(self, number: int) -> float:
-        """The weight after `number` generator steps."""
+        """Weight after `number` generator steps."""
         return self.weight(number) if callable(self.weight) else self.weight
 
 
 def total(terms: Iterable[LossTerm], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of `terms`, and each unweighted value, detached, by name. Terms of weight 0 are not computed."""
+    """Weighted sum of `terms`, a real scalar, and each unweighted value, detached, by name. Terms of weight 0 are skipped."""
     loss = step.image.real.new_zeros(())
     values = {}
     for term in terms:
@@ -153,13 +178,13 @@ def total(terms: Iterable[LossTerm], step: Step) -> tuple[Tensor, dict[str, Tens
 
 
 def terms(*candidates: LossTerm) -> tuple[LossTerm, ...]:
-    """The terms less those that are switched off (weight 0 throughout)."""
+    """Drop the terms that are switched off (weight 0 throughout)."""
     return tuple(t for t in candidates if callable(t.weight) or t.weight != 0)
 
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Within it, gradients pass through the modules to their input but do not reach their parameters."""
+    """Context in which gradients pass through the modules to their input but do not reach their parameters."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)
@@ -172,12 +197,12 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """A learning rate over time, as plain data.
+    """Learning-rate schedule as plain data.
 
     Attributes
     ----------
     start
-        The rate that the other entries multiply.
+        Base rate; the other entries multiply it.
     kind
         ``constant``; ``step``: times `factor` after every `every` units; ``piecewise``: linear between `points` (unit,
         multiplier), constant outside; ``cosine``: to 0 at the end of training.
@@ -202,7 +227,7 @@ class LearningRate:
             raise ValueError("a learning rate of kind 'piecewise' needs points")
 
     def at(self, step: int, epoch: int, n_steps: int) -> float:
-        """The rate of step `step` (from 0) in epoch `epoch` (from 0) of a training of `n_steps` steps."""
+        """Rate at `step` of `n_steps` in `epoch`, both counted from 0."""
         rate = self.start * min(1.0, (step + 1) / self.warm_up if self.warm_up else 1.0)
         t = epoch if self.unit == "epoch" else step
         if self.kind == "step":
@@ -225,7 +250,10 @@ def _interpolate(t: float, points: tuple[tuple[float, float], ...]) -> float:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """An optimiser as plain data; `build` makes it. Its learning rate is set anew at each step from `lr.at`."""
+    """Optimiser as plain data; `build` makes it. The training loop sets the rate of each step from `lr.at`.
+
+    Adam: Kingma and Ba 2015, arXiv 1412.6980.
+    """
 
     lr: LearningRate = LearningRate(1e-3, "cosine", warm_up=100)
     name: Literal["adam", "sgd"] = "adam"
@@ -233,7 +261,7 @@ class Optimiser:
     eps: float = 1e-8
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over those of `parameters` that can be trained."""
+        """Make the optimiser over those of `parameters` that require gradients."""
         trained = [p for p in parameters if p.requires_grad]
         if self.name == "sgd":
             return torch.optim.SGD(trained, lr=self.lr.start)
@@ -242,19 +270,20 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The order of the game and its length, as plain data.
+    """Order and length of the adversarial training, as plain data.
 
     Attributes
     ----------
-    n_critic
-        Critic steps per generator step.
+    n_discriminator
+        Discriminator steps per generator step.
     order
-        ``critic_first``: the generator's gradient is taken against the updated critic; ``simultaneous``: both gradients are
-        taken before either update.
+        ``discriminator_first``: the generator's gradient is taken against the updated discriminator; ``simultaneous``: both
+        gradients are taken before either update.
     fresh_batch
-        The generator step draws a batch of its own instead of using the critic's.
+        The generator step draws its own batch instead of reusing the discriminator's.
     clip, clip_norms
-        Clamp the critic's weights to ± `clip` after each of its steps; scales and shifts of normalisation layers too.
+        Clamp the discriminator's weights to ± `clip` after each of its steps; with `clip_norms` also the scales and shifts of
+        normalisation layers.
     mask_per
         One mask for each ``slice``, ``batch`` or whole ``run``.
     batch_size, max_epochs, steps_per_epoch
@@ -263,8 +292,8 @@ class Schedule:
         Epochs without improvement on the validation data after which to stop; None: never.
     """
 
-    n_critic: int = 1
-    order: Literal["critic_first", "simultaneous"] = "critic_first"
+    n_discriminator: int = 1
+    order: Literal["discriminator_first", "simultaneous"] = "discriminator_first"
     fresh_batch: bool = False
     clip: float | None = None
     clip_norms: bool = False
@@ -275,7 +304,7 @@ class Schedule:
     patience: int | None = None
 
     def clamp(self, discriminator: nn.Module) -> None:
-        """Clip the weights of `discriminator` in place, where `clip` says so (Arjovsky 2017, arXiv 1701.07875)."""
+        """Clip the weights of a WGAN critic in place, where `clip` is set (Arjovsky 2017, arXiv 1701.07875)."""
         if self.clip is None:
             return
         norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -288,21 +317,21 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Gan:
-    """A system ready to be trained.
+    """Trainable system: networks, loss terms, optimisers and schedule.
 
     Attributes
     ----------
     generator, discriminators
         The networks.
     g_terms, d_terms
-        Loss terms of the generator and of the discriminators.
+        Loss terms of the generator, that of image fidelity first, and of the discriminators. Names are unique within each.
     g_optimiser, d_optimiser, schedule
-        How the published code, or our raw preset, trains it.
+        Training as published, or as the raw preset defines it.
     find_roi
-        For systems that look at a region of interest: target ``(*batch y x)`` to boxes ``(*batch 4)``, used where the data set
-        has none.
+        Regions of interest, for discriminators that use one: target, complex ``(*batch y x)``, to boxes, integer
+        ``(*batch 4)``; called where the data set has none.
     config
-        The resolved options, from which `models.systems.build` makes the same system again.
+        Resolved options, from which `models.systems.build` makes the same system again.
     """
 
     generator: Generator
@@ -315,6 +344,12 @@ class Gan:
     find_roi: Callable[[Tensor], Tensor] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for side, found in (("g_terms", self.g_terms), ("d_terms", self.d_terms)):
+            names = [term.name for term in found]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"{side}: two terms are called {twice!r}; each is logged under its name, so choose another")
+
     def step(
         self,
         y: Tensor,
@@ -324,7 +359,7 @@ class Gan:
         number: int = 0,
         held_out: tuple[Tensor, Sense] | None = None,
     ) -> Step:
-        """Run the generator and lay out what the loss terms need.
+        """Run the generator and collect what the loss terms need.
 
         Parameters
         ----------
@@ -333,7 +368,7 @@ class Gan:
         target
             Complex ``(*batch y x)``, in the units of `y`.
         roi
-            Integer boxes ``(*batch 4)`` (`Step.roi`). A box without area means that the data set has none for that slice.
+            Integer boxes ``(*batch 4)`` (`Step.roi`); a box of zero area marks a slice without one.
         number
             Generator steps taken so far.
         held_out
@@ -344,23 +379,7 @@ class Gan:
         if self.find_roi is not None:
             found = self.find_roi(target)
             roi = found if roi is None else torch.where((roi[..., 2:] > roi[..., :2]).all(-1, keepdim=True), roi, found)
-        stages = self.generator.stages(y, op)
+        intermediates = self.generator.intermediates(y, op)
         if held_out is not None:
             held_out = held_out[0] / scale.unsqueeze(-3), held_out[1]
-        return Step(stages, target, y, op, self.generator, self.discriminators, roi, number, held_out)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One way of building a system, found by `models.systems` in the module's ``PRESETS``.
-
-    Attributes
-    ----------
-    generator
-        Makes the generator from keyword options (the section ``generator`` of a configuration).
-    gan
-        Makes the whole system from the generator and its other sections, each a dataclass given by keyword, with a default.
-    """
-
-    generator: Callable[..., Generator]
-    gan: Callable[..., Gan]
+        return Step(intermediates, target, y, op, self.generator, self.discriminators, roi, number, held_out)

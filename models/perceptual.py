@@ -1,7 +1,7 @@
-"""Perceptual loss: distance between features of a network trained on something else.
+"""Perceptual loss: distance between the features of a network trained on another task.
 
 Johnson 2016, doi:10.1007/978-3-319-46475-6_43. VGG (Simonyan 2015, arXiv 1409.1556) with torchvision's ImageNet weights, or the
-small network of `models.features`. Features that nobody trained are never used: where no weights are to be had, it refuses.
+small network of `models.features`. Without trained weights it raises: untrained features are never used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Features = Literal["vgg16", "vgg16_caffe", "vgg19", "mr"]
 
 URL = "https://download.pytorch.org/models/"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# The Caffe weights take intensities of 0 to 255 less their mean: the scale that DAGAN's and SRGAN's weights refer to.
+# The Caffe weights take intensities of 0 to 255 less their mean: the scale behind the loss weights of older papers.
 CAFFE = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
 
 
@@ -46,7 +46,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class Vgg(nn.Module):
-    """The convolutions of VGG up to the deepest tap, under torchvision's parameter names (``features.N.weight``).
+    """Convolutions of VGG up to the deepest tap, under torchvision's parameter names (``features.N.weight``).
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Vgg(nn.Module):
                 layers += [nn.Conv2d(3 if n_in == 1 else n_in, width, 3, padding=1), nn.ReLU()]
                 self.places[len(layers) - 1] = f"relu{block}_{conv}"
                 n_in = width
-            # TensorFlow's SAME pooling, which DAGAN used, keeps an odd last row: that is ceil_mode.
+            # TensorFlow's SAME pooling keeps an odd last row: that is ceil_mode.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
             self.places[len(layers) - 1] = f"pool{block}"
         unknown = set(self.taps) - set(self.places.values())
@@ -79,11 +79,11 @@ class Vgg(nn.Module):
         self.features = nn.Sequential(*layers[: deepest + 1])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """See `activations`."""
+        """Alias of `activations`: real ``(n 1 y x)`` to the activations ``(n c y' x')`` at the taps."""
         return self.activations(x)
 
     def activations(self, x: Tensor) -> list[Tensor]:
-        """Magnitudes in [0, 1], real ``(n 1 y x)``, to the activations at the taps."""
+        """Activations ``(n c y' x')`` at the taps, of magnitudes in [0, 1], real ``(n 1 y x)``."""
         if self.size is not None:
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for v in self.source.standardise)
@@ -97,7 +97,7 @@ class Vgg(nn.Module):
 
 
 def load_vgg(source: str, taps: Sequence[str], size: int | None = None, weights: Path | str | None = None) -> Vgg:
-    """VGG with trained weights, frozen.
+    """Load VGG with trained weights, frozen.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def load_vgg(source: str, taps: Sequence[str], size: int | None = None, weights:
     Raises
     ------
     InputError
-        If no weights are to be had, or the file is not what its name says.
+        If there are no weights, or the file is not the one that its name says.
     """
     path = Path(weights) if weights is not None else _cached_or_downloaded(SOURCES[source].file)
     if not path.is_file():
@@ -130,11 +130,11 @@ def _cached_or_downloaded(name: str) -> Path:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Writes beside, checks the hash in the name, then renames.
+            # Writes to a temporary file, checks the hash in the name, then renames.
             torch.hub.download_url_to_file(URL + name, str(path), hash_prefix=_prefix(name), progress=False)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"the perceptual loss needs {name}, not there and not to be had from {URL} ({error})",
+                f"the perceptual loss needs {name}, which is not there and cannot be fetched from {URL} ({error})",
                 path.parent,
                 "put the file there, give perceptual.weights its path, choose perceptual.features mr, or weight 0",
             ) from error
@@ -153,7 +153,7 @@ def _read(path: Path, official: str) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise InputError(f"not a whole safetensors file ({error})", path, "fetch it again") from error
+            raise InputError(f"damaged or truncated safetensors file ({error})", path, "fetch it again") from error
     if path.name != official:
         raise InputError(f"only torchvision's own {official} or a .safetensors file is read", path, "convert it to safetensors")
     with path.open("rb") as stream:
@@ -169,17 +169,19 @@ def _read(path: Path, official: str) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """Which features a perceptual term compares.
+    """Features that a perceptual term compares.
 
-    Attributes
+    Parameters
     ----------
     features
-        ``mr``: our own; ``vgg16``, ``vgg19``: torchvision's; ``vgg16_caffe``: the original weights, as torchvision ships them,
-        whose scale the weights of older papers refer to.
+        ``mr``: our own; ``vgg16``, ``vgg19``: torchvision's; ``vgg16_caffe``: the original weights, from torchvision, to whose
+        scale the loss weights of older papers refer.
     weights
-        Path of the weights; None: those that ship (mr), torchvision's cache or a download (VGG).
-    taps, size
-        VGG's layers to compare, and the size that images are brought to first; `features` mr has four levels and no size.
+        Path of the weights; None: the bundled ones (mr), torchvision's cache or a download (VGG).
+    taps
+        Layers of VGG to compare: see `Vgg`. `features` mr compares its four levels.
+    size
+        Size in pixels that images are resized to for VGG; None: their own.
     """
 
     features: Features = "mr"
@@ -190,9 +192,12 @@ class Perceptual:
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A frozen feature network as a function that follows its input from device to device.
+    """Frozen feature network as a function on any device: magnitudes in [0, 1], real ``(n 1 y x)``, to a list of activations.
 
-    Called with magnitudes in [0, 1], real ``(n 1 y x)``, it gives a list of activations.
+    Attributes
+    ----------
+    network
+        Moved to the device of each input.
     """
 
     network: MrFeatures | Vgg
@@ -203,7 +208,7 @@ class Extractor:
 
 
 def feature_extractor(options: Perceptual) -> Extractor:
-    """The trained feature network; raises `InputError` where its weights are not to be had."""
+    """Load the trained feature network; `InputError` where there are no weights."""
     if options.features == "mr":
         return Extractor(load_mr_features(Path(options.weights) if options.weights is not None else None))
     if options.features not in SOURCES:
@@ -212,7 +217,7 @@ def feature_extractor(options: Perceptual) -> Extractor:
 
 
 def perceptual_term(name: str, weight: float, options: Perceptual, relative: bool = True) -> LossTerm:
-    """The term, its network loaded where its weight is not 0: a term that is switched off needs no weights."""
+    """Perceptual loss term; its network is loaded only where `weight` is not 0."""
     if weight == 0:
         return LossTerm(name, 0.0, _switched_off)
     return LossTerm(name, weight, partial(perceptual, extract=feature_extractor(options), relative=relative))
@@ -223,16 +228,15 @@ def _switched_off(step: Step) -> Tensor:
 
 
 def perceptual(step: Step, extract: Callable[[Tensor], list[Tensor]], relative: bool = True) -> Tensor:
-    """Squared distance between the features of the magnitudes of image and target, averaged over the taps.
+    """Mean squared distance between the features of the magnitudes of image and target, averaged over the taps; a real scalar.
 
     Parameters
     ----------
     extract
         See `feature_extractor`.
     relative
-        Divide both images by the target's maximum, and each distance by the energy of the target's features: free of any scale,
-        as raw presets need it. Otherwise images are taken to lie in [0, 1] and the plain mean of squares is returned, as
-        published.
+        Divide both images by the target's maximum, and each distance by the energy of the target's features: scale-free, as
+        raw presets need it. Otherwise for images in [0, 1], without that division, as published.
     """
     image, target = magnitude(step.image).float(), magnitude(step.target).float()
     if relative:
@@ -244,7 +248,7 @@ def perceptual(step: Step, extract: Callable[[Tensor], list[Tensor]], relative: 
     distances = []
     for a, b in zip(extract(image), wanted, strict=True):
         error = (a - b).square().mean((1, 2, 3))
-        # A slice without features, a black one, has no relative distance: its own counts as it is.
+        # A black slice has no features and no relative distance: its absolute distance counts.
         energy = b.square().mean((1, 2, 3))
         distances.append((error / torch.where(energy > 0, energy, 1) if relative else error).mean())
     return torch.stack(distances).mean()

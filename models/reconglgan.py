@@ -1,6 +1,6 @@
 """Recon-GLGAN: Murugesan et al., MLMIR 2019, arXiv 1908.09262.
 
-A plain U-Net, and a critic with two branches: one looks at the whole image, one at a region of interest (in the paper, the
+A plain U-Net, and a discriminator with two branches: one for the whole image, one for a region of interest (in the paper, the
 heart).
 
 =====================  ==========================================================  =============================================
@@ -10,7 +10,7 @@ image                  magnitude, 1 channel, 160x160, [0, 1]                    
 input                  |A^H y|                                                     regularised SENSE (or A^H y)
 generator              U-Net 64-1024, batch norm, no residual; 31,044,289          start + U-Net of `width`, `depth`
 data consistency       none                                                        one soft step at the end (`consistency`)
-critic                 global and local branch; 9,063,681 parameters               two branches of strided convolutions
+discriminator          global and local branch; 9,063,681 parameters               two branches of strided convolutions
                        (``context: false``: the global one alone; 8,578,689)
 region of interest     60x60 around the centre of the data set's box               3/8 of the matrix around it
 adversarial            binary cross-entropy, 4e-4                                  the same, 0.01
@@ -18,15 +18,14 @@ image term             L1, 1                                                    
 optimiser              G: Adam 1e-3, x 0.1 every 40 epochs; D: SGD 5e-3            Adam 1e-3, cosine
 =====================  ==========================================================  =============================================
 
-Where the data set has no box, the region of the highest energy of the target is taken. Image and target are cut at the same
-place.
+Where the data set has no box, the region of highest energy of the target is used. Image and target are cropped alike.
 
 Not reproduced: the `break` that leaves one batch per epoch, and the baseline's swapped labels. The normalisation layers that
-the published critic declares and never uses (640 parameters) are kept, frozen, so that counts and weights files agree.
+the published discriminator declares and never uses (640 parameters) are kept, frozen, so that counts and weights files agree.
 
-The published preset takes the k-space of a single-coil image whose magnitude lies in [0, 1].
+The published preset takes the k-space of a single-coil image with magnitudes in [0, 1].
 """
-# ruff: noqa: B008 - the default arguments are frozen dataclasses
+# ruff: noqa: RUF009 - the defaults are frozen dataclasses
 
 from __future__ import annotations
 
@@ -40,26 +39,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.operators import Sense
-from models.adversarial import Kind, adversarial, critic, critic_terms
-from models.extra import Extra, extra_terms
-from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Preset, Schedule, Step, terms
-from models.layers import (
-    Consistency,
-    Measurement,
-    Norm,
-    Start,
-    UNet,
-    activations,
-    from_channels,
-    magnitude,
-    maybe_spectral,
-    refuse_other_size,
-    slice_scale,
-    starting_image,
-    to_channels,
-)
+from models.adversarial import Kind, adversarial, discriminator_loss
+from models.consistency import Observation
+from models.contract import Preset
+from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, terms
+from models.layers import UNet, activations, magnitude, maybe_spectral, refuse_other_size
 from models.losses import relative
-from models.perceptual import Perceptual, perceptual_term
+from models.raw import RawGenerator, RawGeneratorOptions, RawOptions, assemble, correction
 
 SIZE, ROI = 160, 60
 
@@ -68,7 +54,7 @@ SIZE, ROI = 160, 60
 
 
 def cut(x: Tensor, roi: Tensor, size: tuple[int, int]) -> Tensor:
-    """Windows of `size` around the centres of boxes, moved inside where they would reach out of the image.
+    """Crop windows of `size` around the centres of boxes, shifted to lie inside the image.
 
     Real ``(n c y x)`` and integer ``(*batch 4)`` (`Step.roi`) to ``(n c *size)``.
     """
@@ -82,12 +68,12 @@ def cut(x: Tensor, roi: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def highest_energy(target: Tensor, fraction: float = 0.375) -> Tensor:
-    """The box of `fraction` of each side of the matrix that holds the most energy.
+    """Box of highest energy among those of `fraction` of each side of the matrix; the first of equals.
 
-    Complex ``(*batch y x)`` to integer ``(*batch 4)`` (`Step.roi`); the first such box where there are several.
+    Complex ``(*batch y x)`` to integer ``(*batch 4)`` (`Step.roi`).
     """
     height, width = (_window(n, fraction) for n in target.shape[-2:])
-    # Sums over windows from running sums, in double precision: the small ones are differences of large ones.
+    # Double precision: small window sums are differences of large running sums.
     sums = F.pad(target.detach().abs().double().square().cumsum(-2).cumsum(-1), (1, 0, 1, 0))
     columns = sums[..., width:] - sums[..., :-width]
     inside = columns[..., height:, :] - columns[..., :-height, :]
@@ -104,57 +90,57 @@ def _window(n: int, fraction: float) -> int:
 # Raw preset
 
 
-class RawGenerator(Generator):
-    """U-Net on the complex image, then one soft data-consistency step.
+@dataclass(frozen=True)
+class ReconGlganGeneratorOptions(RawGeneratorOptions):
+    """Options of the raw generator, beside those of all raw generators.
 
     Parameters
     ----------
-    width, depth, norm
-        See `models.layers.UNet`. ``batch`` would tie a slice's result to its batch.
-    start, start_lamda
-        Start from the SENSE solve with this regularisation, or from ``A^H y``; the network predicts what to add, and nothing
-        before it was trained.
-    consistency, lamda, learn_lamda
-        End in ``(A^H A + lamda I) x = A^H y + lamda z``, z being the network's image.
-    adapt_lamda
-        Let `lamda` depend on the scan's noise, acceleration and kind of mask: see `models.layers.Consistency`.
-    tolerance
-        Relative residual of both solves.
+    width, depth
+        See `models.layers.UNet`.
     """
 
-    def __init__(
-        self,
-        width: int = 32,
-        depth: int = 3,
-        norm: Norm = "none",
-        start: Start = "sense",
-        start_lamda: float = 0.02,
-        consistency: bool = True,
-        lamda: float = 0.1,
-        learn_lamda: bool = True,
-        adapt_lamda: bool = True,
-        tolerance: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        self.start, self.start_lamda, self.tolerance = start, start_lamda, tolerance
-        self.network = UNet(2, 2, width, depth, norm, down="pool", zero_init=True)
-        self.consistency = Consistency(lamda, learn_lamda, tolerance=tolerance, adapt=adapt_lamda) if consistency else None
+    width: int = 32
+    depth: int = 3
 
-    def scale(self, y: Tensor, op: Sense) -> Tensor:
-        return slice_scale(y, op)
 
-    def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
-        """``start``, ``network`` (before data consistency) and ``image``."""
-        measured, scale = Measurement.scaled(y, op)
-        start = starting_image(measured, self.start, self.start_lamda, self.tolerance)
-        network = start + from_channels(self.network(to_channels(start)), like=start) * op.support
-        image = network if self.consistency is None else self.consistency(network, measured)
-        return {"start": start * scale, "network": network * scale, "image": image * scale}
+class ReconGlganGenerator(RawGenerator):
+    """U-Net that corrects the complex starting image, then one step of soft data consistency."""
+
+    def __init__(self, options: ReconGlganGeneratorOptions = ReconGlganGeneratorOptions()) -> None:
+        super().__init__(options)
+        self.network = UNet(2, 2, options.width, options.depth, options.norm, down="pool", zero_init=True)
+        self.consistency = options.data_consistency() if options.consistency else None
+
+    def learned(self) -> list[nn.Module]:
+        """The U-Net."""
+        return [self.network]
+
+    def last_layers(self) -> list[nn.Module]:
+        """That of the U-Net."""
+        return [self.network.last]
+
+    def refine(self, start: Tensor, observed: Observation) -> dict[str, Tensor]:
+        """``network`` (before data consistency) and ``image``, complex ``(*batch y x)``."""
+        network = start + correction(self.network, start, observed.op)
+        return {"network": network, "image": network if self.consistency is None else self.consistency(network, observed)}
 
 
 @dataclass(frozen=True)
-class CriticOptions:
-    """Channels of the first level and halvings of each branch, whether there is a local one (`context`), and its window."""
+class ContextOptions:
+    """Options of the context discriminator.
+
+    Parameters
+    ----------
+    width, depth
+        Channels of the first level and number of halvings of each branch.
+    context
+        Add the local branch.
+    roi_fraction
+        Size of its window, as a fraction of the matrix.
+    spectral
+        Normalise the layers spectrally.
+    """
 
     width: int = 32
     depth: int = 4
@@ -163,10 +149,10 @@ class CriticOptions:
     spectral: bool = True
 
 
-class ContextCritic(Discriminator):
-    """A branch on the whole magnitude image and one on its region of interest, joined into one logit: any matrix."""
+class ContextDiscriminator(Discriminator):
+    """Branches for the whole magnitude image and its region of interest, joined into one logit; any matrix."""
 
-    def __init__(self, options: CriticOptions) -> None:
+    def __init__(self, options: ContextOptions) -> None:
         super().__init__()
         self.fraction = options.roi_fraction
         self.whole = _branch(options)
@@ -174,6 +160,7 @@ class ContextCritic(Discriminator):
         self.join = maybe_spectral(nn.Linear(128 if options.context else 64, 1), options.spectral)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
+        """Activations of an image, complex ``(*batch y x)``, and of the boxes `roi` in it, and the logit ``(n 1)``."""
         x = magnitude(image)
         found = activations(self.whole, x)
         ends = [found[-1]]
@@ -184,12 +171,12 @@ class ContextCritic(Discriminator):
         return [*found, self.join(torch.cat(ends, 1))]
 
 
-def _branch(options: CriticOptions) -> nn.ModuleList:
+def _branch(options: ContextOptions) -> nn.ModuleList:
     widths = [1, *(options.width * min(2**level, 8) for level in range(options.depth))]
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
         conv = maybe_spectral(nn.Conv2d(a, b, 4, 2, 1), options.spectral)
-        # One more row and column, so that a single pixel is enough.
+        # One more row and column allow for an image of one pixel.
         layers.append(nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), conv, nn.LeakyReLU(0.2)))
     dense = maybe_spectral(nn.Linear(16 * widths[-1], 64), options.spectral)
     layers.append(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), dense, nn.LeakyReLU(0.2)))
@@ -203,64 +190,71 @@ def _required(roi: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RawLosses:
-    """Weights of the terms; 0 switches one off. `kind` is the adversarial loss, the penalties weigh against the critic's."""
+class ReconGlganOptions(RawOptions):
+    """Sections of a configuration of the raw preset."""
 
-    image: float = 1.0
-    perceptual: float = 0.0
-    adversarial: float = 0.01
-    gradient_penalty: float = 0.0
-    r1: float = 0.0
-    kind: Kind = "non_saturating"
+    generator: ReconGlganGeneratorOptions = ReconGlganGeneratorOptions()
+    discriminator: ContextOptions = ContextOptions()
 
 
-def raw(
-    generator: Generator,
-    discriminator: CriticOptions = CriticOptions(),
-    losses: RawLosses = RawLosses(),
-    perceptual: Perceptual = Perceptual(),
-    extra: Extra = Extra(),
-    g_optimiser: Optimiser = Optimiser(),
-    d_optimiser: Optimiser = Optimiser(LearningRate(1e-4), betas=(0.5, 0.999)),
-    schedule: Schedule = Schedule(),
-) -> Gan:
-    """Recon-GLGAN on complex multi-coil data."""
-    plays = 0.5 if losses.adversarial or extra.feature_matching else 0.0
-    g_terms = terms(
-        LossTerm("image", losses.image, relative),
-        perceptual_term("perceptual", losses.perceptual, perceptual),
-        LossTerm("adversarial", losses.adversarial, partial(adversarial, kind=losses.kind)),
+def raw(generator: Generator, options: ReconGlganOptions) -> Gan:
+    """Assemble Recon-GLGAN for complex multi-coil data."""
+    return assemble(
+        generator,
+        options,
+        ContextDiscriminator(options.discriminator),
+        LossTerm("image", options.losses.image, relative),
+        d_weight=0.5,
+        find_roi=partial(highest_energy, fraction=options.discriminator.roi_fraction),
     )
-    d_terms = critic_terms(plays, losses.kind, losses.gradient_penalty, losses.r1)
-    find = partial(highest_energy, fraction=discriminator.roi_fraction)
-    networks = (ContextCritic(discriminator),)
-    return Gan(generator, networks, g_terms + extra_terms(extra), d_terms, g_optimiser, d_optimiser, schedule, find)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
 # Published preset
 
 
-class PublishedGenerator(Generator):
+@dataclass(frozen=True)
+class PublishedReconGlganGeneratorOptions:
+    """Options of the published generator.
+
+    Parameters
+    ----------
+    width
+        Channels of the first level; 64 as published.
+    """
+
+    width: int = 64
+
+
+class PublishedReconGlganGenerator(Generator):
     """U-Net of two (conv 3x3, batch norm, ReLU) per level, 64 to 1024 channels, on a 160x160 magnitude image."""
 
-    def __init__(self, width: int = 64) -> None:
+    homogeneous = False
+
+    def __init__(self, options: PublishedReconGlganGeneratorOptions = PublishedReconGlganGeneratorOptions()) -> None:
         super().__init__()
-        widths = [width * 2**level for level in range(5)]
+        widths = [options.width * 2**level for level in range(5)]
         self.encode = nn.ModuleList(_double(a, b) for a, b in pairwise([1, *widths]))
         self.up = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose2d(b, a, 2, 2), nn.BatchNorm2d(a), nn.ReLU()) for a, b in pairwise(widths)
         )
         self.decode = nn.ModuleList(_double(2 * a, a) for a in widths[:-1])
-        self.last = nn.Conv2d(width, 1, 1)
+        self.last = nn.Conv2d(options.width, 1, 1)
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.xavier_uniform_(m.weight, gain=math.sqrt(2))
                 assert m.bias is not None
                 nn.init.zeros_(m.bias)
 
-    def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
-        """``start`` (zero-filled) and ``image``: real, and may be slightly negative, as the last layer is linear."""
+    def learned(self) -> list[nn.Module]:
+        """All layers."""
+        return [self.encode, self.up, self.decode, self.last]
+
+    def intermediates(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
+        """``start`` (zero-filled) and ``image`` as complex ``(*batch 160 160)``.
+
+        The image is real, with slightly negative values where the linear last layer yields them.
+        """
         refuse_other_size(op.maps, SIZE, "Recon-GLGAN")
         start = op.adjoint(y)
         x, skips = magnitude(start), []
@@ -299,16 +293,31 @@ class PublishedBranch(nn.Module):
         return [*found, self.dense(x.flatten(1))]
 
 
-class PublishedCritic(Discriminator):
-    """The context discriminator on 160x160 images and 60x60 regions; without `context` the baseline GAN's."""
+@dataclass(frozen=True)
+class PublishedReconGlganDiscriminatorOptions:
+    """Options of the published discriminator.
 
-    def __init__(self, context: bool = True) -> None:
+    Parameters
+    ----------
+    context
+        Add the local branch; without it, the discriminator of the baseline GAN.
+    """
+
+    context: bool = True
+
+
+class PublishedReconGlganDiscriminator(Discriminator):
+    """Context discriminator on 160x160 images and 60x60 regions."""
+
+    def __init__(self, options: PublishedReconGlganDiscriminatorOptions = PublishedReconGlganDiscriminatorOptions()) -> None:
         super().__init__()
+        context = options.context
         self.whole = PublishedBranch(64 * 16 * 16)
         self.local = PublishedBranch(64 * 3 * 3) if context else None
         self.join = nn.Linear(128 if context else 64, 1)
 
     def features(self, image: Tensor, roi: Tensor | None = None) -> list[Tensor]:
+        """Activations of an image, complex ``(*batch 160 160)``, and of the boxes `roi` in it, and the logit ``(n 1)``."""
         x = magnitude(image)
         found: list[Tensor] = self.whole(x)
         ends = [found[-1]]
@@ -320,41 +329,66 @@ class PublishedCritic(Discriminator):
 
 
 def l1_to_magnitude(step: Step) -> Tensor:
-    """``mean | x - |target| |`` of the network's real image, whose negative values count as they are."""
+    """Error ``mean | x - |target| |`` of the network's real image, negative values included; a real scalar."""
     return (step.image.real - step.target.abs()).abs().mean()
 
 
 @dataclass(frozen=True)
-class PublishedCriticOptions:
-    """With the local branch, or the baseline GAN's critic without it."""
+class PublishedReconGlganLosses:
+    """Published weights.
 
-    context: bool = True
-
-
-@dataclass(frozen=True)
-class PublishedLosses:
-    """Published weights."""
+    Parameters
+    ----------
+    image, adversarial
+        Weights; 0 switches a term off.
+    """
 
     image: float = 1.0
     adversarial: float = 4e-4
 
 
-def published(
-    generator: Generator,
-    discriminator: PublishedCriticOptions = PublishedCriticOptions(),
-    losses: PublishedLosses = PublishedLosses(),
-    g_optimiser: Optimiser = Optimiser(LearningRate(1e-3, "step", every=40, factor=0.1)),
-    d_optimiser: Optimiser = Optimiser(LearningRate(5e-3), name="sgd"),
-    schedule: Schedule = Schedule(mask_per="run", batch_size=2, max_epochs=150),
-) -> Gan:
-    """Recon-GLGAN as published."""
+@dataclass(frozen=True)
+class PublishedReconGlganOptions:
+    """Sections of a configuration of the published preset."""
+
+    generator: PublishedReconGlganGeneratorOptions = PublishedReconGlganGeneratorOptions()
+    discriminator: PublishedReconGlganDiscriminatorOptions = PublishedReconGlganDiscriminatorOptions()
+    losses: PublishedReconGlganLosses = PublishedReconGlganLosses()
+    g_optimiser: Optimiser = Optimiser(LearningRate(1e-3, "step", every=40, factor=0.1))
+    d_optimiser: Optimiser = Optimiser(LearningRate(5e-3), name="sgd")
+    schedule: Schedule = Schedule(mask_per="run", batch_size=2, max_epochs=150)
+
+
+def published(generator: Generator, options: PublishedReconGlganOptions) -> Gan:
+    """Assemble Recon-GLGAN as published."""
+    losses = options.losses
+    kind: Kind = "non_saturating"
     g_terms = terms(
         LossTerm("image", losses.image, l1_to_magnitude),
-        LossTerm("adversarial", losses.adversarial, partial(adversarial, kind="non_saturating")),
+        LossTerm("adversarial", losses.adversarial, partial(adversarial, kind=kind)),
     )
-    d_terms = terms(LossTerm("critic", 0.5 if losses.adversarial else 0.0, partial(critic, kind="non_saturating")))
-    networks = (PublishedCritic(discriminator.context),)
-    return Gan(generator, networks, g_terms, d_terms, g_optimiser, d_optimiser, schedule, highest_energy)
+    d_terms = terms(LossTerm("adversarial", 0.5 if losses.adversarial else 0.0, partial(discriminator_loss, kind=kind)))
+    networks = (PublishedReconGlganDiscriminator(options.discriminator),)
+    training = options.g_optimiser, options.d_optimiser, options.schedule
+    return Gan(generator, networks, g_terms, d_terms, *training, highest_energy)
 
 
-PRESETS = {"raw": Preset(RawGenerator, raw), "published": Preset(PublishedGenerator, published)}
+PRESETS = {
+    "raw": Preset(
+        "Recon-GLGAN",
+        ReconGlganGenerator,
+        raw,
+        ReconGlganOptions(),
+        {"generator": {"width": 8}, "discriminator": {"width": 4}},
+        convention="reconglgan",
+    ),
+    "published": Preset(
+        "Recon-GLGAN",
+        PublishedReconGlganGenerator,
+        published,
+        PublishedReconGlganOptions(),
+        {"generator": {"width": 4}},
+        SIZE,
+        "reconglgan",
+    ),
+}

@@ -1,77 +1,159 @@
-"""Find the systems in this package and build them from plain options, as a YAML file or a weights card holds them.
+"""Discovery of the systems in this package, and their construction from plain options (YAML file or card of weights).
 
 A configuration is a mapping::
 
     system: refinegan          # a module of this package that has PRESETS
     preset: raw                # one of them; raw by default
-    generator: {width: 32}     # keyword options of the preset's generator
-    losses: {adversarial: 0}   # and one section for each keyword of its `gan`
+    generator: {width: 32}     # one section for each field of the preset's options
+    losses: {adversarial: 0}
 
-Only what differs from the defaults in the code is given. Unknown keys, and values of the wrong type, are refused.
+It holds only what differs from the defaults in the code. Unknown keys, and values of the wrong type, are refused.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
+import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import models
 from kspace.errors import InputError
-from models.interface import Gan, Generator, Preset
+from models.consistency import Consistency
+from models.contract import ContractError, Preset
+from models.interface import Gan, Generator
+from models.raw import RawGenerator, RawOptions
+
+# Former keys, refused with the name of the new one.
+RENAMED = {"schedule.n_critic": "schedule.n_discriminator"}
+
+
+_ADDED: dict[str, Mapping[str, Preset]] = {}
+
+
+def find_systems() -> Mapping[str, Mapping[str, Preset]]:
+    """Every module of this package that has ``PRESETS``, and every system that was registered, by name.
+
+    Raises
+    ------
+    ContractError
+        If a system breaks a rule of the interface.
+    """
+    return {**_scan(), **_ADDED}
+
+
+def register(name: str, presets: Mapping[str, Preset]) -> None:
+    """Add a system from outside this package, under `name`.
+
+    Raises
+    ------
+    ContractError
+        If it breaks a rule of the interface, or the name is taken.
+    """
+    check_presets(name, presets)
+    if name in find_systems():
+        raise ContractError(f"models.systems.register({name!r})", "name", "there is a system of that name", "choose another")
+    _ADDED[name] = presets
 
 
 @cache
-def find_systems() -> Mapping[str, Mapping[str, Preset]]:
-    """Every module of this package that has ``PRESETS``, by name."""
+def _scan() -> Mapping[str, Mapping[str, Preset]]:
     found: dict[str, Mapping[str, Preset]] = {}
     for info in sorted(pkgutil.iter_modules(models.__path__), key=lambda info: info.name):
         presets = getattr(importlib.import_module(f"models.{info.name}"), "PRESETS", None)
         if presets is not None:
+            check_presets(info.name, presets)
             found[info.name] = presets
     return found
 
 
+def check_presets(name: str, presets: Mapping[str, Preset]) -> None:
+    """Check the declarations of the system called `name`.
+
+    Raises
+    ------
+    ContractError
+        If there is no raw preset, it is none, or ``narrow`` is no configuration.
+    """
+    where = f"models.{name}.PRESETS"
+    if "raw" not in presets:
+        raise ContractError(where, "raw preset", "there is no preset called `raw`", "add one for complex multi-coil data")
+    raw = presets["raw"]
+    if not issubclass(raw.generator, RawGenerator):
+        raise ContractError(where, "raw generator", "that of `raw` is none", "derive it from models.raw.RawGenerator")
+    if not isinstance(raw.options, RawOptions):
+        raise ContractError(where, "raw options", "those of `raw` are none", "derive them from models.raw.RawOptions")
+    for preset in presets.values():
+        try:
+            _options(preset, preset.narrow)
+        except InputError as error:
+            raise ContractError(where, "narrow", f"no configuration ({error})", "name sections and options") from error
+
+
 def build_generator(config: Mapping[str, Any]) -> Generator:
-    """The generator alone: what inference needs, without critics, loss terms or their weights."""
+    """Construct the generator alone, for inference: without discriminators, loss terms and their external weights.
+
+    Only ``system``, ``preset`` and ``generator`` of the configuration are read.
+    """
     preset = _preset(config)
-    return preset.generator(**_generator_options(preset, config))
+    return _construct(preset, _section(preset, config, "generator"))
 
 
 def build(config: Mapping[str, Any]) -> Gan:
-    """The whole system; its `config` holds every option, resolved.
+    """Construct the whole system; its `config` holds every option, resolved.
 
     Raises
     ------
     InputError
-        If a name, key or value is not one that the system knows, or a loss needs weights that are not to be had.
+        If a name, key or value is unknown, or a loss needs weights that are absent.
+    ContractError
+        If the system breaks a rule of the interface.
     """
     preset = _preset(config)
-    options, sections = _generator_options(preset, config), _sections(preset, config)
-    gan = preset.gan(_construct(preset.generator, options), **sections)
+    options = _options(preset, _given(config))
+    gan = preset.gan(_construct(preset, options.generator), options)
     return replace(gan, config=resolve(config))
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with every default filled in, as plain data."""
-    preset = _preset(config)
-    sections = {name: asdict(section) for name, section in _sections(preset, config).items()}
-    options = _generator_options(preset, config)
-    return {"system": config["system"], "preset": config.get("preset", "raw"), "generator": options, **sections}
+    """Fill in every default, as plain data."""
+    options = _options(_preset(config), _given(config))
+    return {"system": config["system"], "preset": config.get("preset", "raw"), **asdict(options)}
 
 
-def _construct(make: Callable[..., Generator], options: Mapping[str, Any]) -> Generator:
+def renamed(text: str) -> str | None:
+    """Fix for a message that mentions a former key: the name of the new one; None where it mentions none."""
+    words = set(re.findall(r"\w+", text))
+    return next((f"the key is now {new}" for old, new in RENAMED.items() if old.rpartition(".")[2] in words), None)
+
+
+def _construct(preset: Preset, options: Any) -> Generator:
+    make: Any = preset.generator
     try:
-        return make(**options)
+        generator: Generator = make(options)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(str(error), "generator") from error
+    _check_network(generator)
+    return generator
+
+
+def _check_network(generator: Generator) -> None:
+    """Refuse a network that breaks a rule which shows only once it is constructed."""
+    where = f"{type(generator).__module__}.{type(generator).__qualname__}"
+    blocks = [m for m in generator.modules() if isinstance(m, Consistency)]
+    known = {id(p) for module in (*generator.learned(), *blocks) for p in module.parameters()}
+    if other := [name for name, p in generator.named_parameters() if id(p) not in known]:
+        raise ContractError(where, "learned", f"`{other[0]}` is in none of `learned()`", "add its module to that list")
+    if isinstance(generator, RawGenerator):
+        for layer in generator.last_layers():
+            if any(not p.is_meta and bool(p.detach().any()) for p in layer.parameters()):
+                raise ContractError(where, "zero start", f"{layer} does not start at zero", "use models.layers.zero_last")
 
 
 def _preset(config: Mapping[str, Any]) -> Preset:
@@ -84,24 +166,18 @@ def _preset(config: Mapping[str, Any]) -> Preset:
     return systems[name][preset]
 
 
-def _generator_options(preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
-    given = _mapping(config.get("generator"), "generator")
-    known = _keywords(preset.generator)
-    hints = get_type_hints(preset.generator.__init__ if inspect.isclass(preset.generator) else preset.generator)
-    _refuse_unknown(given, known, "generator")
-    return {k: _convert(given[k], hints[k], f"generator.{k}") if k in given else default for k, default in known.items()}
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in ("system", "preset")}
 
 
-def _sections(preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
-    known = {k: v for k, v in _keywords(preset.gan).items() if is_dataclass(v)}
-    given = {k: v for k, v in config.items() if k not in ("system", "preset", "generator")}
-    _refuse_unknown(given, known, "the configuration")
-    return {k: _override(default, _mapping(given.get(k), k), k) for k, default in known.items()}
+def _options(preset: Preset, given: Mapping[str, Any]) -> Any:
+    known = preset.sections()
+    _refuse_unknown(given, known, "configuration")
+    return replace(preset.options, **{name: _section(preset, given, name) for name in known})
 
 
-def _keywords(make: Callable[..., Any]) -> dict[str, Any]:
-    parameters = inspect.signature(make).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+def _section(preset: Preset, given: Mapping[str, Any], name: str) -> Any:
+    return _override(preset.sections()[name], _mapping(given.get(name), name), name)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -115,6 +191,8 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     unknown = [k for k in given if k not in known]
     if unknown:
+        if new := RENAMED.get(f"{where}.{unknown[0]}"):
+            raise InputError(f"unknown key {unknown[0]!r}", where, f"the key is now {new}")
         raise InputError(f"unknown key {unknown[0]!r}", where, f"the keys are {', '.join(known)}")
 
 
@@ -135,7 +213,7 @@ def _override(default: Any, given: Mapping[str, Any], where: str) -> Any:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type that `hint` asks for, without ever guessing: text is not a number, a number is not a truth value."""
+    """Convert `value` to the type `hint` without guessing: text is no number, and a number is no truth value."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(value, arguments, where)
@@ -152,7 +230,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if hint in (int, bool, str) and type(value) is hint:
         return value
-    # PyYAML takes 1e-5 for text, as it follows YAML 1.1 to the letter.
+    # PyYAML reads 1e-5 as text, as YAML 1.1 demands.
     hint_text = "write 1.0e-5 where you mean 1e-5" if hint is float and isinstance(value, str) else None
     raise InputError(f"expected {getattr(hint, '__name__', hint)}, got {value!r}", where, hint_text)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kspace.errors import InputError
+from recon import extensions
 from recon.process import (
     EXIT_BUG,
     EXIT_INPUT_ERROR,
@@ -128,6 +129,7 @@ def execute(argv: Sequence[str]) -> int:
     verbose = "-v" in argv or "--verbose" in argv
     _set_up_logging(verbose)
     try:
+        extensions.load()
         arguments = [a for a in argv if a not in ("-v", "--verbose")]
         if arguments and arguments[0] in COMMANDS and COMMANDS[arguments[0]].raw:
             return int(_load(COMMANDS[arguments[0]])(arguments[1:]) or 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,3 +137,18 @@ _FAMILIES = (
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
+
+
+def register(family: Family) -> None:
+    """Add a family from outside this package.
+
+    Raises
+    ------
+    ValueError
+        If its name is taken or cannot stand in a specification.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", family.name):
+        raise ValueError(f"mask family {family.name!r}: rule 'name': use lower-case letters, digits and hyphens")
+    if family.name in FAMILIES:
+        raise ValueError(f"mask family {family.name!r}: rule 'name': there is a family of that name; choose another")
+    FAMILIES[family.name] = family

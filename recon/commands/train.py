@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,9 +98,8 @@ def train(argv: Sequence[str]) -> int:
 
     settings = ("training",) if given["trainer"]["overfit_batches"] else tuple(data.val)
     recorder = Recorder(settings) if data.split is None else HeldOutRecorder(settings)
-    if options.plain:  # images in the units of the papers: then their own metrics mean something
-        recorder.convention = CONVENTIONS.get(given["system"])
-        recorder.unit = 255.0 if given["system"] == "refinegan" else 1.0
+    if options.plain:  # images in the units of the papers, on which their metrics are defined
+        recorder.convention = CONVENTIONS.get(systems.find_systems()[given["system"]][given["preset"]].convention or "")
     module = GanModule(gan, update_options, recorder, split=data.split)
     card = _card(gan, options, data, batch_size, given["card"])
     card = replace(card, training={**card.training, **origin})
@@ -216,9 +214,8 @@ def parser(system: str | None, preset: str, init: str | None = None) -> jsonargp
     made.add_argument("--system", type=str, required=True, help=f"one of {', '.join(systems.find_systems())}")
     made.add_argument("--preset", type=str, default="raw", help="raw, or published")
     for name, section in _sections(system, preset).items():
-        made.add_class_arguments(section if inspect.isclass(section) else type(section), name, instantiate=False)
-        if not inspect.isclass(section):
-            made.set_defaults({f"{name}.{key}": value for key, value in _leaves(asdict(section)).items()})
+        made.add_class_arguments(type(section), name, instantiate=False)
+        made.set_defaults({f"{name}.{key}": value for key, value in _leaves(asdict(section)).items()})
     if init is not None and system is not None:
         path = find(init)
         card = read_card(path)
@@ -265,7 +262,8 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(" ".join(str(error).split()), fix="recon train --help lists the options") from error
+        text = " ".join(str(error).split())
+        raise InputError(text, fix=systems.renamed(text) or "recon train --help lists the options") from error
     return {**options, "plain": plain}
 
 
@@ -300,13 +298,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _sections(system: str | None, preset: str) -> dict[str, Any]:
-    """The generator's class, and the default of every other section, by name."""
+    """Default of every section of the system's configuration, by name."""
     if system is None:
         return {}
     systems.resolve({"system": system, "preset": preset})  # says so where there is no such system or preset
-    made = systems.find_systems()[system][preset]
-    others = {p.name: p.default for p in inspect.signature(made.gan).parameters.values() if is_dataclass(p.default)}
-    return {"generator": made.generator, **others}
+    return systems.find_systems()[system][preset].sections()
 
 
 def _leaves(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.operators import Sense
+from models.systems import find_systems
 from recon.compare.store import TAKEN
 from recon.methods import bart as bart_program
 from recon.methods import classical
@@ -25,10 +26,6 @@ LABELS = {
     "sense": "SENSE",
     "l1-wavelet": "L1-wavelet",
     "tv": "TV",
-    "dagan": "DAGAN",
-    "refinegan": "RefineGAN",
-    "gancs": "GANCS",
-    "reconglgan": "Recon-GLGAN",
     "bart-l1-wavelet": "BART L1-wavelet",
     "bart-tv": "BART TV",
 }
@@ -139,7 +136,7 @@ def choose(
 
 
 def _make(name: str, own: Path | None, device: str, precision: Precision) -> ComparedMethod:
-    label = LABELS.get(name, name)
+    label = _label(name)
     if name in classical.METHODS:
         made = classical.make(name)
         return ComparedMethod(name, label, CLASSICAL, made, {"reconstructor": repr(made)})
@@ -166,6 +163,14 @@ def _make(name: str, own: Path | None, device: str, precision: Precision) -> Com
         "envelope": str(dict(card.envelope)),
     }
     return ComparedMethod(name, label, GENERATOR, network, details)
+
+
+def _label(name: str) -> str:
+    """Name of a method in tables: declared by its class, or by the system that its bundled weights are of."""
+    if name in classical.METHODS:
+        return str(getattr(classical.METHODS[name], "label", LABELS.get(name, name)))
+    presets = find_systems().get(name)
+    return LABELS.get(name, name) if presets is None else presets["raw"].label
 
 
 def _place(device: str) -> str:

@@ -19,8 +19,6 @@ Float = NDArray[np.float32]
 MEASURED = replace(FASTMRI, metrics={**{name: FASTMRI.metrics[name] for name in ("psnr", "ssim", "nmse")}, "hfen": hfen})
 """fastMRI's metrics of a volume, and the high-frequency error norm on the same square."""
 
-# What the maximum of the volume's truth is made, for conventions that know one range of intensities only.
-RANGES = {"dagan": 1.0, "refinegan": 255.0}
 PERCEPTUAL = {
     "mr_distance": perceptual.mr_distance,
     "lpips": perceptual.lpips,
@@ -76,7 +74,7 @@ def figures(group: GroupImages, method: str, others: Sequence[Convention] = ()) 
     values = {name: float(v[0]) for name, v in MEASURED.measure(truth, image, group.support).items()}
     peak = float(truth.max())
     for convention in others:
-        scale = RANGES.get(convention.name, 0.0) / peak if convention.name in RANGES and peak > 0 else 1.0
+        scale = convention.full_scale / peak if convention.full_scale is not None and peak > 0 else 1.0
         for name, v in convention.measure(scale * truth, scale * image).items():
             values[f"{convention.name}_{name}"] = float(v.mean())
     values |= {name: value for name, measure in PERCEPTUAL.items() if (value := measure(truth, image)) is not None}

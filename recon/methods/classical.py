@@ -6,8 +6,9 @@ All are positively homogeneous: ``r(c * y, op with c * noise_std) == c * r(y, op
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -166,6 +167,26 @@ class TotalVariation:
 
 
 METHODS: dict[str, Callable[..., Reconstructor]] = {cls.name: cls for cls in (ZeroFilled, CgSense, L1Wavelet, TotalVariation)}
+
+
+def register(method: type[Any]) -> type[Any]:
+    """Add a classical method from outside this module, as decorator of its class.
+
+    Raises
+    ------
+    TypeError
+        If it is no frozen dataclass, or its name is absent, malformed or taken.
+    """
+    where = f"{method.__module__}.{method.__qualname__}"
+    if not (is_dataclass(method) and method.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise TypeError(f"{where}: rule 'options': it is no frozen dataclass; use @dataclass(frozen=True) below @register")
+    name = getattr(method, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name) or "name" in [f.name for f in fields(method)]:
+        raise TypeError(f"{where}: rule 'name': write `name: ClassVar[str]`, lower-case letters, digits and hyphens")
+    if name in (*METHODS, "rss"):
+        raise TypeError(f"{where}: rule 'name': there is a method called '{name}'; choose another")
+    METHODS[name] = method  # type: ignore[assignment]
+    return method
 
 
 def make(method: str, **options: Any) -> Reconstructor:

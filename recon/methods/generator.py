@@ -71,10 +71,10 @@ class GeneratorReconstructor:
         return torch.cat(images).reshape(*batch, *y.shape[-2:]).clone()
 
     def _run(self, y: Tensor, op: Sense) -> Tensor:
-        if self.card.preset != "published":
+        if self.generator.homogeneous:
             image: Tensor = self.generator(y, op)
             return image
-        # A published preset knows magnitudes in [0, 1] only: the brightest pixel of the zero-filled image counts as 1.
+        # Other networks take magnitudes in [0, 1]: the brightest pixel of the zero-filled image counts as 1.
         peak = op.adjoint(y).abs().amax((-2, -1), keepdim=True)
         peak = torch.where(peak > 0, peak, 1)
         scaled: Tensor = self.generator(y / peak.unsqueeze(-3), op)

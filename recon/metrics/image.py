@@ -42,6 +42,8 @@ class Convention:
         Points ``(y, x)`` to which target and image are cut first; 0 for the centre square of the smaller side; None for no cut.
     says
         The convention in one sentence, for tables.
+    full_scale
+        Intensity that the images of the convention reach; None where its metrics do not depend on it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Convention:
     metrics: Mapping[str, Metric]
     says: str
     crop: int | None = None
+    full_scale: float | None = None
 
     def measure(self, target: NDArray, image: NDArray, support: Mask | None = None) -> dict[str, Array]:
         """Compare a volume with its target.
@@ -258,6 +261,7 @@ DAGAN = Convention(
     scope="slice",
     metrics={"nmse": nrmse, "psnr": partial(psnr, data_range=1.0), "ssim": partial(ssim, data_range=2.0)},
     says="by slice, images in [0, 1]; NMSE = ratio of norms, not squared; PSNR range 1; SSIM range 2 (inflated), 7x7 uniform",
+    full_scale=1.0,
 )
 """Yang et al. 2018, doi:10.1109/TMI.2017.2785879, as its code computes them. For images in [0, 1]."""
 
@@ -266,6 +270,7 @@ REFINEGAN = Convention(
     scope="slice",
     metrics={"psnr": partial(psnr, data_range=255.0, offset=1e-6)},
     says="by slice, magnitudes in 0 to 255, unclipped; PSNR range 255, 1e-6 added to the MSE",
+    full_scale=255.0,
 )
 """Quan et al. 2018, doi:10.1109/TMI.2018.2820120, as its code computes it. How its SSIM and NRMSE are made is not public."""
 

@@ -12,12 +12,12 @@ from recon.datasets.example import Example
 
 
 def gradient_norms(terms: Sequence[LossTerm], step: Step) -> dict[str, Tensor]:
-    """Norm of the gradient of each weighted term with respect to the generator's outputs, all of `Step.stages` taken together.
+    """Norm of the gradient of each weighted term with respect to all images of `Step.intermediates` together.
 
-    It shows a term that has no influence, as the adversarial one of the published RefineGAN. 0 for terms that do not look at
-    the images.
+    It shows a term without influence, as the adversarial one of a WGAN whose normalisation layers are clipped. 0 for terms that
+    do not use the images.
     """
-    outputs = [image for image in step.stages.values() if image.requires_grad]
+    outputs = [image for image in step.intermediates.values() if image.requires_grad]
     found = {}
     for term in terms:
         weight = term.at(step.number)
@@ -33,24 +33,24 @@ def gradient_norms(terms: Sequence[LossTerm], step: Step) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def critic_scores(step: Step) -> dict[str, Tensor]:
+def discriminator_scores(step: Step) -> dict[str, Tensor]:
     """Mean scores of targets and outputs, and the share of slices whose target scores higher than the output.
 
-    That share needs no threshold, so it means the same for every adversarial loss: 0.5 is a critic that knows nothing, 1 one
-    that is never fooled.
+    That share needs no threshold, so it means the same for every adversarial loss: 0.5 is
+    a discriminator that knows nothing, 1 one that is never fooled.
     """
     real = torch.stack([_score(d, step.target, step.roi) for d in step.discriminators])
     fake = torch.stack([_score(d, step.image, step.roi) for d in step.discriminators])
     wins = (real > fake).float() + 0.5 * (real == fake)
-    return {"critic/real": real.mean(), "critic/fake": fake.mean(), "critic/accuracy": wins.mean()}
+    return {"discriminator/real": real.mean(), "discriminator/fake": fake.mean(), "discriminator/accuracy": wins.mean()}
 
 
-def _score(critic: nn.Module, image: Tensor, roi: Tensor | None) -> Tensor:
+def _score(discriminator: nn.Module, image: Tensor, roi: Tensor | None) -> Tensor:
     # In evaluation mode, so that looking leaves running averages and power iterations as they are.
-    was_training = critic.training
-    critic.eval()
-    scores: Tensor = critic(image.detach(), roi).flatten(1).mean(1)
-    critic.train(was_training)
+    was_training = discriminator.training
+    discriminator.eval()
+    scores: Tensor = discriminator(image.detach(), roi).flatten(1).mean(1)
+    discriminator.train(was_training)
     return scores
 
 

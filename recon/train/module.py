@@ -88,7 +88,7 @@ class GanModule(pl.LightningModule):
 
     @property
     def plays(self) -> bool:
-        """Whether there is a critic to train."""
+        """Whether there is a discriminator to train."""
         return bool(self.gan.d_terms)
 
     @property
@@ -100,7 +100,7 @@ class GanModule(pl.LightningModule):
         gan, schedule = self.gan, self.gan.schedule
         turn = self.batch_count % self.batches_per_step
         generator_plays = turn == self.batches_per_step - 1
-        critic_plays = self.plays and not (generator_plays and schedule.fresh_batch)
+        discriminator_plays = self.plays and not (generator_plays and schedule.fresh_batch)
         self._set_rates()
         g_opt, *d_opt = self._optimisers()
         values: dict[str, Tensor] = {}
@@ -109,24 +109,24 @@ class GanModule(pl.LightningModule):
         with torch.set_grad_enabled(generator_plays):
             step = self._step(batch)
 
-        if critic_plays:
+        if discriminator_plays:
             d_loss, d_values = total(gan.d_terms, step)  # the terms detach the image
-            self._check(d_values, "critic")
+            self._check(d_values, "discriminator")
             d_opt[0].zero_grad()
             self.manual_backward(d_loss)
-            if schedule.order == "critic_first" or not generator_plays:
-                self._move_critic(d_opt[0])
+            if schedule.order == "discriminator_first" or not generator_plays:
+                self._move_discriminator(d_opt[0])
             values |= {f"d/{name}": value for name, value in d_values.items()}
 
         if generator_plays:
             if self._is_logged():
                 values |= self._health(step)
-            g_loss, g_values = total(gan.g_terms, step)  # the terms freeze the critic
+            g_loss, g_values = total(gan.g_terms, step)  # the terms freeze the discriminator
             self._check(g_values, "generator")
             g_opt.zero_grad()
             self.manual_backward(g_loss)
-            if critic_plays and schedule.order == "simultaneous":
-                self._move_critic(d_opt[0])
+            if discriminator_plays and schedule.order == "simultaneous":
+                self._move_discriminator(d_opt[0])
             g_opt.step()
             self._count_step()
             values |= {f"g/{name}": value for name, value in g_values.items()}
@@ -135,12 +135,12 @@ class GanModule(pl.LightningModule):
         self.batches.fill_(self.batch_count)
         self._log(values)
 
-    def _move_critic(self, optimiser: LightningOptimizer) -> None:
+    def _move_discriminator(self, optimiser: LightningOptimizer) -> None:
         # Lightning counts every optimiser's steps; `max_steps` and the names of checkpoints shall mean the generator's.
         with _uncounted(optimiser):
             optimiser.step()
-        for critic in self.discriminators:
-            self.gan.schedule.clamp(critic)
+        for discriminator in self.discriminators:
+            self.gan.schedule.clamp(discriminator)
 
     def _step(self, batch: Example) -> Step:
         if self.split is not None:
@@ -182,7 +182,7 @@ class GanModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients are in their own units here, whatever the precision: clip them, and refuse what is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        network = "generator" if optimizer is self._optimisers()[0].optimizer else "critic"
+        network = "generator" if optimizer is self._optimisers()[0].optimizer else "discriminator"
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # With a gradient scaler the first steps overflow, and are skipped, by design.
         if not torch.isfinite(norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
@@ -211,7 +211,7 @@ class GanModule(pl.LightningModule):
 
     def _health(self, step: Step) -> dict[str, Tensor]:
         found = {f"gradient/{name}": value for name, value in health.gradient_norms(self.gan.g_terms, step).items()}
-        return {**found, **(health.critic_scores(step) if self.plays else {})}
+        return {**found, **(health.discriminator_scores(step) if self.plays else {})}
 
     def _log(self, values: Mapping[str, Tensor]) -> None:
         # Some values are not new with each batch; what is written is the latest of each.
@@ -259,8 +259,8 @@ class GanModule(pl.LightningModule):
 
 def batches_per_step(gan: Gan) -> int:
     """Batches from one generator step to the next."""
-    critic = gan.schedule.n_critic if gan.d_terms else 1
-    return critic + int(gan.schedule.fresh_batch and bool(gan.d_terms))
+    per_step = gan.schedule.n_discriminator if gan.d_terms else 1
+    return per_step + int(gan.schedule.fresh_batch and bool(gan.d_terms))
 
 
 def regions(batch: Example) -> Tensor:

@@ -86,7 +86,7 @@ class Split:
 
 
 def self_supervised(gan: Gan) -> Gan:
-    """The system with the error on held-out samples as its only loss, and without a critic: nothing shows it a true image."""
+    """The system with the error on held-out samples as its only loss; without a true image it has no discriminator."""
     return replace(gan, g_terms=(LossTerm("held_out", 1.0, held_out),), d_terms=())
 
 

@@ -78,14 +78,13 @@ class Recorder:
         Name of each data loader: the mask that it draws.
     gather
         Joins a list over the processes of a distributed training.
-    convention, unit
-        The metrics of the system's own paper as well, and what its images are multiplied by for them; None: only fastMRI's.
+    convention
+        Metrics of the system's paper, which are measured too, on images times its `full_scale`; None: only fastMRI's.
     """
 
     settings: Sequence[str] = ("",)
     gather: Callable[[list[Any]], list[Any]] = field(default=lambda found: found)
     convention: metrics.Convention | None = None
-    unit: float = 1.0
     slices: dict[tuple[int, Key], SliceResult] = field(default_factory=dict)
     known: dict[tuple[int, Key], tuple[Array, Array]] = field(default_factory=dict)
 
@@ -121,9 +120,8 @@ class Recorder:
     def _measure(self, slices: Sequence[SliceResult]) -> dict[str, float]:
         row = _measure(slices)
         if self.convention is not None:
-            truth, image, before = (
-                self.unit * np.stack([getattr(s, n) for s in slices]) for n in ("truth", "image", "zero_filled")
-            )
+            unit = self.convention.full_scale or 1.0
+            truth, image, before = (unit * np.stack([getattr(s, n) for s in slices]) for n in ("truth", "image", "zero_filled"))
             for values, suffix in ((image, ""), (before, "_zero_filled")):
                 found = self.convention.measure(truth, values)
                 row |= {f"{self.convention.name}_{name}{suffix}": float(v.mean()) for name, v in found.items()}

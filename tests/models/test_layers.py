@@ -12,25 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.operators import Sense
+from models.consistency import Consistency, Observation, scan_conditions, slice_scale, starting_image
 from models.layers import (
-    BatchStatistics2d,
-    BiasedBatchNorm2d,
-    Consistency,
-    Measurement,
-    PatchCritic,
-    PatchCriticOptions,
-    SameConv2d,
-    SameConvTranspose2d,
+    PatchDiscriminator,
+    PatchOptions,
     UNet,
     from_channels,
     magnitude,
     normalisation,
     pad_to_multiple,
-    scan_conditions,
-    slice_scale,
-    starting_image,
     to_channels,
 )
+from models.tensorflow import BatchStatistics2d, BiasedBatchNorm2d, SameConv2d, SameConvTranspose2d
 from tests.support.scans import scan
 
 
@@ -82,18 +75,18 @@ def test_starting_image_is_the_regularised_solve() -> None:
     basis = torch.eye(n, dtype=torch.complex64).reshape(n, 8, 6)
     columns = torch.stack([op.forward(b).flatten() for b in basis], 1).numpy().astype(complex)
     x = np.linalg.solve(columns.conj().T @ columns + 0.01 * np.eye(n), columns.conj().T @ y.flatten().numpy())
-    found = starting_image(Measurement.of(y, op), "sense", 0.01, 1e-6).flatten().numpy()
+    found = starting_image(Observation.of(y, op), "sense", 0.01, 1e-6).flatten().numpy()
     np.testing.assert_allclose(found, x, atol=1e-4 * np.abs(x).max())
-    assert torch.equal(starting_image(Measurement.of(y, op), "adjoint", 0.01, 1e-6), op.adjoint(y))
+    assert torch.equal(starting_image(Observation.of(y, op), "adjoint", 0.01, 1e-6), op.adjoint(y))
 
 
 def test_consistency_is_exact_for_one_coil_where_asked_and_soft_otherwise() -> None:
     y, op, target = scan(n_coils=1, lines=False)
     image = target + torch.randn_like(target)
-    exact = op.forward(Consistency(exact=True)(image, Measurement.of(y, op)))
+    exact = op.forward(Consistency(exact=True)(image, Observation.of(y, op)))
     torch.testing.assert_close(exact, y, rtol=1e-4, atol=1e-5)
     # One coil of unit modulus: each sample becomes the mean of measured and proposed, weighted 1 to lamda.
-    soft = op.forward(Consistency(lamda=0.25, tolerance=1e-6)(image, Measurement.of(y, op)))
+    soft = op.forward(Consistency(lamda=0.25, tolerance=1e-6)(image, Observation.of(y, op)))
     torch.testing.assert_close(soft, (y + 0.25 * op.forward(image)) / 1.25, rtol=1e-4, atol=1e-4)
 
 
@@ -120,7 +113,7 @@ def test_the_conditions_of_a_scan_are_its_noise_its_rate_and_its_kind_of_mask(li
 def test_lamda_follows_the_conditions() -> None:
     y, op, image = scan(batch=(2,), n_coils=4, noise=0.05)
     y = y * torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1)
-    measured = Measurement.of(y, op)
+    measured = Observation.of(y, op)
     layer = Consistency(lamda=0.25, tolerance=1e-6, adapt=True)
     assert layer.slopes is not None
     layer.slopes.data = torch.tensor([1.0, 2.0, -0.5])
@@ -128,7 +121,7 @@ def test_lamda_follows_the_conditions() -> None:
     for i, conditions in enumerate(scan_conditions(y, op)):
         lamda = 0.25 * math.exp(conditions[0] + 2 * conditions[1] - 0.5 * conditions[2])
         one = Sense(op.maps[i] if op.maps.ndim > 3 else op.maps, op.mask[i] if op.mask.ndim > 3 else op.mask)
-        alone = Consistency(lamda=lamda, tolerance=1e-6)(image[i], Measurement.of(y[i], one))
+        alone = Consistency(lamda=lamda, tolerance=1e-6)(image[i], Observation.of(y[i], one))
         assert torch.linalg.vector_norm(found[i] - alone) < 1e-4 * torch.linalg.vector_norm(alone)
     layer(0.5 * image, measured).abs().sum().backward()
     assert layer.slopes.grad is not None
@@ -139,7 +132,7 @@ def test_lamda_learns_and_stays_positive() -> None:
     y, op, target = scan()
     layer = Consistency(lamda=0.1, tolerance=1e-6)
     wrong = target + torch.randn_like(target)
-    (layer(wrong, Measurement.of(y, op)) - target).abs().square().mean().backward()
+    (layer(wrong, Observation.of(y, op)) - target).abs().square().mean().backward()
     assert layer.log_lamda.grad is not None
     assert layer.log_lamda.grad > 0, "the proposal is bad: trust the data more, lower lamda"
     assert not Consistency(learned=False).log_lamda.requires_grad
@@ -232,11 +225,11 @@ def test_start_keeps_the_variance_of_activations() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (32, 24), (1, 1)])
-def test_patch_critic_takes_any_size(shape: tuple[int, int]) -> None:
-    critic = PatchCritic(magnitude, 1, PatchCriticOptions(width=4, depth=3))
-    scores = critic(torch.randn(3, *shape, dtype=torch.complex64))
+def test_patch_discriminator_takes_any_size(shape: tuple[int, int]) -> None:
+    discriminator = PatchDiscriminator(magnitude, 1, PatchOptions(width=4, depth=3))
+    scores = discriminator(torch.randn(3, *shape, dtype=torch.complex64))
     assert scores.shape[:2] == (3, 1)
-    assert isinstance(critic.features(torch.randn(*shape, dtype=torch.complex64)), list)
+    assert isinstance(discriminator.features(torch.randn(*shape, dtype=torch.complex64)), list)
 
 
 def test_magnitude_view() -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from kspace.operators import Sense
 from models import losses
-from models.adversarial import adversarial, critic, feature_matching, gradient_penalty, r1
+from models.adversarial import adversarial, discriminator_loss, feature_matching, gradient_penalty, r1
 from models.interface import Discriminator, Generator, LossTerm, Step, frozen, terms, total
-from models.layers import PatchCritic, PatchCriticOptions, Spectral, magnitude, to_channels
+from models.layers import PatchDiscriminator, PatchOptions, Spectral, magnitude, to_channels
 from tests.support.scans import scan
 
 
@@ -26,8 +26,11 @@ class Adjoint(Generator):
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(1.0))
 
-    def stages(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
+    def intermediates(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         return {"image": self.gain * op.adjoint(y)}
+
+    def learned(self) -> list[nn.Module]:
+        return []
 
 
 class Linear(Discriminator):
@@ -46,8 +49,8 @@ def step_of(shape: tuple[int, int] = (12, 10), batch: Sequence[int] = (2,), **ch
     y, op, target = scan(shape, n_coils=3, batch=batch, lines=False, noise=0.1)
     image = (target + 0.3 * torch.randn_like(target)).requires_grad_(True)
     start = op.adjoint(y)
-    stages = {"image": image, "start": start, "other": (2 * image.detach()).requires_grad_(True)}
-    settings = {"stages": stages, "target": target, "y": y, "op": op, "generator": Adjoint()}
+    intermediates = {"image": image, "start": start, "other": (2 * image.detach()).requires_grad_(True)}
+    settings = {"intermediates": intermediates, "target": target, "y": y, "op": op, "generator": Adjoint()}
     settings["discriminators"] = (Linear(math.prod(shape)),)
     return Step(**{**settings, **changes})
 
@@ -72,7 +75,7 @@ def test_l1_and_l2() -> None:
     close(losses.l1(step, view=magnitude), np.abs(np.abs(x) - np.abs(t)).mean())
     two = (np.abs((x - t).real).mean() + np.abs((x - t).imag).mean()) / 2
     close(losses.l1(step, view=to_channels), two)
-    close(losses.l1(step, stages=("image", "other")), np.abs(x - t).mean() + np.abs(2 * x - t).mean())
+    close(losses.l1(step, images=("image", "other")), np.abs(x - t).mean() + np.abs(2 * x - t).mean())
 
 
 def test_nmse_in_both_conventions_is_a_mean_over_slices() -> None:
@@ -95,10 +98,10 @@ def test_root_nmse_of_a_perfect_image_has_no_gradient_instead_of_nan() -> None:
 def test_relative_is_one_at_the_start_and_weighs_slices_alike() -> None:
     step = step_of()
     x, t = parts(step)
-    s = step.stages["start"].numpy()
+    s = step.intermediates["start"].numpy()
     expected = [np.abs(a - b).sum() / (np.abs(c - b).sum() + 0.01 * np.abs(b).sum()) for a, b, c in zip(x, t, s, strict=True)]
     close(losses.relative(step), np.mean(expected))
-    start = step.stages["start"]
+    start = step.intermediates["start"]
     at_start = Step({"image": start, "start": start}, step.target, step.y, step.op, step.generator)
     close(losses.relative(at_start, floor=0), 1.0)
     without = Step({"image": step.image}, step.target, step.y, step.op, step.generator)
@@ -109,12 +112,12 @@ def test_relative_is_one_at_the_start_and_weighs_slices_alike() -> None:
 def test_a_decibel_is_the_same_for_every_slice_in_the_logarithm() -> None:
     step = step_of()
     x, t = parts(step)
-    s = step.stages["start"].numpy()
+    s = step.intermediates["start"].numpy()
     ratios = []
     for a, b, c in zip(np.abs(x), np.abs(t), np.abs(s), strict=True):
         ratios.append(((a - b) ** 2).sum() / (((c - b) ** 2).sum() + 1e-4 * (b**2).sum()))
     close(losses.log_relative(step, view=magnitude), np.mean(np.log(np.array(ratios) + 1e-3)) / 2)
-    target, start = step.target, step.stages["start"]
+    target, start = step.target, step.intermediates["start"]
     values = []
     for error in (0.5, 0.5 / 10 ** (1 / 20)):  # one decibel apart
         image = (target.abs() + error * (start.abs() - target.abs())).to(target.dtype)
@@ -224,7 +227,7 @@ def test_the_two_loops_of_refinegan() -> None:
 def test_the_loop_over_a_noise_free_measurement_is_the_image_loss() -> None:
     y, op, target = scan((12, 10))
     generator = Adjoint()
-    step = Step(generator.stages(y, op), target, y, op, generator)
+    step = Step(generator.intermediates(y, op), target, y, op, generator)
     x, t = parts(step)
     close(losses.cyclic_image(step), np.mean([np.abs(p - q).sum() / np.abs(q).sum() for p, q in zip(x, t, strict=True)]))
 
@@ -257,19 +260,19 @@ def test_adversarial_losses() -> None:
     real, fake = scores(step)
     cross_entropy = -np.log(sigmoid(real)).mean() - np.log(1 - sigmoid(fake)).mean()
     for kind in ("minimax", "non_saturating"):
-        close(critic(step, kind), cross_entropy)
+        close(discriminator_loss(step, kind), cross_entropy)
     close(
-        critic(step, "non_saturating", real_label=0.9),
+        discriminator_loss(step, "non_saturating", real_label=0.9),
         (-(0.9 * np.log(sigmoid(real)) + 0.1 * np.log(1 - sigmoid(real))).mean() - np.log(1 - sigmoid(fake)).mean()),
     )
     close(adversarial(step, "minimax"), np.log(1 - sigmoid(fake)).mean())
     close(adversarial(step, "non_saturating"), -np.log(sigmoid(fake)).mean())
-    close(critic(step, "lsgan"), ((real - 1) ** 2).mean() + (fake**2).mean())
+    close(discriminator_loss(step, "lsgan"), ((real - 1) ** 2).mean() + (fake**2).mean())
     close(adversarial(step, "lsgan"), ((fake - 1) ** 2).mean())
-    close(critic(step, "wgan"), fake.mean() - real.mean(), 1e-4)
+    close(discriminator_loss(step, "wgan"), fake.mean() - real.mean(), 1e-4)
     close(adversarial(step, "wgan"), -fake.mean(), 1e-4)
     with pytest.raises(ValueError, match="unknown adversarial loss 'hinge'"):
-        critic(step, cast(Any, "hinge"))
+        discriminator_loss(step, cast(Any, "hinge"))
     with pytest.raises(ValueError, match="unknown adversarial loss 'hinge'"):
         adversarial(step, cast(Any, "hinge"))
 
@@ -280,14 +283,14 @@ def test_pairs_of_refinegan_add_up() -> None:
     d = step.discriminator
     with torch.no_grad():
         reals = [d(step.target[k]).item() for k in range(2)]
-        fakes = [d(step.stages[name][k]).item() for name in ("image", "other") for k in range(2)]
+        fakes = [d(step.intermediates[name][k]).item() for name in ("image", "other") for k in range(2)]
     pairs = [(f, r) for f in fakes for r in reals]
     assert len(pairs) == 8
-    close(4 * critic(step, "wgan", stages=("image", "other")), sum(f - r for f, r in pairs), 1e-4)
-    close(4 * adversarial(step, "wgan", stages=("image", "other")), sum(-f for f, _ in pairs), 1e-4)
+    close(4 * discriminator_loss(step, "wgan", images=("image", "other")), sum(f - r for f, r in pairs), 1e-4)
+    close(4 * adversarial(step, "wgan", images=("image", "other")), sum(-f for f, _ in pairs), 1e-4)
 
 
-def test_gradient_penalty_and_r1_of_a_linear_critic() -> None:
+def test_gradient_penalty_and_r1_of_a_linear_discriminator() -> None:
     step = step_of()
     norm = step.discriminator.w.norm().item()
     close(gradient_penalty(step), (norm - 1) ** 2)
@@ -311,7 +314,7 @@ def test_feature_matching() -> None:
 
 
 def test_spectral_normalisation_bounds_each_layer() -> None:
-    spectral = PatchCritic(magnitude, 1, PatchCriticOptions(width=4, depth=2, spectral=True))
+    spectral = PatchDiscriminator(magnitude, 1, PatchOptions(width=4, depth=2, spectral=True))
     for _ in range(60):
         spectral(torch.randn(1, 16, 16, dtype=torch.complex64))
     layers = [m for m in spectral.modules() if isinstance(m, Spectral)]
@@ -364,7 +367,7 @@ def test_frozen_thaws_only_what_it_froze_even_after_an_error() -> None:
     assert [p.requires_grad for p in network.parameters()] == [False, False, True, True]
 
 
-def test_a_step_without_a_critic_says_so() -> None:
+def test_a_step_without_a_discriminator_says_so() -> None:
     with pytest.raises(ValueError, match="0 discriminators"):
         _ = step_of(discriminators=()).discriminator
     assert isinstance(step_of().discriminator, Linear)

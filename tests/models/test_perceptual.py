@@ -101,7 +101,7 @@ def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path, state: dic
     with pytest.raises(InputError, match=r"not the weights of vgg16: features.2.weight is missing"):
         load_vgg("vgg16", SHALLOW, weights=tmp_path / "part.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "part.safetensors").read_bytes()[:-100])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="damaged or truncated safetensors file"):
         load_vgg("vgg16", SHALLOW, weights=tmp_path / "cut.safetensors")
     (tmp_path / "stranger.pth").write_bytes(b"pickle")
     with pytest.raises(InputError, match=r"only torchvision's own vgg16-397923af.pth or a .safetensors"):
@@ -126,7 +126,9 @@ def test_torchvisions_file_is_read_from_its_cache_after_its_hash_was_checked(
 
 @pytest.mark.parametrize(("name", "file"), [("vgg16", "vgg16-397923af.pth"), ("vgg19", "vgg19-dcbb9e9d.pth")])
 def test_without_weights_it_refuses_and_names_the_file(no_network: Path, name: Any, file: str) -> None:
-    with pytest.raises(InputError, match=f"needs {file}, not there and not to be had .*no network.* perceptual.weights"):
+    with pytest.raises(
+        InputError, match=f"needs {file}, which is not there and cannot be fetched .*no network.* perceptual.weights"
+    ):
         feature_extractor(Perceptual(name))
 
 
@@ -152,7 +154,7 @@ def test_own_features_load_or_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="not the weights of the MR feature network"):
         load_mr_features()
     path.write_bytes(b"x" * 20)
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="damaged or truncated safetensors file"):
         load_mr_features()
 
 
@@ -165,8 +167,11 @@ def test_own_features_solve_three_tasks() -> None:
 
 
 class Plain(Generator):
-    def stages(self, y: Tensor, op: Any) -> dict[str, Tensor]:
+    def intermediates(self, y: Tensor, op: Any) -> dict[str, Tensor]:
         return {"image": op.adjoint(y)}
+
+    def learned(self) -> list[nn.Module]:
+        return []
 
 
 def test_distance_by_hand() -> None:

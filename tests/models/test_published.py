@@ -25,19 +25,27 @@ def count(network: nn.Module) -> int:
 
 def test_parameter_counts() -> None:
     with torch.device("meta"):
-        assert count(dagan.PublishedGenerator()) == 98_587_393
-        assert count(dagan.PublishedGenerator(refine=False)) == 98_587_393
-        assert count(dagan.PublishedCritic()) == 48_141_633
-        chain = refinegan.PublishedGenerator()
+        assert count(dagan.PublishedDaganGenerator()) == 98_587_393
+        assert count(dagan.PublishedDaganGenerator(dagan.PublishedDaganGeneratorOptions(refine=False))) == 98_587_393
+        assert count(dagan.PublishedDaganDiscriminator()) == 48_141_633
+        chain = refinegan.PublishedRefineGanGenerator()
         assert count(chain.reconstruct) == count(chain.refine) == 14_979_394
         assert count(chain) == 29_958_788
-        assert count(refinegan.PublishedCritic()) == 11_002_433
-        assert count(refinegan.PublishedCritic(batch_norm=True)) == 11_002_433
-        assert count(gancs.PublishedGenerator()) == 3_118_978
-        assert count(gancs.PublishedCritic()) == 65_785
-        assert count(reconglgan.PublishedGenerator()) == 31_044_289
-        assert count(reconglgan.PublishedCritic()) == 9_063_681
-        assert count(reconglgan.PublishedCritic(context=False)) == 8_578_689
+        assert count(refinegan.PublishedRefineGanDiscriminator()) == 11_002_433
+        assert (
+            count(refinegan.PublishedRefineGanDiscriminator(refinegan.PublishedRefineGanDiscriminatorOptions(batch_norm=True)))
+            == 11_002_433
+        )
+        assert count(gancs.PublishedGancsGenerator()) == 3_118_978
+        assert count(gancs.PublishedGancsDiscriminator()) == 65_785
+        assert count(reconglgan.PublishedReconGlganGenerator()) == 31_044_289
+        assert count(reconglgan.PublishedReconGlganDiscriminator()) == 9_063_681
+        assert (
+            count(
+                reconglgan.PublishedReconGlganDiscriminator(reconglgan.PublishedReconGlganDiscriminatorOptions(context=False))
+            )
+            == 8_578_689
+        )
 
 
 def sizes(network: Any, x: torch.Tensor) -> list[tuple[int, ...]]:
@@ -50,7 +58,7 @@ def sizes(network: Any, x: torch.Tensor) -> list[tuple[int, ...]]:
 
 def test_dagan_halves_eight_times() -> None:
     with torch.device("meta"):
-        g = dagan.PublishedGenerator()
+        g = dagan.PublishedDaganGenerator()
         shapes = sizes(g.down, torch.empty(2, 1, 256, 256))
     assert shapes == [
         (64, 128, 128),
@@ -69,8 +77,8 @@ def test_dagan_halves_eight_times() -> None:
 def test_dagan_refinement_adds_the_clipped_input() -> None:
     """Same weights with and without: clip(tanh + input, -1, 1) against tanh, seen from outside."""
     y, op, _ = scan((256, 256), n_coils=1, batch=(1,))
-    plain = dagan.PublishedGenerator(refine=False, width=2).eval()
-    refined = dagan.PublishedGenerator(refine=True, width=2).eval()
+    plain = dagan.PublishedDaganGenerator(dagan.PublishedDaganGeneratorOptions(refine=False, width=2)).eval()
+    refined = dagan.PublishedDaganGenerator(dagan.PublishedDaganGeneratorOptions(refine=True, width=2)).eval()
     refined.load_state_dict(plain.state_dict())
     tanh = 2 * plain(y, op).real - 1
     zero_filled = 2 * op.adjoint(y).abs() - 1
@@ -97,8 +105,8 @@ def test_dagan_weights_of_code_and_paper() -> None:
 
 
 def test_refinegan_representation_is_that_of_8_bit_files() -> None:
-    """The published forward model on the published representation, written out, against the generator's first stages."""
-    generator = refinegan.PublishedGenerator(width=2)
+    """The published forward model on the published representation, written out, against the generator's intermediates."""
+    generator = refinegan.PublishedRefineGanGenerator(refinegan.PublishedRefineGanGeneratorOptions(width=2))
     value = torch.round(255 * ellipses((256, 256)).abs())
     scaled_re, scaled_im = (value / 255 - 0.5) * 2, (torch.zeros(256, 256) / 255 - 0.5) * 2
     mask = torch.rand(256, 256) < 0.3
@@ -107,30 +115,32 @@ def test_refinegan_representation_is_that_of_8_bit_files() -> None:
     op = Sense(torch.ones(1, 256, 256, dtype=torch.complex64), mask)
     y = op.forward((value / 255).to(torch.complex64))
     # The origin of our transform is the centre; that of the published one the corner: a mask moved is the same operator.
-    stages = generator.stages(y, op)
-    m = refinegan.display(stages["start"])[0]
+    found = generator.intermediates(y, op)
+    m = refinegan.display(found["start"])[0]
     np.testing.assert_allclose(m[0].numpy() + 1j * m[1].numpy(), zero_filled, atol=1e-4)
     for name in ("after_0", "image"):
-        torch.testing.assert_close(op.forward(stages[name]), y, rtol=0, atol=1e-4)
-    assert (op.forward(stages["before_1"]) - y).abs().max() > 1e-3
-    added = to_channels(2 * (stages["before_0"] - stages["start"]))
+        torch.testing.assert_close(op.forward(found[name]), y, rtol=0, atol=1e-4)
+    assert (op.forward(found["before_1"]) - y).abs().max() > 1e-3
+    added = to_channels(2 * (found["before_0"] - found["start"]))
     assert added.abs().max() <= 1, "the network ends in tanh"
 
 
 def test_refinegan_without_the_data_consistency_of_the_code() -> None:
     y, op, _ = scan((256, 256), n_coils=1, batch=(1,))
-    stages = refinegan.PublishedGenerator(consistency=False, width=2).stages(y, op)
-    assert torch.equal(stages["before_0"], stages["after_0"])
-    assert torch.equal(stages["before_1"], stages["image"])
+    found = refinegan.PublishedRefineGanGenerator(
+        refinegan.PublishedRefineGanGeneratorOptions(consistency=False, width=2)
+    ).intermediates(y, op)
+    assert torch.equal(found["before_0"], found["after_0"])
+    assert torch.equal(found["before_1"], found["image"])
 
 
 def test_refinegan_normalises_a_batch_as_batches_of_one() -> None:
     y, op, _ = scan((256, 256), n_coils=1, batch=(2,))
-    generator = refinegan.PublishedGenerator(width=2)
+    generator = refinegan.PublishedRefineGanGenerator(refinegan.PublishedRefineGanGeneratorOptions(width=2))
     together = generator(y, op)
     alone = generator(y[1], Sense(op.maps[1], op.mask))
     torch.testing.assert_close(together[1], alone, rtol=1e-4, atol=1e-5)
-    mixed = refinegan.PublishedGenerator(batch_norm=True, width=2)
+    mixed = refinegan.PublishedRefineGanGenerator(refinegan.PublishedRefineGanGeneratorOptions(batch_norm=True, width=2))
     mixed.load_state_dict(generator.state_dict(), strict=False)
     assert (mixed(y, op)[1] - alone).abs().max() > 1e-4
 
@@ -146,13 +156,13 @@ def test_refinegan_loss_is_the_sum_of_the_published_single_terms() -> None:
         for before, after in (("before_0", "after_0"), ("before_1", "image")):
             for k in range(2):
                 x = show(target[k])
-                expected += 5 * (show(step.stages[after][k]) - x).abs().mean().item()
-                expected += 500 * (show(step.stages[before][k]) - x).abs().mean().item()
-                unnormalised = 256 * 2 * (op.forward(step.stages[before]) - y)[k]
+                expected += 5 * (show(step.intermediates[after][k]) - x).abs().mean().item()
+                expected += 500 * (show(step.intermediates[before][k]) - x).abs().mean().item()
+                unnormalised = 256 * 2 * (op.forward(step.intermediates[before]) - y)[k]
                 expected += 0.25 * to_channels(unnormalised).abs().mean().item()
-                image = show(step.stages[after][k])
+                image = show(step.intermediates[after][k])
                 expected += 1e-4 * (image.diff(dim=2).abs().sum() + image.diff(dim=3).abs().sum()).item()
-                expected += 2 * -gan.discriminators[0](step.stages[after][k]).mean().item()
+                expected += 2 * -gan.discriminators[0](step.intermediates[after][k]).mean().item()
         kernels = [
             m.weight.abs().sum().item() for m in gan.generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)
         ]
@@ -170,16 +180,16 @@ def test_refinegan_paper_is_a_log_gan() -> None:
 
 def test_clipping_leaves_normalisation_alone_unless_asked() -> None:
     gan: Gan = build({"system": "refinegan", "preset": "published", "generator": {"width": 2}, "discriminator": {"width": 2}})
-    critic = gan.discriminators[0]
-    norm = next(m for m in critic.modules() if isinstance(m, nn.InstanceNorm2d))
+    wgan = gan.discriminators[0]
+    norm = next(m for m in wgan.modules() if isinstance(m, nn.InstanceNorm2d))
     nn.init.ones_(norm.weight)
-    gan.schedule.clamp(critic)
-    convs = [m.weight.abs().max().item() for m in critic.modules() if isinstance(m, nn.Conv2d)]
+    gan.schedule.clamp(wgan)
+    convs = [m.weight.abs().max().item() for m in wgan.modules() if isinstance(m, nn.Conv2d)]
     assert max(convs) == pytest.approx(0.01)
     assert norm.weight.min() == 1
     from dataclasses import replace
 
-    replace(gan.schedule, clip_norms=True).clamp(critic)
+    replace(gan.schedule, clip_norms=True).clamp(wgan)
     assert norm.weight.max().item() == pytest.approx(0.01)
 
 
@@ -187,9 +197,9 @@ def test_gancs_projects_onto_the_null_space() -> None:
     y, op, _ = scan((32, 16), n_coils=1, lines=True)
     for variant in ("code", "paper"):
         generator = build_generator({"system": "gancs", "preset": "published", "generator": {"variant": variant, "width": 4}})
-        stages = generator.stages(y, op)
-        null = stages["proposal"] - op.normal(stages["proposal"])
-        torch.testing.assert_close(stages["image"], null + stages["start"], rtol=1e-4, atol=1e-5)
+        found = generator.intermediates(y, op)
+        null = found["proposal"] - op.normal(found["proposal"])
+        torch.testing.assert_close(found["image"], null + found["start"], rtol=1e-4, atol=1e-5)
 
 
 def test_gancs_shares_of_the_loss_never_turn_negative() -> None:
@@ -233,7 +243,7 @@ def test_reconglgan_cuts_image_and_target_at_the_same_place() -> None:
     roi = torch.tensor([[2, 4, 6, 8], [8, 10, 10, 12]])
     cut = reconglgan.cut(x, roi, (4, 6))
     assert torch.equal(cut[0, 0], x[0, 0, 2:6, 3:9])
-    assert torch.equal(cut[1, 0], x[1, 0, 6:10, 6:12]), "a window that would reach out is moved inside"
+    assert torch.equal(cut[1, 0], x[1, 0, 6:10, 6:12]), "a window that would reach out is shifted inside"
 
 
 def test_reconglgan_finds_the_region_of_highest_energy() -> None:
@@ -257,13 +267,13 @@ def test_boxes_of_the_data_set_win_where_there_are_any() -> None:
         gan.discriminators[0](target)
 
 
-def test_reconglgan_critic_sees_the_region() -> None:
-    critic = reconglgan.PublishedCritic()
+def test_reconglgan_discriminator_sees_the_region() -> None:
+    discriminator = reconglgan.PublishedReconGlganDiscriminator()
     image = torch.rand(1, 160, 160).to(torch.complex64)
-    whole = critic.whole(image.abs()[None])
-    local = critic.local(image.abs()[None][..., 40:100, 50:110])  # type: ignore[misc]
-    expected = critic.join(torch.cat([whole[-1], local[-1]], 1))
-    torch.testing.assert_close(critic(image, torch.tensor([[60, 70, 80, 90]])), expected)
+    whole = discriminator.whole(image.abs()[None])
+    local = discriminator.local(image.abs()[None][..., 40:100, 50:110])  # type: ignore[misc]
+    expected = discriminator.join(torch.cat([whole[-1], local[-1]], 1))
+    torch.testing.assert_close(discriminator(image, torch.tensor([[60, 70, 80, 90]])), expected)
 
 
 @pytest.mark.parametrize(("system", "size"), [("dagan", 256), ("refinegan", 256), ("reconglgan", 160)])

@@ -61,8 +61,8 @@ class Scans(torch.utils.data.Dataset[Example]):
 def small(system: str = "dagan", **sections: Any) -> dict[str, Any]:
     """A configuration that trains in milliseconds."""
     generator = {"width": 4, **({"depth": 2} if system in ("dagan", "refinegan", "reconglgan") else {})}
-    critic: dict[str, Any] = {"discriminator": {"width": 4, "depth": 2}} if system in ("dagan", "refinegan") else {}
-    return {"system": system, "generator": generator, **critic, **sections}
+    discriminator: dict[str, Any] = {"discriminator": {"width": 4, "depth": 2}} if system in ("dagan", "refinegan") else {}
+    return {"system": system, "generator": generator, **discriminator, **sections}
 
 
 def setup(

@@ -166,6 +166,7 @@ def test_a_run_that_diverges_is_one_line(
         (["--data.coil", "[2]"], r"coil"),
         (["--trainer.max_step", "3"], r"max_step"),
         (["--generator.widht", "3"], r"widht"),
+        (["--system", "dagan", "--schedule.n_critic", "2"], "n_critic 2; the key is now schedule.n_discriminator"),
         (["--system", "dagen"], r"unknown system 'dagen'"),
         (["--data.masks", "[random1f:4]"], r"unknown mask family 'random1f'"),
         (["--data.path", "/nowhere"], r"volumes and pictures at once"),

@@ -296,8 +296,8 @@ def a_step() -> Step:
 
 def test_the_gradient_of_a_term_is_the_one_known_by_hand() -> None:
     step = a_step()
-    step.stages["image"].retain_grad()
-    only = replace(step, stages={"image": step.stages["image"]})
+    step.intermediates["image"].retain_grad()
+    only = replace(step, intermediates={"image": step.intermediates["image"]})
     terms = [
         LossTerm("energy", 3.0, lambda s: s.image.abs().square().sum() / 2),
         LossTerm("none", 1.0, lambda s: sum((p.square().sum() for p in s.generator.parameters()), torch.zeros(()))),
@@ -310,7 +310,7 @@ def test_the_gradient_of_a_term_is_the_one_known_by_hand() -> None:
     assert all(p.grad is None for p in step.generator.parameters()), "looking leaves no gradient behind"
 
 
-def test_the_critics_accuracy_is_the_share_of_slices_that_it_ranks_right() -> None:
+def test_the_discriminators_accuracy_is_the_share_of_slices_that_it_ranks_right() -> None:
     class Mean(nn.Module):
         def __init__(self, sign: float) -> None:
             super().__init__()
@@ -321,12 +321,12 @@ def test_the_critics_accuracy_is_the_share_of_slices_that_it_ranks_right() -> No
 
     image, target = torch.zeros(4, 5, 5), torch.zeros(4, 5, 5)
     target[:3], image[3] = 2.0, 1.0
-    step = replace(a_step(), stages={"image": image.to(torch.complex64)}, target=target.to(torch.complex64))
+    step = replace(a_step(), intermediates={"image": image.to(torch.complex64)}, target=target.to(torch.complex64))
     for sign, share in ((1.0, 0.75), (-1.0, 0.25), (0.0, 0.5)):
-        found = health.critic_scores(replace(step, discriminators=(Mean(sign),)))  # type: ignore[arg-type]
-        assert float(found["critic/accuracy"]) == share
-        assert float(found["critic/real"]) == 1.5 * sign
-        assert float(found["critic/fake"]) == 0.25 * sign
+        found = health.discriminator_scores(replace(step, discriminators=(Mean(sign),)))  # type: ignore[arg-type]
+        assert float(found["discriminator/accuracy"]) == share
+        assert float(found["discriminator/real"]) == 1.5 * sign
+        assert float(found["discriminator/fake"]) == 0.25 * sign
 
 
 def test_diversity_is_that_of_the_generator_and_none_without_noise() -> None:
@@ -404,7 +404,7 @@ def test_images_are_cut_to_the_matrix_that_is_delivered() -> None:
 
 
 def test_a_papers_own_metrics_stand_beside() -> None:
-    recorder = Recorder(convention=metrics.REFINEGAN, unit=255.0)
+    recorder = Recorder(convention=metrics.REFINEGAN)
     batch = collate([Scans(1)[Draw(0)]])
     assert batch.target is not None
     assert batch.truth is not None

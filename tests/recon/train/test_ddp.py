@@ -65,8 +65,8 @@ def curves(run: Path) -> dict[str, list[float]]:
 def test_the_loss_curves_are_equal(folder: Path) -> None:
     one, two = curves(folder / "one"), curves(folder / "two")
     assert one.keys() == two.keys()
-    losses = "g/image", "g/frequency", "g/adversarial", "d/critic", "d/r1"
-    for name in (*losses, "gradient_norm/generator", "gradient_norm/critic"):
+    losses = "g/image", "g/frequency", "g/adversarial", "d/adversarial", "d/r1"
+    for name in (*losses, "gradient_norm/generator", "gradient_norm/discriminator"):
         assert len(one[name]) == 7
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
 

@@ -26,11 +26,11 @@ class Record(pl.Callback):
 
     def __init__(self) -> None:
         self.generators: list[list[Tensor]] = []
-        self.critics: list[list[Tensor]] = []
+        self.discriminators: list[list[Tensor]] = []
 
     def note(self, module: Any) -> None:
         self.generators.append([p.detach().clone() for p in module.generator.parameters()])
-        self.critics.append([p.detach().clone() for p in module.discriminators.parameters()])
+        self.discriminators.append([p.detach().clone() for p in module.discriminators.parameters()])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.note(pl_module)
@@ -51,33 +51,33 @@ def with_schedule(**schedule: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "generator", "critic"),
+    ("schedule", "generator", "discriminator"),
     [
         ({}, [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]),
         ({"order": "simultaneous"}, [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]),
-        ({"n_critic": 3}, [0, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1]),
-        ({"n_critic": 3, "order": "simultaneous"}, [0, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1]),
+        ({"n_discriminator": 3}, [0, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1]),
+        ({"n_discriminator": 3, "order": "simultaneous"}, [0, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1]),
         ({"fresh_batch": True}, [0, 1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0]),
-        ({"fresh_batch": True, "n_critic": 2}, [0, 0, 1, 0, 0, 1], [1, 1, 0, 1, 1, 0]),
+        ({"fresh_batch": True, "n_discriminator": 2}, [0, 0, 1, 0, 0, 1], [1, 1, 0, 1, 1, 0]),
     ],
 )
-def test_who_moves_when(tmp_path: Path, schedule: dict[str, Any], generator: list[int], critic: list[int]) -> None:
+def test_who_moves_when(tmp_path: Path, schedule: dict[str, Any], generator: list[int], discriminator: list[int]) -> None:
     record = Record()
     steps = sum(generator)
     trainer, module, loaders = setup(tmp_path, with_schedule(**schedule), callbacks=[record], max_steps=steps)
     trainer.fit(module, loaders)
     assert record.moved("generators") == [bool(x) for x in generator]
-    assert record.moved("critics") == [bool(x) for x in critic]
+    assert record.moved("discriminators") == [bool(x) for x in discriminator]
     assert trainer.global_step == module.step_count == steps, "steps are the generator's"
 
 
-def test_without_a_game_there_is_no_critic_to_move(tmp_path: Path) -> None:
+def test_without_a_game_there_is_no_discriminator_to_move(tmp_path: Path) -> None:
     record = Record()
-    config = small("dagan", losses={"adversarial": 0}, schedule={"n_critic": 5, "fresh_batch": True})
+    config = small("dagan", losses={"adversarial": 0}, schedule={"n_discriminator": 5, "fresh_batch": True})
     trainer, module, loaders = setup(tmp_path, config, callbacks=[record])
     trainer.fit(module, loaders)
     assert all(record.moved("generators"))
-    assert not any(record.moved("critics"))
+    assert not any(record.moved("discriminators"))
     assert batches_per_step(module.gan) == 1
 
 
@@ -85,22 +85,23 @@ def quadratic() -> Gan:
     """A system whose moves can be done by hand: plain gradient descent, terms that are known functions of the weights."""
     gan = build(small("dagan"))
 
-    def critic_term(step: Step) -> Tensor:
+    def discriminator_term(step: Step) -> Tensor:
         return sum(((p - 1).square().sum() for p in step.discriminator.parameters()), torch.zeros(()))
 
     def generator_term(step: Step) -> Tensor:
-        # Its gradient depends on the critic, so the order of the moves shows.
+        # Its gradient depends on the discriminator, so the order of the moves shows.
         height = sum((p.detach().sum() for p in step.discriminator.parameters()), torch.zeros(()))
         return height * sum((p.sum() for p in step.generator.parameters()), torch.zeros(()))
 
     sgd = Optimiser(LearningRate(0.1), name="sgd")
     return Gan(
-        gan.generator, gan.discriminators, (LossTerm("g", 0.5, generator_term),), (LossTerm("d", 2.0, critic_term),), sgd, sgd,
+        gan.generator, gan.discriminators,
+        (LossTerm("g", 0.5, generator_term),), (LossTerm("d", 2.0, discriminator_term),), sgd, sgd,
         config=gan.config,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("order", ["critic_first", "simultaneous"])
+@pytest.mark.parametrize("order", ["discriminator_first", "simultaneous"])
 def test_moves_are_the_weighted_gradients_in_the_order_that_is_asked_for(tmp_path: Path, order: Any) -> None:
     gan = quadratic()
     gan = Gan(gan.generator, gan.discriminators, gan.g_terms, gan.d_terms, gan.g_optimiser, gan.d_optimiser,
@@ -110,14 +111,14 @@ def test_moves_are_the_weighted_gradients_in_the_order_that_is_asked_for(tmp_pat
     trainer, module, loaders = setup(tmp_path, gan, max_steps=1, update=UpdateOptions(ema=0))
     trainer.fit(module, loaders)
     d1 = [p - 0.1 * 2 * 2 * (p - 1) for p in d0]
-    height = sum(p.sum() for p in (d1 if order == "critic_first" else d0))
+    height = sum(p.sum() for p in (d1 if order == "discriminator_first" else d0))
     for p, expected in zip(gan.discriminators[0].parameters(), d1, strict=True):
         torch.testing.assert_close(p, expected)
     for p, before in zip(gan.generator.parameters(), g0, strict=True):
         torch.testing.assert_close(p.detach(), before - 0.1 * 0.5 * height if p.requires_grad else before, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_of_the_critic_are_clipped_after_its_steps(tmp_path: Path) -> None:
+def test_weights_of_the_discriminator_are_clipped_after_its_steps(tmp_path: Path) -> None:
     trainer, module, loaders = setup(tmp_path, with_schedule(clip=0.01, clip_norms=True))
     trainer.fit(module, loaders)
     assert max(float(p.detach().abs().max()) for p in module.discriminators.parameters()) <= 0.01
@@ -132,7 +133,9 @@ def test_learning_rates_follow_the_generators_steps(tmp_path: Path) -> None:
             rates.append(tuple(o.param_groups[0]["lr"] for o in trainer.optimizers))  # type: ignore[arg-type]
 
     lr = {"start": 1e-2, "kind": "cosine", "warm_up": 2}
-    config = small("dagan", g_optimiser={"lr": lr}, d_optimiser={"lr": {"start": 0.5, "warm_up": 0}}, schedule={"n_critic": 2})
+    config = small(
+        "dagan", g_optimiser={"lr": lr}, d_optimiser={"lr": {"start": 0.5, "warm_up": 0}}, schedule={"n_discriminator": 2}
+    )
     trainer, module, loaders = setup(tmp_path, config, callbacks=[Rates()], max_steps=3)
     trainer.fit(module, loaders)
     plan = LearningRate(1e-2, "cosine", warm_up=2)
@@ -191,7 +194,7 @@ def poisoned(which: str, at: int, slope: bool = False) -> Gan:
                config=gan.config)  # fmt: skip
 
 
-@pytest.mark.parametrize(("which", "network"), [("g", "generator"), ("d", "critic")])
+@pytest.mark.parametrize(("which", "network"), [("g", "generator"), ("d", "discriminator")])
 def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_term(tmp_path: Path, which: str, network: str) -> None:
     trainer, module, loaders = setup(tmp_path, poisoned(which, 2), validate=True, max_epochs=4, max_steps=-1, n=2)
     with pytest.raises(
@@ -226,8 +229,8 @@ class Press(pl.Callback):
 
 
 def run(folder: Path, callbacks: list[pl.Callback], resume: Path | None = None, **options: Any) -> dict[str, Tensor]:
-    # The gradient penalty draws random numbers, and two critic steps make batches and steps differ.
-    config = small("refinegan", losses={"gradient_penalty": 1.0}, schedule={"n_critic": 2})
+    # The gradient penalty draws random numbers, and two discriminator steps make batches and steps differ.
+    config = small("refinegan", losses={"gradient_penalty": 1.0}, schedule={"n_discriminator": 2})
     trainer, module, loaders = setup(folder, config, n=6, callbacks=callbacks, **options)
     try:
         trainer.fit(module, loaders, ckpt_path=resume, weights_only=True)
@@ -300,15 +303,15 @@ def test_half_precision_reaches_networks_and_nothing_else(tmp_path: Path) -> Non
     for m in module.generator.modules():
         if isinstance(m, torch.nn.Conv2d):
             m.register_forward_hook(lambda _m, _x, out: seen["conv"].add(out.dtype))
-    stages = module.generator.stages
+    intermediates = module.generator.intermediates
 
     def look(*arguments: Any) -> dict[str, Tensor]:
-        found = stages(*arguments)
+        found = intermediates(*arguments)
         seen["image"] |= {x.dtype for x in found.values()}
         return found
 
-    module.generator.stages = look
-    module.gan.generator.stages = look
+    module.generator.intermediates = look
+    module.gan.generator.intermediates = look
     trainer.fit(module, loaders)
     assert seen == {"conv": {torch.bfloat16}, "image": {torch.complex64}}
     assert {p.dtype for p in module.parameters()} == {torch.float32}
