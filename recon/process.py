@@ -1,4 +1,4 @@
-"""The process of a command: a child that works, a parent that reports; signals, crashes and lack of memory in words."""
+"""Child process of a command: forwards signals, and reports crashes and out-of-memory failures as one-line errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from types import FrameType
 
 EXIT_INPUT_ERROR = 2
 EXIT_BUG = 1
-TOLD = 100  # added by the child to its exit status once it has said what there is to say
+TOLD = 100  # offset of the child's exit status once it has reported its own errors
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT, signal.SIGTERM)
-# What libraries say that do not raise MemoryError; the last two are the dynamic linker's, while it loads PyTorch.
+# Messages of libraries that do not raise MemoryError; the last two come from the dynamic linker loading PyTorch.
 MEMORY_WORDS = ("not enough memory", "out of memory", "cannot allocate memory", "failed to map segment")
 LESS_MEMORY = "take a part with --slices or --repetitions, fewer coils with --virtual-coils, or a machine with more memory"
-SPARE_BYTES = 64 << 20  # who cannot have this much more fails for lack of it, whatever the library that failed says
+SPARE_BYTES = 64 << 20  # if this allocation fails, any library error is attributed to lack of memory
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks to stop: what is being written is cleaned away on the way out, as after Ctrl-C."""
+    """Termination signal; partial outputs are removed on the way out, as after Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -29,25 +29,25 @@ class Stopped(KeyboardInterrupt):
 
 
 def run_in_child(command: Callable[[], int]) -> int:
-    """Run `command` in a child process; pass signals on, and put a death of the child into words.
+    """Run `command` in a child process, forwarding signals and reporting its death as an error message.
 
-    A damaged file can make the HDF5 library crash the interpreter, and a large one can make the kernel kill it. The parent,
-    which has imported nothing and read nothing, turns both into the one-line error that a person can act on.
+    A damaged file can crash the HDF5 library, and a large one can make the kernel kill the process. The parent, which has
+    imported and read nothing, reports both as a one-line error.
 
     Parameters
     ----------
     command
-        Returns the exit status.
+        Function that returns the exit status.
 
     Returns
     -------
     int
-        Exit status of the command; 2 where the child crashed or was killed; 128 + number of any other signal.
+        Exit status of the command; 2 if the child crashed or was killed; 128 + number for any other signal.
     """
     if not hasattr(os, "fork"):
         return command()
     sys.stdout.flush()
-    # A signal between the fork and the handlers would end one of the two with a traceback: it waits.
+    # Blocked until the handlers are installed: a signal in between would end one process with a traceback.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     child = os.fork()
     if child == 0:
@@ -57,7 +57,7 @@ def run_in_child(command: Callable[[], int]) -> int:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             code = TOLD + command()
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader of our output has left, as `recon info scan.h5 | head` does
+        except BrokenPipeError:  # closed pipe, as in `recon info scan.h5 | head`
             code = TOLD
         finally:
             with contextlib.suppress(OSError):
@@ -67,11 +67,11 @@ def run_in_child(command: Callable[[], int]) -> int:
 
 
 def _stop_once() -> None:
-    """Let the first signal to stop end the command in order, and ignore more of them: the cleaning up must not be cut short."""
+    """Handle the first termination signal and ignore further ones, so that the clean-up completes."""
     command = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != command:  # a worker process, which inherited this: it ends as others expect it to
+        if os.getpid() != command:  # a worker process that inherited this handler: restore the default behaviour
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -84,7 +84,7 @@ def _stop_once() -> None:
 
 
 def _wait(child: int) -> int:
-    """Wait for the child, pass signals on, and turn a death by signal into words."""
+    """Wait for the child, forwarding signals, and report a death by signal."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -98,12 +98,12 @@ def _wait(child: int) -> int:
         code = os.WEXITSTATUS(status) - TOLD
         if code >= 0:
             return code
-        # Whatever goes wrong is told, unless no memory is left to tell it, or a library ends the process for want of some.
-        print_error(out_of_memory("too little even to say where"))
+        # The child reports every failure itself, except when memory ran out completely or a library aborted for lack of it.
+        print_error(out_of_memory("allocation failed before the error could be located"))
         return EXIT_INPUT_ERROR
     died_of = os.WTERMSIG(status)
     if died_of == signal.SIGKILL:
-        # Only the system's log knows who did it.
+        # The cause of a SIGKILL is recorded in the system log only.
         print_error(f"the process was killed{_where()}, as the system does when memory runs out; {LESS_MEMORY}")
         return EXIT_INPUT_ERROR
     if died_of in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
@@ -117,13 +117,13 @@ def _wait(child: int) -> int:
 
 
 def _given() -> str:
-    """The files that the command was given, for messages of those who know no better which of them it was."""
+    """Files on the command line, for errors that cannot be attributed to one of them."""
     files = [argument for argument in sys.argv[1:] if os.path.isfile(argument)]
     return ", ".join([*files[:3], *["..."][: max(0, len(files) - 3)]])
 
 
 def memory_is_used_up() -> bool:
-    """Whether `SPARE_BYTES` cannot be had: extensions that never look whether they got memory fail with all kinds of words."""
+    """Whether `SPARE_BYTES` cannot be allocated: extensions that ignore failed allocations raise unrelated errors."""
     try:
         bytearray(SPARE_BYTES)
     except MemoryError:
@@ -132,8 +132,9 @@ def memory_is_used_up() -> bool:
 
 
 def out_of_memory(detail: str) -> str:
-    asked = re.search(r"tried to allocate (\d+) bytes", detail)  # PyTorch's, behind a line of its source code
-    detail = f"{int(asked[1]) / 2**20:.0f} MiB were asked for" if asked else " ".join(detail.split())[:160]
+    """Error message for lack of memory, with the requested size if `detail` contains it."""
+    asked = re.search(r"tried to allocate (\d+) bytes", detail)  # PyTorch's message, after a line of its source code
+    detail = f"{int(asked[1]) / 2**20:.0f} MiB requested" if asked else " ".join(detail.split())[:160]
     return f"out of memory ({detail or 'allocation failed'}){_where()}; {LESS_MEMORY}"
 
 
@@ -142,4 +143,5 @@ def _where() -> str:
 
 
 def print_error(message: str) -> None:
+    """Print an error message to stderr."""
     print(f"recon: error: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""One kind of raw file into another: ISMRMRD and NumPy arrays to fastMRI-style HDF5, Siemens twix to ISMRMRD."""
+"""`recon convert`: ISMRMRD and NumPy arrays to fastMRI HDF5, Siemens twix to ISMRMRD."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ NOMINAL_THICKNESS_M = 5e-3
 
 
 def convert(source: Path, output: Path, axes: str | None = None, noise: Path | None = None, force: bool = False) -> None:
-    """Turn ISMRMRD or NumPy k-space into fastMRI-style HDF5, and Siemens twix into ISMRMRD.
+    """Convert ISMRMRD or NumPy k-space to fastMRI HDF5, and Siemens twix to ISMRMRD.
 
-    Samples stay as they were measured: not whitened, readout oversampling included, as in fastMRI's own files; the covariance
-    of the noise is stored beside them where the scan measured it. Undersampled scans get a mask. A scan of several contrasts or
-    repetitions becomes several files.
+    Samples are stored as measured: not whitened and with readout oversampling, as in fastMRI's own files; the noise covariance
+    is stored with them if the scan has a noise scan. Undersampled scans get a mask. Scans with several contrasts or repetitions
+    are split into several files.
 
     Parameters
     ----------
     source
         ISMRMRD (.h5), Siemens raw data (.dat) or an array (.npy).
     output
-        File to write.
+        Output file.
     axes
-        What the axes of an array are, in order, of slice, coil, ky and kx: coil,ky,kx.
+        Axes of a NumPy array in order, from slice, coil, ky and kx; e.g. coil,ky,kx.
     noise
-        ISMRMRD file whose noise scan is stored instead of the scan's own.
+        ISMRMRD file whose noise scan replaces that of the scan.
     force
         Overwrite existing files.
     """
     _check_files(source, output, force)
     kind = source.suffix.lower()
     if axes is not None and kind != ".npy":
-        raise InputError("axes are for .npy arrays; other files say what their axes are", "--axes", "leave it out")
+        raise InputError("axes apply to .npy arrays only", "--axes", "leave it out")
     if noise is not None and kind in (".npy", ".dat"):
         raise InputError(f"a noise scan cannot be added to {kind} files", "--noise", "leave it out")
     if kind == ".npy":
@@ -83,14 +83,14 @@ def _convert_scan(source: Path, output: Path, noise_file: Path | None, force: bo
             noise_covariance=covariance,
             force=force,
         )
-        said = "" if covariance is not None else ", no noise scan: the noise covariance is not known"
-        _say([f"{path}: {len(members)} slices{said}"])
+        note = "" if covariance is not None else ", no noise scan: noise covariance unknown"
+        _say([f"{path}: {len(members)} slices{note}"])
     incomplete = [f"left out: {i}, {why}" for e in {e for e, _ in volumes} for i, why in scan.incomplete(e)]
     _say([*scan.warnings, *incomplete])
 
 
 def _volumes(scan: MrdScan) -> dict[tuple[int, ImageIndex], list[ImageIndex]]:
-    """Images by encoding, contrast, phase, set and repetition; each list is the slices of one volume."""
+    """Slices of each volume, keyed by encoding and counters (contrast, phase, set, repetition)."""
     found: dict[tuple[int, ImageIndex], list[ImageIndex]] = {}
     for number, encoding in enumerate(scan.encodings):
         if encoding.n_readouts and encoding.refusal is None:
@@ -102,7 +102,7 @@ def _volumes(scan: MrdScan) -> dict[tuple[int, ImageIndex], list[ImageIndex]]:
 
 
 def _names(output: Path, volumes: list[tuple[int, ImageIndex]]) -> dict[tuple[int, ImageIndex], Path]:
-    """One file for each volume; where there are several, their names say in what they differ."""
+    """Output file of each volume; several volumes are named by the counters in which they differ."""
     if len(volumes) == 1:
         return {volumes[0]: output}
     values: dict[str, list[int]] = {"encoding": [encoding for encoding, _ in volumes]}
@@ -126,12 +126,12 @@ def _slices(scan: MrdScan, encoding: int, members: list[ImageIndex]) -> Iterator
 
 
 def _partitions(k: KSpace) -> Iterator[KSpace]:
-    """The slices of a 3-D scan, transformed along kz: possible where the same samples were acquired in every partition."""
+    """Slices of a 3-D scan by Fourier transform along kz; all partitions must have the same mask."""
     if not torch.equal(k.mask.all(0), k.mask.any(0)):
         raise InputError(
-            "a 3-D scan that is undersampled along kz has no slices to write",
+            "a 3-D scan undersampled along kz cannot be split into slices",
             k.header.source,
-            "fastMRI's format holds 2-D slices; `recon run` reads this scan as it is",
+            "use `recon run` on this scan directly: the fastMRI format holds 2-D slices",
         )
     n_z = k.header.recon_matrix[2]
     planes = ifft(k.data, (0,))
@@ -155,13 +155,13 @@ def _partitions(k: KSpace) -> Iterator[KSpace]:
 
 def _convert_array(source: Path, output: Path, axes: str | None, force: bool) -> None:
     if axes is None:
-        raise InputError("an array does not say what its axes are", source, "give --axes, for example --axes coil,ky,kx")
+        raise InputError("the axes of the array are unknown", source, "give --axes, e.g. --axes coil,ky,kx")
     data = _in_order(_load(source), [name.strip() for name in axes.split(",")], source)
     sampled = (data != 0).any(1, keepdim=True)
     if not sampled.any():
         raise InputError("all samples are zero", source)
     if not bool((sampled == sampled[:1]).all()):
-        raise InputError("the slices are sampled differently", source, "convert one slice at a time")
+        raise InputError("the slices have different masks", source, "convert one slice at a time")
     mask = sampled[0]
     if torch.equal(mask.all(-1), mask.any(-1)):
         mask = mask.any(-1, keepdim=True)
@@ -180,9 +180,8 @@ def _convert_array(source: Path, output: Path, axes: str | None, force: bool) ->
     percent = 100 * float(sampled[0].float().mean())
     notes = [
         f"{output}: {len(data)} slices, {data.shape[1]} coils, {n_ky} x {n_kx} (ky x kx)",
-        "the mask is where samples are not zero"
-        + (": everything was acquired" if mask.all() else f": {percent:.1f} percent were acquired"),
-        "the geometry is nominal (1 mm pixels, unknown orientation), the noise is not known",
+        "mask: the non-zero samples" + (", fully sampled" if mask.all() else f", {percent:.1f} % sampled"),
+        "nominal geometry (1 mm pixels, unknown orientation), unknown noise",
     ]
     _say(notes)
 
@@ -195,19 +194,19 @@ def _load(source: Path) -> NDArray[Any]:
     if not isinstance(data, np.ndarray) or data.dtype.kind != "c":
         raise InputError(f"the array holds {getattr(data, 'dtype', type(data))}, expected complex k-space", source)
     if data.size == 0 or not np.isfinite(data).all():
-        raise InputError(f"the array {data.shape} is empty, or holds NaN or infinite samples", source)
+        raise InputError(f"the array of shape {data.shape} is empty or holds NaN or infinite samples", source)
     return data
 
 
 def _in_order(data: NDArray[Any], axes: list[str], source: Path) -> Tensor:
-    """Complex64 ``(slice coil ky kx)``."""
+    """Array with named `axes`, transposed to complex64 ``(slice coil ky kx)``."""
     unknown = [name for name in axes if name not in AXES]
     if unknown or len(set(axes)) < len(axes) or not {"ky", "kx"} <= set(axes):
         raise InputError(
-            f"the axes are '{','.join(axes)}'", "--axes", f"name each once, ky and kx among them, of {', '.join(AXES)}"
+            f"the axes are '{','.join(axes)}'", "--axes", "name ky and kx, and slice and coil where present, once each"
         )
     if len(axes) != data.ndim:
-        raise InputError(f"{len(axes)} axes are named, the array has {data.ndim}: {data.shape}", source, "name every axis")
+        raise InputError(f"{len(axes)} axes named, the array has {data.ndim}: {data.shape}", source, "name every axis")
     ordered = data.transpose([axes.index(name) for name in AXES if name in axes])
     shape = [data.shape[axes.index(name)] if name in axes else 1 for name in AXES]
     return torch.from_numpy(np.ascontiguousarray(ordered.reshape(shape), dtype=np.complex64))
@@ -217,14 +216,14 @@ def _check_files(source: Path, output: Path, force: bool) -> None:
     if not source.exists():
         raise InputError("no such file", source, "check the path")
     if source.is_dir():
-        raise InputError("this is a folder, expected a file", source)
+        raise InputError("expected a file, found a folder", source)
     if output.is_dir() or output.suffix.lower() not in (".h5", ".hdf5", ".mrd"):
-        raise InputError("the output has to be a file ending in .h5", output)
+        raise InputError("the output must be a file ending in .h5", output)
     if not output.resolve().parent.is_dir():
-        raise InputError("there is no such folder", output.parent, "make it first")
+        raise InputError("no such folder", output.parent, "create it first")
     if output.exists():
         if output.samefile(source):
-            raise InputError("the output is the input itself", output, "choose another name")
+            raise InputError("input and output are the same file", output, "choose another name")
         if not force:
             raise InputError("the file exists", output, "choose another name, or give --force")
 

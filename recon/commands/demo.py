@@ -1,4 +1,4 @@
-"""`recon demo`: a scan of a head phantom that is known exactly, and its reconstructions. Needs no data."""
+"""`recon demo`: simulated scan of an analytic head phantom and its reconstructions. Needs no data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kspace.simulation.measurement import true_image, write_scan
 from kspace.simulation.phantom import Ellipsoid, Phantom, ellipsoid, head_coils
 
 HEAD_CENTRE_M = (0.006, -0.012, 0.021)
-NOISE_STD = 0.016  # of a sample; the brain's intensity is 0.5
+NOISE_STD = 0.016  # per k-space sample; the intensity of the brain is 0.5
 
 
 def demo(
@@ -32,18 +32,18 @@ def demo(
     methods: tuple[str, ...] = ("sense", "l1-wavelet", "refinegan"),
     force: bool = False,
 ) -> int:
-    """Make a synthetic multi-coil scan, reconstruct it with several methods, and show them side by side with the truth.
+    """Simulate a multi-coil scan, reconstruct it with several methods, and compare them with the ground truth.
 
-    The scan is a true ISMRMRD file: three oblique, off-centre slices of a head phantom, eight coils, a noise scan, twofold
+    The scan is a regular ISMRMRD file: three oblique, off-centre slices of a head phantom, eight coils, a noise scan, twofold
     readout oversampling, and threefold acceleration with embedded calibration lines.
 
     Parameters
     ----------
     output
-        Folder for the scan (phantom.h5), the images of each method (a folder each), and the picture that compares them
+        Folder for the scan (phantom.h5), the images of each method (one folder each), and the comparison figure
         (phantom.png).
     methods
-        How to reconstruct: rss, zero-filled, sense, l1-wavelet, tv, or the name of weights that ship.
+        Reconstruction methods: rss, zero-filled, sense, l1-wavelet, tv, or names of bundled weights.
     force
         Overwrite existing outputs.
 
@@ -55,7 +55,7 @@ def demo(
     path = output / "phantom.h5"
     if path.exists() and not force:
         raise InputError("the file exists", path, "give --force to overwrite it, or another --output")
-    # The pipeline takes seconds to import: a mistake above should be told before.
+    # The pipeline takes seconds to import: the check above comes first.
     from recon.commands.run import run
     from recon.methods.choose import choose
     from recon.run.options import RunOptions
@@ -65,22 +65,22 @@ def demo(
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the output folder ({error.strerror})", output, "choose a writable one") from error
+        raise InputError(f"cannot create the output folder ({error.strerror})", output, "choose a writable one") from error
     scan = head_scan()
     x, y, _ = scan.spaces[0].recon_matrix
     print(f"writing {path}: {x}x{y}, {scan.coils.n_coils} coils, R = {scan.spaces[0].acceleration[0]}", flush=True)
     write_scan(scan, path)
     for method in methods:
-        print(f"\nreconstructing it: recon run {path} -o {output / method} --method {method}", flush=True)
+        print(f"\nreconstructing: recon run {path} -o {output / method} --method {method}", flush=True)
         run([path], output / method, RunOptions(method=method, force=force))
-    picture = output / "phantom.png"
-    show(scan, {method: read_slices(output / method / "phantom.mrd.h5") for method in methods}, picture)
-    print(f"\nside by side, with five times the errors:\n{picture}")
+    figure = output / "phantom.png"
+    show(scan, {method: read_slices(output / method / "phantom.mrd.h5") for method in methods}, figure)
+    print(f"\nside by side, with errors scaled by 5:\n{figure}")
     return 0
 
 
 def read_slices(path: Path) -> NDArray[np.float32]:
-    """Magnitudes ``(slice y x)`` of the one series of images in an MRD file of ours."""
+    """Magnitudes ``(slice y x)`` of the only image series in an MRD file written by `recon run`."""
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -89,15 +89,15 @@ def read_slices(path: Path) -> NDArray[np.float32]:
 
 
 def truth_of(scan: Acquisition, index: int) -> NDArray[np.float64]:
-    """What a perfect reconstruction shows of slice `index`, ``(y x)``: the true, whitened coil images, combined."""
+    """Noise-free ground truth of slice `index`, ``(y x)``: root sum of squares of the whitened coil images."""
     whiten = np.linalg.inv(np.linalg.cholesky(scan.covariance))
     whitened = np.einsum("ij,jyx->iyx", whiten, true_image(scan, scan.coils, slice=index)[:, 0])
     return np.asarray(np.linalg.norm(whitened, axis=0))
 
 
 def show(scan: Acquisition, images: Mapping[str, NDArray[np.float32]], path: Path) -> None:
-    """A picture of the middle slice: the truth and each method's image, and below them five times the errors, on one scale."""
-    # Imported here: whoever asks for help should not wait for them.
+    """Figure of the middle slice of `images` ``(slice y x)``: ground truth and methods, and 5x errors on the same scale."""
+    # Imported here: slow to import, and `recon --help` must be fast.
     from matplotlib.figure import Figure
 
     from recon.metrics.image import psnr
@@ -112,8 +112,8 @@ def show(scan: Acquisition, images: Mapping[str, NDArray[np.float32]], path: Pat
     panels = {"truth": truth.astype(np.float32), **{name: found[index] for name, found in images.items()}}
     for column, (name, image) in enumerate(panels.items()):
         error = 5 * np.abs(image - truth)
-        says = name if name == "truth" else f"{name}  {psnr(truth, image, inside):.1f} dB"
-        for ax, shown, title in ((axes[0][column], image, says), (axes[1][column], error, "5x |error|")):
+        caption = name if name == "truth" else f"{name}  {psnr(truth, image, inside):.1f} dB"
+        for ax, shown, title in ((axes[0][column], image, caption), (axes[1][column], error, "5x |error|")):
             ax.imshow(view.apply(shown.astype(np.float32)), cmap="gray", vmin=0, vmax=top)
             ax.set_title(title if (column or ax is axes[0][column]) else "", color="white", fontsize=11)
             ax.axis("off")
@@ -127,9 +127,9 @@ def show(scan: Acquisition, images: Mapping[str, NDArray[np.float32]], path: Pat
 def head_scan(
     matrix: int = 256, n_slices: int = 3, n_coils: int = 8, factor: int = 3, noise_std: float = NOISE_STD
 ) -> Acquisition:
-    """The scan of `demo`: noise scan, then `n_slices` interleaved slices of `head_phantom`, R = `factor` along ky.
+    """Simulated scan of `demo`: noise scan, then `n_slices` interleaved slices of `head_phantom`, R = `factor` along ky.
 
-    The slices are tilted like those of a head that does not lie quite straight, and the field of view is not centred on it.
+    The slices are oblique, as for a slightly rotated head, and the field of view is off centre.
     """
     protocol = ScanProtocol(
         matrix=(matrix, matrix, 1),
@@ -146,10 +146,10 @@ def head_scan(
 
 
 def head_geometry() -> Geometry:
-    """Of the slices of `head_scan`: oblique and off centre."""
-    tilt, turn = np.deg2rad(12.0), np.deg2rad(4.0)
-    read = np.array([np.cos(turn), np.sin(turn), 0.0])
-    phase = np.array([-np.sin(turn) * np.cos(tilt), np.cos(turn) * np.cos(tilt), np.sin(tilt)])
+    """Oblique, off-centre geometry of the slices of `head_scan`."""
+    tilt, rotation = np.deg2rad(12.0), np.deg2rad(4.0)
+    read = np.array([np.cos(rotation), np.sin(rotation), 0.0])
+    phase = np.array([-np.sin(rotation) * np.cos(tilt), np.cos(rotation) * np.cos(tilt), np.sin(tilt)])
     return Geometry((0.002, -0.008, 0.026), _vector(read), _vector(phase), _vector(np.cross(read, phase)))
 
 
@@ -158,10 +158,10 @@ def _vector(v: NDArray[np.float64]) -> Vector:
 
 
 def head_phantom(centre_m: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Phantom:
-    """A head like that of Shepp and Logan, of contrasts that an MR image may have, with lesions and fine detail to lose.
+    """Shepp-Logan-like head phantom with MR contrast, lesions and fine detail.
 
     After the three-dimensional Shepp-Logan phantom (Koay 2007, doi:10.1002/mrm.21292). Intensities: scalp 0.85, skull 0.08,
-    brain 0.5. In patient coordinates, LPS: the face looks to -y. Fine detail: bars 1.2 to 2 mm wide, in the left hemisphere.
+    brain 0.5. Patient coordinates are LPS: the face points to -y. Fine detail: bars 1.2 to 2 mm wide in the left hemisphere.
     """
     parts = [
         ellipsoid((0, 0, 0), (0.0760, 0.0980, 0.0900), 0, 0.85),
@@ -192,7 +192,7 @@ def _lesions() -> list[Ellipsoid]:
 
 
 def _bars() -> list[Ellipsoid]:
-    """Three groups of four thin ellipses; within a group, bars and gaps are equally wide."""
+    """Three groups of four thin ellipsoids with gaps as wide as the bars."""
     bars = []
     for row, width in enumerate((0.0020, 0.0016, 0.0012)):
         for i in range(4):

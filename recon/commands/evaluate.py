@@ -1,4 +1,4 @@
-"""`recon evaluate`: fastMRI's volume metrics of reconstructions in files."""
+"""`recon evaluate`: fastMRI volume metrics of stored reconstructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TARGETS = {"multicoil": ("reconstruction_rss",), "singlecoil": ("reconstruction
 
 @dataclass(frozen=True)
 class Row:
-    """The metrics of one volume: its file's name, its number of slices, the name of its target, and the mean of each metric."""
+    """Metrics of one volume: file name, number of slices, name of the target data set, and mean of each metric."""
 
     name: str
     n_slices: int
@@ -38,39 +38,39 @@ def evaluate(
     convention: str = "fastmri",
     csv: Path | None = None,
 ) -> None:
-    """Compare reconstructions with their targets, volume by volume, as fastMRI's evaluation does.
+    """Compare reconstructions with their targets volume by volume, as in the fastMRI evaluation.
 
-    Prints the mean over the volumes and twice the standard deviation of each metric, on the whole image and on the support (the
-    target above a tenth of its 99th percentile, holes filled).
+    Prints mean and twice the standard deviation of each metric over the volumes, on the whole image and on the support (where
+    the target exceeds a tenth of its 99th percentile, holes filled).
 
     Parameters
     ----------
     targets
         A fastMRI-style file with reconstruction_rss or reconstruction_esc, or a folder of them.
     predictions
-        A file with the data set reconstruction, or a folder with files named as the targets.
+        A file with the data set reconstruction, or a folder of files with the names of the targets.
     challenge
-        multicoil compares with reconstruction_rss, singlecoil with reconstruction_esc. Left out: whichever the target has,
+        multicoil compares with reconstruction_rss, singlecoil with reconstruction_esc. Default: whichever the target has,
         reconstruction_rss first.
     acquisition
-        Only volumes of this acquisition (attribute of the targets, for example CORPD_FBK or AXT2).
+        Restrict to volumes of this acquisition (attribute of the targets, e.g. CORPD_FBK or AXT2).
     acceleration
-        Only volumes of this acceleration (attribute of the targets).
+        Restrict to volumes of this acceleration (attribute of the targets).
     convention
-        Whose metrics: fastmri, reconglgan, reconglgan-roi, dagan, refinegan, gancs or seitzer. All but the first two groups
-        expect a certain range of intensities.
+        Definition of the metrics: fastmri, reconglgan, reconglgan-roi, dagan, refinegan, gancs or seitzer. All but the first
+        two groups expect a certain range of intensities.
     csv
-        Also write the metrics of each volume to this file.
+        CSV file for the metrics of each volume.
 
     Raises
     ------
     InputError
-        If a target has no prediction, they differ in the number of slices or the prediction is smaller, or a file is damaged.
+        If a target has no prediction, their shapes do not match, or a file is damaged.
     """
     chosen = _convention(convention)
     pairs = select(pair_files(targets, predictions), acquisition, acceleration)
     if not pairs:
-        raise InputError(f"no volume has acquisition {acquisition} and acceleration {acceleration}", targets)
+        raise InputError(f"no volume of acquisition {acquisition} and acceleration {acceleration}", targets)
     rows = [compare_files(target, prediction, challenge, chosen) for target, prediction in pairs]
     if csv is not None:
         write_csv(csv, rows)
@@ -78,22 +78,22 @@ def evaluate(
 
 
 def pair_files(targets: Path, predictions: Path) -> list[tuple[Path, Path]]:
-    """Targets and predictions of the same name, in the order of their names; predictions without a target are left alone.
+    """Pair targets and predictions of the same file name, sorted by name; other predictions are ignored.
 
     Raises
     ------
     InputError
-        If there is nothing to compare, or predictions are missing (all of them are counted, the first named).
+        If there are no targets, or predictions are missing.
     """
     for path in (targets, predictions):
         if not path.exists():
             raise InputError("no such file or folder", path)
     files = sorted(p for p in targets.iterdir() if p.suffix in SUFFIXES and p.is_file()) if targets.is_dir() else [targets]
     if not files:
-        raise InputError("there are no .h5 files", targets)
+        raise InputError("no .h5 files found", targets)
     if not predictions.is_dir():
         if len(files) > 1:
-            raise InputError(f"one prediction was given for {len(files)} targets", predictions, "give a folder")
+            raise InputError(f"a single prediction file for {len(files)} targets", predictions, "give a folder")
         return [(files[0], predictions)]
     missing = [file.name for file in files if not (predictions / file.name).is_file()]
     if missing:
@@ -103,7 +103,7 @@ def pair_files(targets: Path, predictions: Path) -> list[tuple[Path, Path]]:
 
 
 def select(pairs: Sequence[tuple[Path, Path]], acquisition: str | None, acceleration: int | None) -> list[tuple[Path, Path]]:
-    """The pairs whose target has these attributes; None does not choose."""
+    """Keep the pairs whose target has these attributes; None matches any."""
     from kspace.io.hdf5 import read_attributes
 
     if acquisition is None and acceleration is None:
@@ -120,14 +120,14 @@ def select(pairs: Sequence[tuple[Path, Path]], acquisition: str | None, accelera
 
 
 def compare_files(target_file: Path, prediction_file: Path, challenge: Challenge | None, convention: Convention) -> Row:
-    """The metrics of one volume.
+    """Compute the metrics of one volume.
 
     Raises
     ------
     InputError
-        If a file cannot be read or the two do not fit together.
+        If a file cannot be read or the shapes do not match.
     """
-    # Imported here: h5py takes a while, and `recon --help` must not.
+    # Imported here: h5py is slow to import, and `recon --help` must be fast.
     from kspace.io.hdf5 import read_images
 
     names = _TARGETS[challenge] if challenge else ("reconstruction_rss", "reconstruction_esc")
@@ -138,14 +138,14 @@ def compare_files(target_file: Path, prediction_file: Path, challenge: Challenge
     side = min(target.shape[-2:])
     if min(prediction.shape[-2:]) < side:
         shapes = f"{prediction.shape[-1]} x {prediction.shape[-2]}, the target {target.shape[-1]} x {target.shape[-2]}"
-        raise InputError(f"images are {shapes}: too small", prediction_file)
+        raise InputError(f"the images are too small: {shapes}", prediction_file)
     target, prediction = _cut_to(target, side), _cut_to(prediction, side)
     values = convention.measure(target, prediction, foreground(target))
     return Row(target_file.name, len(target), target_name, {name: float(v.mean()) for name, v in values.items()})
 
 
 def summary(rows: Sequence[Row], convention: Convention) -> str:
-    """The text that `evaluate` prints: one line for the whole image, one for the support, one that says the convention."""
+    """Text of `evaluate`: one line each for the whole image, the support, and the convention."""
     parts: dict[str, list[str]] = {"whole": [], "support": []}
     for name in rows[0].metrics:
         mean, spread = mean_and_spread(np.array([row.metrics[name] for row in rows]))
@@ -159,7 +159,7 @@ def summary(rows: Sequence[Row], convention: Convention) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per volume; the file appears whole or not at all.
+    """Write one line per volume (atomic write).
 
     Raises
     ------
@@ -174,11 +174,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def _convention(name: str) -> Convention:
     if name not in CONVENTIONS:
-        raise InputError(f"unknown convention '{name}'", "--convention", f"one of {', '.join(CONVENTIONS)}")
+        raise InputError(f"unknown convention '{name}'", "--convention", f"choose from {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
 
 
 def _cut_to(volume: np.ndarray, side: int) -> np.ndarray:
-    # As fastMRI cuts, so that its predictions and figures are met: see `kspace.fourier.central` for the other rule.
+    # fastMRI's crop, for comparable metrics; it differs from `kspace.fourier.central` for even n and odd side.
     top, left = ((n - side) // 2 for n in volume.shape[-2:])
     return volume[:, top : top + side, left : left + side]

@@ -1,4 +1,4 @@
-"""`recon export`: weights of a training run, with a card inside."""
+"""`recon export`: weights of a training run with their model card."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def export(
     notes: str | None = None,
     force: bool = False,
 ) -> None:
-    """Make a file of weights, with a card inside, of a training run.
+    """Export the weights of a training run, with their model card, to one file.
 
     Parameters
     ----------
     run
-        Folder of the run.
+        Folder of the training run.
     output
-        File to write; it ends in .safetensors, and its name is the name of the weights.
+        Output file, ending in .safetensors; its name becomes the name of the weights.
     which
-        The weights of the best validation, or the last ones.
+        Weights of the best validation, or the last ones.
     half
-        Store them in half precision.
+        Store half-precision weights.
     licence
-        Licence of the training data, for the card.
+        Licence of the training data, stored in the card.
     attribution
-        Whom the licence wants named.
+        Attribution that the licence requires.
     notes
-        What else a user should know.
+        Notes for users, stored in the card.
     force
         Overwrite an existing file.
     """

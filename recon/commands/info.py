@@ -1,4 +1,4 @@
-"""``recon info``: what is in a raw file, in words."""
+"""`recon info`: summary of raw files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recon.run.selection import by_reason
 
 
 def info(inputs: list[Path]) -> int:
-    """Say what is in raw files: matrix, coils, acceleration, slices, noise, warnings. Only headers are read.
+    """Summarise raw files: matrix, coils, acceleration, slices, noise, warnings. Reads headers only.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def info(inputs: list[Path]) -> int:
     Returns
     -------
     int
-        0, or 2 where a file could not be read; the others are described.
+        0, or 2 if a file could not be read; the others are still described.
     """
     failed = 0
     for path in inputs:
@@ -42,7 +42,7 @@ def info(inputs: list[Path]) -> int:
 
 
 def describe(path: Path) -> Iterator[str]:
-    """The lines that describe one file.
+    """Describe one file, line by line.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def describe(path: Path) -> Iterator[str]:
 
 
 def describe_source(source: Source) -> Iterator[str]:
-    """The lines that describe an open file."""
+    """Describe an open file, line by line."""
     yield f"{source.path}: {source.kind}"
     if isinstance(source, MrdSource):
         yield from _describe_scan(source.scan)
@@ -100,7 +100,7 @@ def _describe_encoding(scan: mrd.MrdScan, encoding: mrd.Encoding) -> Iterator[st
 
 def _describe_noise(noise: Noise | None) -> str:
     if noise is None:
-        return "no noise scan (reconstruction goes on unwhitened; --noise FILE gives a separate one)"
+        return "no noise scan (reconstruction will not whiten; give a separate one with --noise FILE)"
     std = np.sqrt(np.real(np.diag(noise.covariance)))
     dwell = f", dwell {noise.dwell_s * 1e6:.3g} us" if noise.dwell_s else ""
     return f"{noise.n_samples} samples{dwell}, standard deviation {std.min():.3g} to {std.max():.3g} over the coils"
@@ -117,7 +117,7 @@ def _describe_volume(volume: fastmri.FastmriVolume) -> Iterator[str]:
     (n_ky, n_kx), (n_y, n_x) = volume.matrix, volume.recon_shape
     sampled = volume.mask.float().mean().item()
     yield f"  {volume.n_slices} slices, {volume.n_coils} coils, readout {n_kx}, phase {n_ky}; recon {n_x} x {n_y} (x, y)"
-    yield f"  acquisition {volume.attributes.get('acquisition') or 'not named'}, patient {volume.patient or 'not named'}"
+    yield f"  acquisition {volume.attributes.get('acquisition') or 'unnamed'}, patient {volume.patient or 'unnamed'}"
     yield f"  sampled: {100 * sampled:.1f} % ({'fully' if sampled == 1 else f'acceleration {1 / sampled:.2f}'})"
     yield f"  target: {volume.target_name or 'none'}"
 
@@ -131,5 +131,5 @@ def _mm(fov_m: tuple[float, float, float]) -> str:
 
 
 def _lps(position_m: tuple[float, float, float]) -> str:
-    # Adding 0 turns the -0.0 that rounding leaves into 0.0.
+    # Adding 0 avoids printing -0.0.
     return f"({', '.join(f'{round(1000 * v, 1) + 0.0:.1f}' for v in position_m)}) mm LPS"

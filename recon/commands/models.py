@@ -1,4 +1,4 @@
-"""`recon models`: bundled and own weights, and their cards."""
+"""`recon models`: model cards of bundled weights and of weight files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from recon.methods.weights import Card
 
 
 def models(name: str = "", json_output: bool = False) -> None:
-    """List weights and what their cards say.
+    """List bundled weights, or print a model card.
 
     Parameters
     ----------
     name
-        Name or path of one file of weights, whose whole card is printed. Default: a list of those that ship.
+        Name of bundled weights or path of a weight file, to print its complete card. Default: list the bundled weights.
     json_output
         Print the cards as JSON.
     """
@@ -32,10 +32,10 @@ def models(name: str = "", json_output: bool = False) -> None:
     if json_output:
         print(json.dumps([asdict(card) for card in cards.values()], indent=2))
     elif not cards:
-        print("no weights ship with this version; recon export makes a file of a training run")
+        print("no bundled weights in this version; recon export writes the weights of a training run")
     else:
         print("\n".join(_line(card, path) for path, card in cards.items()))
-        print("\nrecon models NAME prints a whole card.")
+        print("\nrecon models NAME prints the complete card.")
 
 
 def _line(card: Card, path: Path) -> str:
@@ -55,7 +55,7 @@ def _span(values: list[Any]) -> str:
 
 
 def describe(card: Card, path: Path, n_parameters: int) -> str:
-    """The whole card in words, a line for each of its parts."""
+    """Model card as text, one line per section."""
     lines = [str(path), f"  system      {card.system}, preset {card.preset}, {n_parameters:,} parameters"]
     for title in ("envelope", "data", "training", "metrics", "versions"):
         lines.append(f"  {title:<11} {_entries(getattr(card, title))}")

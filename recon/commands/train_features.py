@@ -1,4 +1,4 @@
-"""`recon train-features`: training of the small feature network of `models.features`."""
+"""`recon train-features`: training of the feature network of `models.features`."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ def train_features(
     seed: int = 0,
     force: bool = False,
 ) -> None:
-    """Train the feature network that perceptual losses and distances use, on images with boxes.
+    """Train the feature network of perceptual losses and metrics on images with bounding boxes.
 
     Parameters
     ----------
     images
-        Folder of images with boxes in YOLO text files beside them; each folder in it is a class.
+        Folder of images with bounding boxes in YOLO text files; each subfolder is a class.
     output
-        The weights, a .safetensors file.
+        Output weights, a .safetensors file.
     group_size
-        LabelledImages of a folder whose numbers lie within this many consecutive ones are one patient.
+        Number of consecutive images of a folder that are treated as one patient.
     val_fraction
-        Share of each folder's images to validate with.
+        Fraction of each folder's images used for validation.
     gap
-        LabelledImages before those of validation that are left out of everything.
+        Number of images before the validation images that are left out of both sets.
     epochs
-        Passes over the images; the first 70 % at half the size.
+        Number of epochs; the first 70 % at half the image size.
     batch_size
-        LabelledImages of a step.
+        Images per step.
     learning_rate
-        Highest rate of Adam; it rises, then falls along a cosine.
+        Peak learning rate of Adam, with warm-up and cosine decay.
     licence
-        Of the images, for the file's own record.
+        Licence of the images, stored in the file.
     attribution
-        Whom the licence wants named.
+        Attribution that the licence requires.
     seed
-        Of everything that is drawn.
+        Seed of all random generators.
     force
         Overwrite an existing file.
 
     Raises
     ------
     InputError
-        If there are no images with boxes, or the file exists or cannot be written.
+        If there are no images with boxes, or the output exists or cannot be written.
     """
     if output.suffix != ".safetensors":
-        raise InputError("weights are files that end in .safetensors", output)
+        raise InputError("the output must end in .safetensors", output)
     if output.exists() and not force:
         raise InputError("the file exists", output, "choose another name, or give --force")
     torch.manual_seed(seed)

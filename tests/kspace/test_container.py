@@ -13,7 +13,7 @@ def some() -> KSpace:
     return KSpace(torch.zeros(3, 4, 6, 5, dtype=torch.complex64), torch.ones(6, 1, dtype=torch.bool), Header(source="scan.h5"))
 
 
-def test_a_step_is_remembered_and_refused_the_second_time() -> None:
+def test_a_step_is_recorded_and_refused_if_repeated() -> None:
     whitened = some().after("whiten", header={"noise_std": 1.0}, data=some().data + 1)
     assert whitened.header.steps == ("whiten",)
     assert whitened.header.noise_std == 1.0
@@ -36,7 +36,7 @@ def test_a_step_is_remembered_and_refused_the_second_time() -> None:
         ({"calibration": torch.zeros(4, 6, 5, dtype=torch.complex64)}, "must have the data's shape"),
     ],
 )
-def test_contradictions_are_refused(change: dict[str, torch.Tensor], message: str) -> None:
+def test_inconsistent_fields_are_refused(change: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         some().after("change", **change)
 
@@ -51,7 +51,7 @@ def test_an_image_has_three_axes() -> None:
         Image(torch.zeros(4, 4), Header())
 
 
-def test_an_error_survives_the_way_between_processes() -> None:
+def test_errors_survive_pickling_between_processes() -> None:
     error = InputError("12 channels,\n expected 14", "a.h5", "copy it again")
     assert str(error) == "a.h5: 12 channels, expected 14; copy it again"
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes; data loader workers send errors so

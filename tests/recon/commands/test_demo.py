@@ -47,7 +47,7 @@ def test_demo_does_not_overwrite(small: Acquisition, tmp_path: Path) -> None:
         demo(tmp_path)
     assert (tmp_path / "phantom.h5").read_text() == "mine"
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.*: cannot make the output folder \(.*\)"):
+    with pytest.raises(InputError, match=r"file.*: cannot create the output folder \(.*\)"):
         demo(tmp_path / "file" / "demo", ("sense",))
 
 

@@ -67,7 +67,7 @@ def test_choice_by_acceleration_and_single_files(folders: tuple[Path, Path], cap
     assert "+/- -" in by_choice
     evaluate(folders[0] / "v2.h5", folders[1])
     assert capsys.readouterr().out == by_choice
-    with pytest.raises(InputError, match="no volume has acquisition AXFLAIR"):
+    with pytest.raises(InputError, match="no volume of acquisition AXFLAIR"):
         evaluate(*folders, acquisition="AXFLAIR")
 
 
@@ -87,7 +87,7 @@ def test_other_conventions(folders: tuple[Path, Path], capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "HFEN" in printed
     assert "seitzer: by slice" in printed
-    with pytest.raises(InputError, match="--convention: unknown convention 'psnr'; one of fastmri, "):
+    with pytest.raises(InputError, match="--convention: unknown convention 'psnr'; choose from fastmri, "):
         evaluate(*folders, convention="psnr")
 
 
@@ -110,7 +110,7 @@ def rewrite(path: Path, name: str, values: np.ndarray | None) -> None:
 
 def test_what_cannot_be_compared(folders: tuple[Path, Path], tmp_path: Path) -> None:
     targets, predictions = folders
-    with pytest.raises(InputError, match="one prediction was given for 3 targets"):
+    with pytest.raises(InputError, match="a single prediction file for 3 targets"):
         evaluate(targets, predictions / "v0.h5")
     with pytest.raises(InputError, match="no such file or folder"):
         evaluate(targets, tmp_path / "absent")
@@ -120,7 +120,7 @@ def test_what_cannot_be_compared(folders: tuple[Path, Path], tmp_path: Path) -> 
     stored = np.ones((2, 20, 20), np.float32)
     for values, match in [
         (stored[:1], "1 slices, the target has 2"),
-        (stored[:, :10], "images are 10 x 20, the target 24 x 20: too small"),
+        (stored[:, :10], "too small: 10 x 20, the target 24 x 20"),
         (stored * 1j, "reconstruction is complex64"),
         (stored * np.nan, "holds NaN"),
         (None, "no data set 'reconstruction'"),

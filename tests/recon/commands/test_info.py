@@ -19,8 +19,8 @@ def volume(**facts: Any) -> Any:
 
 
 def test_what_a_volume_does_not_name_is_said_to_be_not_named() -> None:
-    assert "  acquisition not named, patient not named" in list(info._describe_volume(volume()))
-    assert "  acquisition not named, patient not named" in list(info._describe_volume(volume(attributes={"acquisition": ""})))
+    assert "  acquisition unnamed, patient unnamed" in list(info._describe_volume(volume()))
+    assert "  acquisition unnamed, patient unnamed" in list(info._describe_volume(volume(attributes={"acquisition": ""})))
     named = volume(attributes={"acquisition": "AXT2"}, patient="abc")
     assert "  acquisition AXT2, patient abc" in list(info._describe_volume(named))
 
