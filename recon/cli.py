@@ -1,7 +1,7 @@
-"""The command line: which commands there are, and how a failure reaches a person. No command's logic lives here.
+"""Command line: table of subcommands, argument parsing and error reporting.
 
-Each command is a plain function elsewhere; its signature is the command's options and its docstring their help. Only the
-module of the command that was asked for is imported, so that ``recon --help`` and most error messages come at once.
+Each command is a plain function in `recon.commands`: its signature defines the options and its docstring their help. Only the
+module of the requested command is imported, so that ``recon --help`` and most error messages are immediate.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from recon.process import (
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: where its function is, which parameters are positional, which have a short option.
+    """Subcommand: its function, summary, positional parameters and short options.
 
-    A `raw` one takes its arguments as they are typed and parses them itself.
+    A `raw` command parses its arguments itself.
     """
 
     function: str
@@ -57,46 +57,44 @@ COMMANDS = {
     ),
     "info": Command(
         "recon.commands.info:info",
-        "say what is in a raw file: matrix, coils, acceleration, slices, noise, warnings",
+        "summarise raw files: matrix, coils, acceleration, slices, noise, warnings",
         ("inputs",),
     ),
     "demo": Command(
         "recon.commands.demo:demo",
-        "make a synthetic multi-coil scan and reconstruct it",
+        "simulate a multi-coil scan and reconstruct it",
         (),
         (("output", "-o"), ("force", "-f")),
     ),
-    "mask": Command(
-        "recon.commands.mask:mask", "draw an undersampling mask to look at", ("spec",), (("output", "-o"), ("force", "-f"))
-    ),
+    "mask": Command("recon.commands.mask:mask", "draw an undersampling mask", ("spec",), (("output", "-o"), ("force", "-f"))),
     "convert": Command(
         "recon.commands.convert:convert",
-        "turn ISMRMRD, Siemens twix or NumPy k-space into fastMRI-style HDF5 or ISMRMRD",
+        "convert ISMRMRD or NumPy k-space to fastMRI HDF5, and Siemens twix to ISMRMRD",
         ("source", "output"),
         (("force", "-f"),),
     ),
     "simulate": Command(
         "recon.commands.simulate:simulate",
-        "turn folders of images into multi-coil k-space volumes for training",
+        "simulate multi-coil k-space volumes from folders of images, for training",
         ("images", "output"),
         (("force", "-f"),),
     ),
     "train": Command(
-        "recon.commands.train:train", "train a system on fastMRI-style volumes or on scans simulated from pictures", raw=True
+        "recon.commands.train:train", "train a system on fastMRI volumes or on scans simulated from images", raw=True
     ),
     "train-features": Command(
         "recon.commands.train_features:train_features",
-        "train the feature network of perceptual losses and distances on pictures with boxes",
+        "train the feature network of perceptual losses and metrics on images with bounding boxes",
         ("images", "output"),
         (("force", "-f"),),
     ),
     "export": Command(
         "recon.commands.export:export",
-        "make a file of weights, with a card inside, of a training run",
+        "export the weights of a training run with their model card",
         ("run",),
         (("output", "-o"), ("force", "-f")),
     ),
-    "models": Command("recon.commands.models:models", "list the weights that ship, and what their cards say", ("name",)),
+    "models": Command("recon.commands.models:models", "list bundled weights, or print a model card", ("name",)),
     "compare": Command(
         "recon.commands.compare:compare",
         "compare classical methods and generators on the same data and masks, with statistics and a report",
@@ -104,11 +102,11 @@ COMMANDS = {
         (("output", "-o"), ("methods", "-m"), ("force", "-f")),
     ),
     "evaluate": Command(
-        "recon.commands.evaluate:evaluate", "fastMRI's volume metrics of reconstructions", ("targets", "predictions")
+        "recon.commands.evaluate:evaluate", "compute fastMRI volume metrics of reconstructions", ("targets", "predictions")
     ),
 }
 
-# Failures of a disk, a path or a limit, wherever they show; others are ours.
+# Errors of a disk, a path or a limit, wherever they occur; all others are bugs.
 SURROUNDINGS = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC,
     errno.EPERM, errno.EROFS, errno.ESTALE,
@@ -121,10 +119,9 @@ def main() -> int:
 
 
 def execute(argv: Sequence[str]) -> int:
-    """Run the command that `argv` names, in this process, and return the exit status.
+    """Run the command of `argv` in this process and return the exit status.
 
-    0 when all went well, 2 after an error that a person can mend, 1 after one that only we can, 130 after Ctrl-C, 143 after
-    SIGTERM.
+    0 for success, 2 for an error that the user can correct, 1 for a bug, 130 after Ctrl-C, 143 after SIGTERM.
     """
     verbose = "-v" in argv or "--verbose" in argv
     _set_up_logging(verbose)
@@ -135,7 +132,7 @@ def execute(argv: Sequence[str]) -> int:
             return int(_load(COMMANDS[arguments[0]])(arguments[1:]) or 0)
         name, options = _parse(arguments)
         return _call(COMMANDS[name], options)
-    except SystemExit as ending:  # --help and --version end so
+    except SystemExit as ending:  # raised by --help and --version
         return int(ending.code or 0)
     except InputError as error:
         print_error(str(error))
@@ -199,20 +196,20 @@ def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 
 def _subparser(command: Command) -> Any:
-    """The options of a command, from its function's signature (types, defaults) and docstring (help)."""
+    """Argument parser of a command, from its function's signature (types, defaults) and docstring (help)."""
     import docstring_parser
     import jsonargparse
 
     function = _load(command)
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
     parser = jsonargparse.ArgumentParser(description=documentation.description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below; unknown keys are refused")
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below; unknown keys are errors")
     for parameter in _flat_parameters(function):
         keywords: dict[str, Any] = {"help": parameter.help, "type": parameter.type}
         if typing.get_origin(parameter.type) is tuple:
             items = typing.get_args(parameter.type)
             keywords |= {"nargs": len(items), "type": items[0]}
-            if items[-1] is Ellipsis:  # any number of them, at once or one after the other
+            if items[-1] is Ellipsis:  # any number of values, in one or several occurrences
                 keywords |= {"nargs": "+", "action": "extend"}
         if parameter.name in command.positional:
             if typing.get_origin(parameter.type) is list:
@@ -243,7 +240,7 @@ class _Parameter:
 
 
 def _flat_parameters(function: Callable[..., Any]) -> list[_Parameter]:
-    """The parameters of `function`; one whose type is a dataclass (a group of options) is replaced by the fields of it."""
+    """Parameters of `function`, with dataclass parameters (groups of options) replaced by their fields."""
     hints, texts = typing.get_type_hints(function), _described(function)
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
@@ -264,7 +261,7 @@ def _described(documented: Any) -> dict[str, str]:
 
 
 def _call(command: Command, options: dict[str, Any]) -> int:
-    """Call the command's function, its groups of options put back together."""
+    """Call the command's function with its groups of options reassembled."""
     function = _load(command)
     hints = typing.get_type_hints(function)
     arguments: dict[str, Any] = {}
@@ -288,7 +285,7 @@ def _set_up_logging(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    # Warnings of the libraries below us are for a log, not for a person at the scanner; ours are said and recorded by name.
+    # Library warnings belong in the log; warnings for the user are printed and recorded explicitly.
     logging.captureWarnings(True)
     warnings.simplefilter("default" if verbose else "ignore")
 

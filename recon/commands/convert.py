@@ -203,7 +203,7 @@ def _in_order(data: NDArray[Any], axes: list[str], source: Path) -> Tensor:
     unknown = [name for name in axes if name not in AXES]
     if unknown or len(set(axes)) < len(axes) or not {"ky", "kx"} <= set(axes):
         raise InputError(
-            f"the axes are '{','.join(axes)}'", "--axes", "name ky and kx, and slice and coil where present, once each"
+            f"the axes are '{','.join(axes)}'", "--axes", f"name each axis once, ky and kx included, out of {', '.join(AXES)}"
         )
     if len(axes) != data.ndim:
         raise InputError(f"{len(axes)} axes named, the array has {data.ndim}: {data.shape}", source, "name every axis")

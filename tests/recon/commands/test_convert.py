@@ -119,8 +119,8 @@ def test_contrasts_and_repetitions_become_files_of_their_own(tmp_path: Path, cap
     convert(tmp_path / "scan.h5", tmp_path / "v.h5")
     names = {f"v_contrast{c}_repetition{r}.h5" for c in range(2) for r in range(3)}
     assert {path.name for path in tmp_path.glob("v*.h5")} == names
-    said = capsys.readouterr().err
-    assert all(name in said for name in names)
+    printed = capsys.readouterr().err
+    assert all(name in printed for name in names)
     first, second = (fastmri.open_volume(tmp_path / f"v_contrast{c}_repetition0.h5").load(1).data for c in range(2))
     assert float((second - first / 2).abs().max()) < 0.05 * float(first.abs().max())
 
@@ -155,9 +155,9 @@ def test_an_array_gets_the_mask_of_its_nonzero_samples(tmp_path: Path, capsys: p
     assert k.mask.shape == (1, 12, 1)
     assert k.mask[0, :, 0].tolist() == [i % 2 == 1 for i in range(12)]
     assert k.header.geometry.nominal
-    said = capsys.readouterr().err
-    assert "not zero: 50.0 percent" in said
-    assert "nominal geometry" in said
+    printed = capsys.readouterr().err
+    assert "non-zero samples, 50.0 % sampled" in printed
+    assert "nominal geometry" in printed
 
 
 def test_the_prospective_poisson_scan(data_dir: Path, tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_twix_becomes_ismrmrd(data_dir: Path, tmp_path: Path, capsys: pytest.Cap
         (np.zeros((2, 8, 8), np.complex64), "coil,ky,kx", "all samples are zero"),
         (np.ones((2, 8, 8), np.float32), "coil,ky,kx", "holds float32, expected complex"),
         (np.ones((2, 8, 8), np.complex64), None, "give --axes"),
-        (np.ones((2, 8, 8), np.complex64), "coil,ky", "2 axes named|name ky and kx"),
-        (np.ones((2, 8, 8), np.complex64), "coil,ky,ky", "once each"),
-        (np.ones((2, 8, 8), np.complex64), "coil,ky,time", "of slice, coil, ky, kx"),
+        (np.ones((2, 8, 8), np.complex64), "coil,ky", "2 axes named|ky and kx included"),
+        (np.ones((2, 8, 8), np.complex64), "coil,ky,ky", "each axis once"),
+        (np.ones((2, 8, 8), np.complex64), "coil,ky,time", "out of slice, coil, ky, kx"),
         (np.ones((8, 8), np.complex64), "coil,ky,kx", "3 axes named, the array has 2"),
         (np.full((2, 8, 8), np.nan, np.complex64), "coil,ky,kx", "NaN or infinite"),
         (np.stack([np.eye(8), np.ones((8, 8))]).astype(np.complex64), "slice,ky,kx", "have different masks"),
@@ -240,7 +240,7 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "k.npy", np.ones((8, 8), np.complex64))
     for source, output, options, message in (
         ("absent.h5", "v.h5", {}, "no such file"),
-        (".", "v.h5", {}, "this is a folder"),
+        (".", "v.h5", {}, "found a folder"),
         ("k.npy", "v.nii", {}, "ending in .h5"),
         ("k.npy", "nowhere/v.h5", {}, "no such folder"),
         ("k.npy", "v.h5", {"noise": Path("n.h5")}, "a noise scan cannot be added to .npy"),

@@ -115,7 +115,7 @@ def test_what_cannot_be_compared(folders: tuple[Path, Path], tmp_path: Path) -> 
     with pytest.raises(InputError, match="no such file or folder"):
         evaluate(targets, tmp_path / "absent")
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(InputError, match=r"there are no \.h5 files"):
+    with pytest.raises(InputError, match=r"no \.h5 files found"):
         evaluate(tmp_path / "nothing", predictions)
     stored = np.ones((2, 20, 20), np.float32)
     for values, match in [
