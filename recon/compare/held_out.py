@@ -56,7 +56,8 @@ from kspace.masks import MaskSpec, acceleration, digest
 from kspace.operators import Sense
 from recon import memory
 from recon.compare.held_out_summary import Energies, rows, sentence
-from recon.compare.holding import Candidates, NoiseLevel, hold_out
+from recon.compare.holding import NoiseLevel, hold_out
+from recon.methods.held_out import Candidates
 from recon.run.input import FastmriSource, Source, open_source
 from recon.run.options import RunOptions
 

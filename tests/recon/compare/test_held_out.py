@@ -18,8 +18,9 @@ from kspace.masks import MaskSpec, digest
 from kspace.operators import Sense
 from recon.commands.convert import convert
 from recon.compare.held_out import HeldOutComparison, compare_scan
-from recon.compare.holding import Candidates, NoiseLevel, hold_out
+from recon.compare.holding import NoiseLevel, hold_out
 from recon.methods import classical
+from recon.methods.held_out import Candidates
 from tests.support import raw_files
 from tests.support.scans import coil_maps, ellipses
 

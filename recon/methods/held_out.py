@@ -1,0 +1,178 @@
+"""Acquired samples that are held out of a scan, to judge reconstructions that nobody has the truth of.
+
+Cross-validation in k-space: Ward 1984 and, for MRI, Yaman et al. 2020, doi:10.1002/mrm.28378.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kspace import coils
+from kspace.container import KSpace
+from kspace.masks import digest
+from kspace.operators import Sense
+from kspace.seeds import RandomGenerator
+
+OUTER = 0.05  # of the samples, the outermost, tell the noise where nothing else does
+FEWEST_OUTER = 64
+HEAVY_TAIL = 1.25  # mean over median of |n|^2, relative to that of complex Gaussian noise, above which it is not noise alone
+RINGS = 6  # in which the density of sampling is counted
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What of a scan may be held out.
+
+    Attributes
+    ----------
+    unit
+        ``lines`` or ``points``.
+    where
+        Bool, ``(ky 1)`` for lines and ``(ky kx)`` for points.
+    calibration
+        Size ``(ky, kx)`` of the area that may not.
+    """
+
+    unit: str
+    where: Tensor
+    calibration: tuple[int, int]
+
+    @classmethod
+    def of(cls, k: KSpace) -> Candidates:
+        """Those of prepared k-space: of the samples acquired in all of its planes, the ones outside the sampled centre."""
+        plane = k.mask.reshape(-1, *k.mask.shape[-2:]).all(0).cpu()
+        # Along a decoupled readout all are points.
+        return cls.among(plane, k.data.shape[-2:], "decouple" not in k.header.steps)
+
+    @classmethod
+    def among(cls, plane: Tensor, shape: Sequence[int], as_lines: bool = True) -> Candidates:
+        """Those of a mask, bool ``(ky kx|1)`` of k-space `shape`: what lies outside the sampled centre.
+
+        Whole lines where the mask consists of such and `as_lines`, else points.
+        """
+        lines, columns = plane.any(1, keepdim=True), plane.any(0, keepdim=True)
+        # Readouts that leave the same samples out (asymmetric echoes) are lines still.
+        is_lines = as_lines and torch.equal(plane, lines & columns)
+        where = lines.clone() if is_lines else plane.expand(*shape).clone()
+        calibration = coils.calibration_region(where)
+        where[_block(where, calibration)] = False
+        return cls("lines" if is_lines else "points", where, calibration)
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return int(self.where.sum())
+
+    @property
+    def regular(self) -> bool:
+        """Whether all gaps between the lines outside the calibration area are alike: without a line, one is twice as wide."""
+        if self.unit != "lines":
+            return False
+        (top, bottom), lines = _edges(self.where.shape[0], self.calibration[0]), self.where[:, 0].nonzero()[:, 0]
+        sides = [lines[lines < top].diff(), lines[lines >= bottom].diff()]
+        gaps = torch.cat(sides)
+        return len(gaps) > 2 and bool((gaps == gaps[0]).all()) and int(gaps[0]) > 1
+
+    def draw(self, draws: int, fraction: float, seed: int) -> list[Tensor]:
+        """Masks like `where` of what each draw takes out.
+
+        The candidates are sorted by their distance from the centre and cut into as many groups as a draw takes samples; it
+        takes one of each group, in an order that is random and does not repeat before the group is used up. So all draws have
+        the same share of strong, central samples, and their errors can be compared.
+        """
+        ky, kx = self.where.nonzero().T.numpy()
+        n_held = max(1, round(fraction * len(ky)))
+        random = RandomGenerator(f"held out\n{seed}\n{digest(self.where, (self.where.shape[0], self.where.shape[1]))}")
+        order = np.lexsort((random.uniform(len(ky)), self.distance()[ky, kx].numpy()))
+        masks = [torch.zeros_like(self.where) for _ in range(draws)]
+        for group in np.array_split(order, n_held):
+            rounds = [group[np.argsort(random.uniform(len(group)))] for _ in range(-(-draws // len(group)))]
+            for mask, chosen in zip(masks, np.concatenate(rounds), strict=False):
+                mask[ky[chosen], kx[chosen]] = True
+        return masks
+
+    def distance(self) -> Tensor:
+        """Distance from the centre as a fraction of the matrix, float64 like `where`."""
+        n_y, n_x = self.where.shape
+        y, x = (torch.arange(n, dtype=torch.float64) - n // 2 for n in (n_y, n_x))
+        return torch.hypot(y[:, None] / n_y, x / n_x)
+
+    def importance(self) -> Tensor:
+        """``(1 - p) / p``, float64 like `where`: for how many samples that were not acquired a candidate stands.
+
+        p is the share of acquired samples in its ring around the centre. With these weights the mean squared error over the
+        candidates estimates that over what was not acquired (Horvitz and Thompson 1952, doi:10.1080/01621459.1952.10483446).
+        """
+        outside, weights = torch.ones_like(self.where), torch.zeros(self.where.shape, dtype=torch.float64)
+        outside[_block(self.where, self.calibration)] = False
+        distance = self.distance()
+        order = distance[self.where].sort().values
+        edges = order[torch.arange(1, RINGS) * len(order) // RINGS] if len(order) else order
+        ring = torch.bucketize(distance, edges, right=True)
+        for i in range(len(edges) + 1):
+            here = outside & (ring == i)
+            acquired = here & self.where
+            if n := int(acquired.sum()):
+                weights[acquired] = (int(here.sum()) - n) / n
+        return weights
+
+
+def without(op: Sense, held: Tensor) -> Sense:
+    """The operator of a scan without the samples at `held`, bool ``(ky kx|1)``."""
+    mask = op.mask & ~held.to(op.mask.device)
+    return replace(op, mask=mask, n_averages=None if op.n_averages is None else op.n_averages * mask)
+
+
+def noise_variance(y: Tensor, op: Sense) -> float | None:
+    """E|n|^2 of a sample measured once, averaged over the coils; None where neither the scan nor its samples tell it.
+
+    The outermost acquired samples are taken for noise where their magnitudes are distributed as those of noise alone: the
+    median of |n|^2 is then ln 2 times its mean. Otherwise what `op.noise_std` states, unless they are too weak for it.
+
+    Parameters
+    ----------
+    y
+        Complex ``(*batch coil ky kx)``.
+    op
+        Forward model.
+    """
+    power = outer_power(y, op.mask, op.n_averages)
+    if power is None:
+        return None
+    variance = power.median(1).values / math.log(2)
+    if (variance > 0).all() and float((power.mean(1) / variance).median()) <= HEAVY_TAIL:
+        return float(variance.mean())
+    return op.noise_std**2 if op.noise_std**2 <= float(power.mean()) else None
+
+
+def outer_power(y: Tensor, mask: Tensor, n_averages: Tensor | None) -> Tensor | None:
+    """|y|^2 as of samples measured once, float64 ``(coil sample)``, of the acquired samples farthest from the centre; None
+    where there are too few."""
+    n_y, n_x = y.shape[-2:]
+    at_y, at_x = (torch.arange(n) - n // 2 for n in (n_y, n_x))
+    plane = mask.reshape(-1, *mask.shape[-2:]).all(0).cpu().expand(n_y, n_x)
+    radius = torch.where(plane, torch.hypot(at_y[:, None] / n_y, at_x / n_x), -1.0)
+    n = max(FEWEST_OUTER, round(OUTER * int(plane.sum())))
+    if n > int(plane.sum()) // 2:
+        return None
+    far = radius.flatten().topk(n).indices.to(y.device)
+    counts = mask.int() if n_averages is None else n_averages
+    power = torch.where(mask, y, 0).abs().double().square() * counts
+    return power.flatten(-2)[..., far].movedim(-2, 0).flatten(1)
+
+
+def _block(plane: Tensor, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The centred block of `size` in a plane."""
+    y, x = (slice(*_edges(n, m)) for n, m in zip(plane.shape, size, strict=True))
+    return y, x
+
+
+def _edges(n: int, m: int) -> tuple[int, int]:
+    """First index of the m central ones of n, and the first behind them."""
+    return n // 2 - m // 2, n // 2 - m // 2 + m
