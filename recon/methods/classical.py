@@ -243,7 +243,7 @@ def objective(method: L1Wavelet | TotalVariation | CgSense, image: Tensor, y: Te
     """
     from recon.methods.solvers import Planes
 
-    planes = Planes.of(*_flattened(y, op)[:2])
+    planes = Planes.of(*flattened(y, op)[:2])
     scale = planes.scale.to(torch.float64)
     x = (image.to(torch.complex128) / scale).unsqueeze(-3)
     measured = torch.where(op.weights > 0, y, 0).to(torch.complex128) / scale.unsqueeze(-1)
@@ -260,7 +260,7 @@ def _solved(y: Tensor, op: SenseOperator, solve: Callable[[Planes], Tensor]) -> 
     from kspace.normal_equations import planes_at_once
     from recon.methods.solvers import Planes
 
-    samples, flat, batch = _flattened(y, op)
+    samples, flat, batch = flattened(y, op)
     images = samples.new_empty((len(samples), *y.shape[-2:]))
     n = planes_at_once(op)
     for first in range(0, len(samples), n):
@@ -270,7 +270,7 @@ def _solved(y: Tensor, op: SenseOperator, solve: Callable[[Planes], Tensor]) -> 
     return images.reshape(*batch, *y.shape[-2:])
 
 
-def _flattened(y: Tensor, op: SenseOperator) -> tuple[Tensor, SenseOperator, tuple[int, ...]]:
+def flattened(y: Tensor, op: SenseOperator) -> tuple[Tensor, SenseOperator, tuple[int, ...]]:
     """k-space ``(plane coil ky kx)``, its operator, and the batch that the planes stand for."""
     if y.ndim < 3 or y.shape[-3:] != op.maps.shape[-3:]:
         raise ValueError(f"k-space of shape {tuple(y.shape)} does not fit maps of shape {tuple(op.maps.shape)}")

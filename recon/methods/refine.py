@@ -1,0 +1,89 @@
+"""Residual refinement: what the measured samples say against the image of a generator, added as a sparse correction.
+
+    x = G + argmin over r: 1/2 ||W^(1/2)(A r - (y - A G))||^2 + lamda max|A^H W y| ||Psi r||_1
+
+G is the generator's image, Psi and W are those of `recon.methods.classical.L1Wavelet`. This is prior-image constrained
+compressed sensing (Chen, Tang and Leng 2008, doi:10.1118/1.2836423) without the term on x itself. The wavelets' approximation
+is not penalised, so what the samples say of low frequencies is taken as it is; of the rest, what stands out of noise and
+aliases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from kspace.operators import Sense
+from recon.methods.classical import L1Wavelet, flattened
+from recon.methods.generator import GeneratorReconstructor
+
+if TYPE_CHECKING:
+    from recon.methods.solvers import Planes
+
+Refinement = Literal["stack", "residual", "none"]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Residual refinement of an image that exists, called ``(image, y, op) -> image``.
+
+    Positively homogeneous; uses acquired samples only; acts on each plane of a batch by itself.
+
+    Attributes
+    ----------
+    lamda
+        Weight of the wavelets, relative to max|A^H W y| of the samples (not of the residual).
+    iterations
+        Of ADMM, from zero; always as many, so that rounding cannot change their number.
+    """
+
+    lamda: float = 2e-3
+    iterations: int = 15
+
+    def __call__(self, image: Tensor, y: Tensor, op: Sense) -> Tensor:
+        """Refined image, complex ``(*batch y x)``, from `image` ``(*batch y x)`` and k-space ``(*batch coil ky kx)``."""
+        from kspace.normal_equations import planes_at_once
+        from recon.methods import solvers
+
+        samples, flat, batch = flattened(y, op)
+        images = image.expand(*batch, *image.shape[-2:]).reshape(-1, *image.shape[-2:])
+        n = planes_at_once(op)
+        refined = [images.new_zeros((0, *image.shape[-2:]))]
+        for first in range(0, len(samples), n):
+            part = slice(first, first + n)
+            refined.append(self._solve(images[part], solvers.Planes.of(samples[part], flat.planes(part))))
+        return torch.cat(refined).reshape(*batch, *image.shape[-2:])
+
+    def _solve(self, images: Tensor, planes: Planes) -> Tensor:
+        from recon.methods import solvers
+
+        start = images / torch.where(planes.scale > 0, planes.scale, 1)
+        # The scale stays that of the samples: weight and thresholds mean the same for the residual as for the image.
+        residual = replace(planes, rhs=planes.rhs - planes.op.gram(planes.weights)(start))
+        norm = L1Wavelet().regulariser(planes.shape)
+        correction = solvers.sparse(residual, norm, self.lamda, self.iterations, 0.0)
+        return planes.finish(start + correction)
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedGenerator:
+    """A generator with residual refinement, called ``(y, op) -> image``.
+
+    Attributes
+    ----------
+    network
+        The generator.
+    residual
+        What follows.
+    """
+
+    network: GeneratorReconstructor
+    residual: Residual = Residual()
+
+    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
+        y = torch.where(op.mask, y, 0)
+        return self.residual(self.network(y, op), y, op)
