@@ -17,6 +17,7 @@ from recon.methods.precision import Precision
 
 if TYPE_CHECKING:
     from recon.methods.generator import GeneratorReconstructor
+    from recon.methods.refine import Refinement
 
 RSS = "rss"  # magnitude only: an export of the coil images, not a reconstructor
 
@@ -57,6 +58,7 @@ def choose(
     weights: Path | None = None,
     device: str = "auto",
     precision: Precision = "auto",
+    refine: Refinement | None = None,
 ) -> Method:
     """The method called `name`.
 
@@ -72,6 +74,9 @@ def choose(
         ``auto``, ``cpu`` or ``cuda``: where a generator runs.
     precision
         Of a generator's networks: see `recon.methods.precision`.
+    refine
+        What follows a generator: see `recon.methods.stack` and `recon.methods.refine`. None: the stack; for a published preset,
+        whose images are magnitudes, nothing.
 
     Raises
     ------
@@ -81,6 +86,8 @@ def choose(
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device found", "--device", "use --device cpu")
     if name == RSS or name in classical.METHODS:
+        if refine not in (None, "none"):
+            raise InputError(f"{name} is no generator", f"--refine {refine}", "leave it out")
         if weights is not None:
             raise InputError(f"{name} has no weights", "--weights", "leave it out, or choose the generator with --method")
         if name != RSS:
@@ -91,10 +98,34 @@ def choose(
         return Method(name, None)
     if lamda is not None:
         raise InputError(f"{name} is a generator and has no regularisation weight", "--lamda", "leave it out")
-    return _generator(name, weights, device, precision)
+    return _generator(name, weights, device, precision, refine)
 
 
-def _generator(name: str, weights: Path | None, device: str, precision: Precision) -> Method:
+def refined(network: GeneratorReconstructor, refine: Refinement | None) -> Callable[[Tensor, Sense], Tensor]:
+    """The generator with what follows it.
+
+    Raises
+    ------
+    InputError
+        If its images are magnitudes, which have no residual.
+    """
+    magnitudes = network.card.preset == "published"
+    if refine == "none" or (refine is None and magnitudes):
+        return network
+    if magnitudes:
+        raise InputError(
+            f"{network.name} is a published preset, whose images are magnitudes", f"--refine {refine}", "use --refine none"
+        )
+    if refine == "residual":
+        from recon.methods.refine import RefinedGenerator
+
+        return RefinedGenerator(network)
+    from recon.methods.stack import Stack
+
+    return Stack(network)
+
+
+def _generator(name: str, weights: Path | None, device: str, precision: Precision, refine: Refinement | None) -> Method:
     from recon.methods import generator
     from recon.methods.weights import shipped
 
@@ -111,4 +142,6 @@ def _generator(name: str, weights: Path | None, device: str, precision: Precisio
         "system": loaded.card.system,
         "precision": loaded.precision,
     }
-    return Method(name, loaded, loaded, details)
+    made = refined(loaded, refine)
+    details["refine"] = "none" if made is loaded else refine or "stack"
+    return Method(name, made, loaded, details)

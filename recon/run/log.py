@@ -30,6 +30,8 @@ class Log:
         Digest and acceleration of the sampling, one entry per image.
     noise
         Source of the noise covariance.
+    refinement
+        Weights of a stack and how they were chosen, one entry for each contrast and set.
     tell
         Receives each warning when it arises; None: nobody does.
     progress
@@ -40,6 +42,7 @@ class Log:
     warnings: list[str] = field(default_factory=list)
     masks: list[dict[str, object]] = field(default_factory=list)
     noise: str = "none"
+    refinement: list[dict[str, object]] = field(default_factory=list)
     tell: Callable[[str], None] | None = to_terminal
     progress: tqdm[object] | None = None
 

@@ -22,6 +22,10 @@ class RunOptions:
         rss, zero-filled, sense, l1-wavelet, tv, or a generator (recon models lists those that ship).
     weights
         File of weights (.safetensors) for a generator, instead of those that ship.
+    refine
+        What follows a generator: stack (default), the mixture of L1-wavelet, generator and refined generator that predicts
+        held-out samples of the scan best; residual, a sparse correction by what the samples say against the generator's image;
+        none, the network's own image.
     lamda
         Regularisation weight; for l1-wavelet and tv relative to max|A^H y|. Default: the method's own.
     maps
@@ -65,6 +69,7 @@ class RunOptions:
 
     method: str = "sense"
     weights: Path | None = None
+    refine: Literal["stack", "residual", "none"] | None = None
     lamda: float | None = None
     maps: str = "espirit"
     calibration_width: int = 24

@@ -28,6 +28,7 @@ from recon.run.input import Source, open_source
 from recon.run.log import Log, to_terminal
 from recon.run.options import FORMATS, RunOptions
 from recon.run.prepare import MapMaker, prepare
+from recon.run.refinement import Refinement
 from recon.run.selection import by_reason, parse_selection
 from recon.versions import versions
 
@@ -81,7 +82,7 @@ def choose_method(options: RunOptions) -> Method:
     InputError
         If there is none, or it cannot do what the options ask for.
     """
-    method = choose(options.method, options.lamda, options.weights, options.device, options.precision)
+    method = choose(options.method, options.lamda, options.weights, options.device, options.precision, options.refine)
     if method.reconstruct is None and options.complex:
         raise InputError(f"{method.name} is a magnitude", "--complex", "leave it out, or choose another method")
     return method
@@ -193,6 +194,12 @@ def reconstruct_encoding(
     images: list[Image] = []
     # All repetitions of a slice come together, because they may share their maps.
     order = sorted(indices, key=lambda i: (i.contrast, i.set, i.phase, i.slice, i.repetition))
+
+    def load(index: ImageIndex) -> tuple[Tensor, Sense]:
+        k = prepare(source.load(encoding, index), noise, options, log)
+        return k.data, _operator(k, maps)
+
+    refinement = Refinement(method, order, load, log)
     # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
     disable = None if show_progress else True
     log.progress = tqdm(order, desc=f"{source.stem}: {options.method}", unit="image", disable=disable, leave=False)
@@ -204,7 +211,7 @@ def reconstruct_encoding(
                 _check_noise(k, noise, log)
         with log.step("preprocess"):
             k = prepare(k, noise, options, log)
-        images += reconstruct_image(k, maps, method, log)
+        images += reconstruct_image(k, maps, refinement.of(index), log)
         del k
         memory.release()
     for message in source.warnings:
@@ -226,7 +233,7 @@ def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, log: Log) -> li
             coil_images = preprocess.to_recon_matrix(_volume(ifft(k.data)), k.header)
             return [Image(_root_sum_of_squares(coil_images), k.header)]
     with log.step("maps"):
-        op = Sense(maps.of(k), k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
+        op = _operator(k, maps)
     _check_support(k, op, log)
     with log.step("reconstruct"):
         images = [_image(method.reconstruct(k.data, op), k, "main")]
@@ -236,6 +243,10 @@ def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, log: Log) -> li
         with log.step(BESIDE.name):
             images.append(_image(BESIDE(k.data, op), k, BESIDE.name))
     return images
+
+
+def _operator(k: KSpace, maps: MapMaker) -> Sense:
+    return Sense(maps.of(k), k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
 
 
 def _root_sum_of_squares(coil_images: Tensor) -> Tensor:
@@ -329,7 +340,7 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
     return RunRecord(
         method=method.name,
         generated=method.generator is not None,
-        description=f"{method.description} of {source.kind} raw data",
+        description="; ".join([f"{method.description} of {source.kind} raw data", *(str(r["says"]) for r in log.refinement)]),
         parameters=parameters | method.details,
         versions=versions() | {k: v for k, v in method.details.items() if k == "weights sha256"},
         source=str(source.path),
@@ -337,7 +348,7 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
         mask={"images": log.masks},
         seconds=log.seconds,
         warnings=log.warnings,
-        extra={"noise": log.noise}
+        extra={"noise": log.noise, "refinement": log.refinement}
         | (
             {}
             if header is None

@@ -17,15 +17,21 @@ import pydicom
 import pytest
 import torch
 
+from kspace import coils, preprocess
 from kspace.container import Image, KSpace
 from kspace.errors import InputError
 from kspace.io.mrd.images import read_images
+from kspace.operators import Sense
 from kspace.simulation.acquisition import abort, add_noise_scan, coil_covariance, repeat
 from models import systems
 from recon.commands.run import run
-from recon.methods import weights
+from recon.methods import generator, weights
+from recon.methods.choose import refined
+from recon.run.input import MrdSource
+from recon.run.log import Log
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
+from recon.run.prepare import prepare
 from tests.support import raw_files
 
 QUIET = RunOptions(method="zero-filled", format="mrd", complex=True)
@@ -430,3 +436,44 @@ def test_many_incomplete_images_are_one_line(tmp_path: Path, capsys: pytest.Capt
     lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert 1 <= len(lines) <= 2
     assert any(" more: " in line for line in lines)
+
+
+def test_refinement_is_chosen_by_the_scan_and_on_record(tmp_path: Path) -> None:
+    case = raw_files.accelerated(tmp_path / "scan.h5")
+    path = small_weights(tmp_path / "small.safetensors")
+    stored = {}
+    for refine in ("none", "residual", "stack", None):
+        options = RunOptions(method="refinegan", weights=path, refine=refine, format="mrd,dicom", complex=True)  # type: ignore[arg-type]
+        assert run([case.path], tmp_path / str(refine), options) == 0
+        stored[refine] = read_images(tmp_path / str(refine) / "scan.mrd.h5")[0].image.data
+    assert torch.equal(stored["stack"], stored[None])
+    assert not torch.equal(stored["stack"], stored["none"])
+    assert not torch.equal(stored["residual"], stored["none"])
+    network = generator.load(path)
+    source_file = MrdSource(case.path)
+    k = prepare(source_file.load(0, source_file.images(0)[0]), source_file.noise, RunOptions(), Log())
+    op = Sense(coils.estimate_maps(k), k.mask, k.header.noise_std or 1.0, k.n_averages)
+    direct = preprocess.to_recon_matrix(network(k.data, op)[None, None], k.header)[0]
+    assert torch.equal(stored["none"], direct)
+    record = json.loads((tmp_path / "stack" / "scan.json").read_text())
+    (entry,) = record["extra"]["refinement"]
+    assert sum(entry["weights"].values()) == pytest.approx(1)
+    assert set(entry["weights"]) == {"l1-wavelet", "small", "small+residual"}
+    assert record["parameters"]["refine"] == "stack"
+    assert entry["says"] in record["description"]
+    derived = pydicom.dcmread(next((tmp_path / "stack" / "scan_dicom").glob("*.dcm"))).DerivationDescription
+    assert entry["says"][:60] in derived
+    meta = read_images(tmp_path / "stack" / "scan.mrd.h5")[0].meta
+    assert entry["says"][:60] in str(meta["ImageComment"])
+    assert json.loads((tmp_path / "none" / "scan.json").read_text())["extra"]["refinement"] == []
+    with pytest.raises(InputError, match="sense is no generator"):
+        run([case.path], tmp_path / "a", RunOptions(method="sense", refine="stack"))
+
+
+def test_magnitudes_of_a_published_preset_are_not_refined(tmp_path: Path) -> None:
+    network = generator.load(small_weights(tmp_path / "small.safetensors"))
+    card = replace(network.card, config={**network.card.config, "preset": "published"})
+    published = replace(network, card=card)
+    assert refined(published, None) is published
+    with pytest.raises(InputError, match="published preset, whose images are magnitudes"):
+        refined(published, "residual")
