@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -72,6 +72,54 @@ class Source(Protocol):
         """Write what belongs to this kind of file alone, and return the paths."""
 
 
+@dataclass(frozen=True)
+class ConvertedFormat:
+    """File format that is converted to ISMRMRD first, so that one reader decides what a scan means.
+
+    Attributes
+    ----------
+    name
+        Of the format, for messages and records.
+    recognises
+        Whether a file is of this format, by its name or first bytes.
+    to_ismrmrd
+        Converts a file to an ISMRMRD file, and returns notes for the log.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    to_ismrmrd: Callable[[Path, Path], tuple[str, ...]]
+
+
+def _is_twix(path: Path) -> bool:
+    return path.suffix.lower() == ".dat"
+
+
+def _twix_to_ismrmrd(path: Path, output: Path) -> tuple[str, ...]:
+    from kspace.io import twix
+
+    return twix.to_ismrmrd(path, output)
+
+
+CONVERTED = [
+    ConvertedFormat("Siemens twix", _is_twix, _twix_to_ismrmrd),
+    ConvertedFormat("MRD stream", recording.is_recording, recording.to_ismrmrd),
+]
+
+
+def register(added: ConvertedFormat) -> None:
+    """Add a file format from outside this module; the first that recognises a file reads it.
+
+    Raises
+    ------
+    ValueError
+        If there is a format of that name.
+    """
+    if added.name in [known.name for known in CONVERTED]:
+        raise ValueError(f"file format '{added.name}': rule 'name': there is a format of that name; choose another")
+    CONVERTED.append(added)
+
+
 @contextmanager
 def open_source(path: Path) -> Iterator[Source]:
     """Open a raw file of any kind that is known.
@@ -81,14 +129,8 @@ def open_source(path: Path) -> Iterator[Source]:
     InputError
         If there is no such file, or it is of no known kind.
     """
-    if path.suffix.lower() == ".dat":
-        from kspace.io import twix
-
-        # Siemens raw data is turned into ISMRMRD first, so that one reader decides what a scan means.
-        with _converted(path, twix.to_ismrmrd, "Siemens twix") as source:
-            yield source
-    elif recording.is_recording(path):
-        with _converted(path, recording.to_ismrmrd, "MRD stream") as source:
+    if converted := next((known for known in CONVERTED if known.recognises(path)), None):
+        with _converted(path, converted.to_ismrmrd, converted.name) as source:
             yield source
     elif fastmri.is_fastmri(path):
         yield FastmriSource(path)
