@@ -18,12 +18,11 @@ from kspace import coils, preprocess
 from kspace.container import ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import resize
-from kspace.io import fastmri
 from kspace.masks import MaskSpec, acceleration, digest
 from kspace.operators import Sense
 from recon.compare.store import MaskedVolume
 from recon.methods.classical import rss
-from recon.run.input import FastmriSource, MrdSource
+from recon.run.input import Source, open_h5_source
 
 T = TypeVar("T")
 
@@ -258,57 +257,42 @@ def _below(start: Path) -> list[Path]:
 
 def _volumes(dataset: str, path: Path) -> list[FullVolume]:
     """The fully sampled volumes of a file; none where it is undersampled."""
-    if fastmri.is_fastmri(path):
-        return _fastmri_volumes(dataset, path)
-    return _mrd_volumes(dataset, path)
-
-
-def _fastmri_volumes(dataset: str, path: Path) -> list[FullVolume]:
-    volume = FastmriSource(path).volume
-    if volume.has_mask:
-        return []
-    noise = volume.noise
-
-    def plane(i: int) -> KSpace:
-        # Volumes with a target are whitened too: methods shall see what they see of a scan.
-        return preprocess.prepare(volume.load(i), noise)
-
-    boxes = np.asarray(volume.boxes, dtype=np.float32).reshape(-1, 6)
-    simulated, attribution = bool(volume.attributes.get("simulated")), volume.attributes.get("attribution")
-    about = simulated, attribution and str(attribution), volume.truth if volume.has_truth else None
-    return [FullVolume(dataset, path.name, path, "fastmri", volume.n_slices, plane, boxes, *about)]
-
-
-def _mrd_volumes(dataset: str, path: Path) -> list[FullVolume]:
-    source = MrdSource(path)
+    source = open_h5_source(path)
     stacks: dict[tuple[int, ImageIndex], list[ImageIndex]] = {}
-    for encoding in source.encodings:
+    for encoding in source.encodings if source.fully_sampled is not False else ():
         for index in source.images(encoding):
             stacks.setdefault((encoding, replace(index, slice=0)), []).append(index)
-    if not stacks:
+    if not stacks and source.fully_sampled is None:
         raise InputError("no complete image", path, "see recon info")
+    boxes = np.asarray(source.boxes, dtype=np.float32).reshape(-1, 6)
+    simulated, attribution = bool(source.attributes.get("simulated")), source.attributes.get("attribution")
     found = []
     for (encoding, first), members in stacks.items():
         name = path.name if len(stacks) == 1 else f"{path.name} ({first.name}, encoding {encoding})"
         members = sorted(members, key=lambda index: index.slice)
         n_planes, plane = _planes(source, encoding, members)
-        if not is_full(plane(n_planes // 2).mask):
+        if source.fully_sampled is None and not is_full(plane(n_planes // 2).mask):
             return []
-        found.append(FullVolume(dataset, name, path, "mrd", n_planes, plane))
+        truth = _truth(source, members) if source.has_truth else None
+        about = boxes, simulated, attribution and str(attribution), truth
+        found.append(FullVolume(dataset, name, path, source.format, n_planes, plane, *about))
     return found
 
 
-def _planes(source: MrdSource, encoding: int, members: Sequence[ImageIndex]) -> tuple[int, Callable[[int], KSpace]]:
+def _truth(source: Source, members: Sequence[ImageIndex]) -> Callable[[int], Tensor | None]:
+    return lambda i: source.truth(members[i])
+
+
+def _planes(source: Source, encoding: int, members: Sequence[ImageIndex]) -> tuple[int, Callable[[int], KSpace]]:
     """The number of 2-D planes of a stack of slices, or of a 3-D scan, and how to get one."""
 
     def load(i: int) -> KSpace:
-        return preprocess.prepare(source.load(encoding, members[i]), source.noise)
+        return preprocess.prepare(source.load(encoding, members[i]), source.known_noise)
 
-    whole = lru_cache(maxsize=1)(load)  # a 3-D scan is read once for all of its planes
-    first = load(0)
-    if first.data.ndim == 3:
+    if not source.is_3d(encoding):
         return len(members), load
-    n = first.data.shape[0]
+    whole = lru_cache(maxsize=1)(load)  # a 3-D scan is read once for all of its planes
+    n = whole(0).data.shape[0]
 
     def plane(i: int) -> KSpace:
         k, x = whole(i // n), i % n

@@ -58,7 +58,7 @@ from recon import memory
 from recon.compare.held_out_summary import Energies, rows, sentence
 from recon.compare.holding import NoiseLevel, hold_out
 from recon.methods.held_out import Candidates
-from recon.run.input import FastmriSource, Source, open_source
+from recon.run.input import Source, open_source
 from recon.run.options import RunOptions
 
 Reconstruct = Callable[[Tensor, Sense], Tensor]
@@ -272,8 +272,7 @@ def _maps(rest: KSpace, method: str, calibration_width: int) -> Tensor:
 
 def _load(scan: Source, encoding: int, index: ImageIndex, mask: MaskSpec | None) -> KSpace:
     # A volume with a target is whitened here too: nothing is compared with that target.
-    noise = scan.volume.noise if isinstance(scan, FastmriSource) else scan.noise
-    k = preprocess.prepare(scan.load(encoding, index), noise)
+    k = preprocess.prepare(scan.load(encoding, index), scan.known_noise)
     if mask is None:
         return k
     return preprocess.undersample(k, mask.draw((k.data.shape[-2], k.data.shape[-1]), scan.path.name))

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "RunRecord", "check_outputs", "export"]
 
-SUFFIXES = {"mrd": ".mrd.h5", "dicom": "_dicom", "nifti": ".nii.gz", "png": ".png"}
+SUFFIXES = {"mrd": ".mrd.h5", "dicom": "_dicom", "nifti": ".nii.gz", "png": ".png", "fastmri": ".h5"}
 FORMATS = tuple(SUFFIXES)
+USUAL = tuple(name for name in FORMATS if name != "fastmri")  # a submission serves fastMRI's own volumes
 
 
 def export(
@@ -34,7 +35,7 @@ def export(
     record: RunRecord,
     out: Path,
     stem: str,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = USUAL,
     complex_images: bool = False,
     force: bool = False,
     xml: str | bytes | None = None,
@@ -44,8 +45,9 @@ def export(
     """Write the images of one run.
 
     Under ``out`` come ``<stem>.mrd.h5``, ``<stem>_dicom/*.dcm``, ``<stem>.nii.gz``, ``<stem>.png`` for the main images, the
-    same with ``<stem>_<role>`` for each further role, and ``<stem>.json``. They appear together when all are complete; after an
-    exception, Ctrl-C included, the directory is as it was before.
+    same with ``<stem>_<role>`` for each further role, ``<stem>.h5`` in fastMRI's layout for the main images, and
+    ``<stem>.json``. They appear together when all are complete; after an exception, Ctrl-C included, the directory is as it was
+    before.
 
     Parameters
     ----------
@@ -58,7 +60,7 @@ def export(
     stem
         Name of the outputs without suffix.
     formats
-        Of ``mrd``, ``dicom``, ``nifti``, ``png``. The JSON record is always written.
+        Of ``mrd``, ``dicom``, ``nifti``, ``png``, ``fastmri``. The JSON record is always written.
     complex_images
         Complex values into MRD and NIfTI where images are complex; DICOM and PNG show magnitudes.
     force
@@ -84,7 +86,7 @@ def export(
     out = Path(out)
     series = make_series(images, record)
     roles = tuple(dict.fromkeys(one.role for one in series))
-    check_outputs(out, stem, formats, force, roles)
+    check_outputs(out, stem, formats, force, roles, Path(record.source) if record.source else None)
     made = _make_directory(out)
     room: Path | None = None
     try:
@@ -104,9 +106,15 @@ def export(
 
 
 def check_outputs(
-    out: Path, stem: str, formats: Sequence[str] = FORMATS, force: bool = False, roles: Sequence[str] = ("main",)
+    out: Path,
+    stem: str,
+    formats: Sequence[str] = USUAL,
+    force: bool = False,
+    roles: Sequence[str] = ("main",),
+    source: Path | None = None,
 ) -> None:
-    """Refuse early what `export` would refuse late: unknown formats, existing outputs, a directory that cannot be written.
+    """Refuse early what `export` would refuse late: unknown formats, existing outputs, a directory that cannot be written, and
+    an output that would replace its own input `source`.
 
     Writes nothing. Outputs of formats that are not asked for are left alone, by `force` as well.
 
@@ -121,6 +129,8 @@ def check_outputs(
     if not stem or stem.startswith(".") or Path(stem).name != stem or any(ord(c) < 32 for c in stem):
         raise InputError(f"'{stem}' cannot be the name of an output", "the inputs", "rename the file")
     existing = _existing(out, stem, formats, roles)
+    if source is not None and (same := next((p for p in existing if source.exists() and p.samefile(source)), None)):
+        raise InputError("the reconstruction would overwrite its own input", same, "choose another folder with -o")
     if existing and not force:
         raise InputError(f"{existing[0].name} exists already", out, "give --force to replace it, or another -o")
     parent = next(p for p in (out, *out.absolute().parents) if os.path.lexists(p))
@@ -135,12 +145,17 @@ def _existing(out: Path, stem: str, formats: Sequence[str], roles: Sequence[str]
     if not out.is_dir():
         return []
     bases = [role_stem(stem, role) for role in roles]
-    names = {f"{stem}.json"} | {base + SUFFIXES[name] for base in bases for name in formats}
+    names = {f"{stem}.json"} | {base + SUFFIXES[name] for base in bases for name in formats if _holds(name, base == stem)}
     stacks = [re.compile(re.escape(base) + r"_stack\d+\.nii\.gz") for base in bases if "nifti" in formats]
     try:
         return sorted(p for p in out.iterdir() if p.name in names or any(s.fullmatch(p.name) for s in stacks))
     except OSError as error:
         raise InputError(f"cannot look into the directory ({error.strerror})", out, "choose another -o") from error
+
+
+def _holds(name: str, main: bool) -> bool:
+    """Whether a format holds images of this role: a submission is one volume, that of the main images."""
+    return main or name != "fastmri"
 
 
 def role_stem(stem: str, role: str) -> str:
@@ -183,6 +198,10 @@ def _write_all(
             from recon.output.png import write_montage
 
             write_montage(folder / (name + SUFFIXES["png"]), images, record)
+        if "fastmri" in formats and _holds("fastmri", role == "main"):
+            from recon.output.submission import write_submission
+
+            write_submission(folder / (name + SUFFIXES["fastmri"]), images, record)
     if tell is not None:
         for warning in warnings[len(record.warnings) :]:
             tell(warning)

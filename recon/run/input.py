@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kspace.container import Header, Image, ImageIndex, KSpace
+from kspace.container import Header, ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.io import fastmri, mrd
 from kspace.io.checksums import sha256
 from kspace.io.mrd import recording
 from kspace.noise import Noise
+from recon.run.describe import describe_scan, describe_volume
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Source(Protocol):
@@ -22,8 +27,14 @@ class Source(Protocol):
 
     path: Path
     kind: str
+    format: str  # short name of the layout, ``mrd`` or ``fastmri``
     expects_noise: bool  # whether to say so where there is no noise scan
     encodings: Sequence[int]  # those that can be reconstructed
+    own_formats: Sequence[str]  # output formats that belong to this kind of file, written in any case
+    fully_sampled: bool | None  # as the file states; None where only the samples tell
+    attributes: Mapping[str, Any]  # what the file says of itself beyond its header
+    boxes: Sequence[Sequence[float]]  # rows (slice, class, y0, x0, y1, x1) in points of the image delivered
+    has_truth: bool  # whether `truth` is known
 
     @property
     def stem(self) -> str:
@@ -31,7 +42,11 @@ class Source(Protocol):
 
     @property
     def noise(self) -> Noise | None:
-        """The noise scan, where there is one."""
+        """The noise that a reconstruction whitens with; None where there is none, or where the units of the file matter."""
+
+    @property
+    def known_noise(self) -> Noise | None:
+        """The noise as far as it is known, whatever the units: for comparison, which has a truth of its own."""
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -65,11 +80,14 @@ class Source(Protocol):
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
         """The average over the repetitions of this image's slice; None where there is but one."""
 
-    def check_extra(self, output: Path, stem: str, force: bool) -> None:
-        """Refuse early what `export_extra` would refuse late."""
+    def is_3d(self, encoding: int) -> bool:
+        """Whether the images of an encoding are volumes."""
 
-    def export_extra(self, images: Sequence[Image], output: Path, stem: str, method: str, force: bool) -> list[Path]:
-        """Write what belongs to this kind of file alone, and return the paths."""
+    def truth(self, index: ImageIndex) -> Tensor | None:
+        """Noise-free ground truth ``(y x)`` of a simulated image, over the standard deviation of whitened noise; else None."""
+
+    def describe(self) -> Iterator[str]:
+        """Lines that say what is in the file, for people."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +150,19 @@ def open_source(path: Path) -> Iterator[Source]:
     if converted := next((known for known in CONVERTED if known.recognises(path)), None):
         with _converted(path, converted.to_ismrmrd, converted.name) as source:
             yield source
-    elif fastmri.is_fastmri(path):
-        yield FastmriSource(path)
     else:
-        yield MrdSource(path)
+        yield open_h5_source(path)
+
+
+def open_h5_source(path: Path) -> Source:
+    """The source of an HDF5 file, which needs no conversion and so nothing to close.
+
+    Raises
+    ------
+    InputError
+        If it is of no known kind.
+    """
+    return FastmriSource(path) if fastmri.is_fastmri(path) else MrdSource(path)
 
 
 @contextmanager
@@ -155,7 +182,13 @@ def _converted(path: Path, convert: Callable[[Path, Path], tuple[str, ...]], kin
 class MrdSource:
     """An ISMRMRD file; `original` is the file that it was converted from, where it was."""
 
+    format = "mrd"
     expects_noise = True
+    own_formats: Sequence[str] = ()
+    fully_sampled: bool | None = None
+    attributes: Mapping[str, Any] = MappingProxyType({})
+    boxes: Sequence[Sequence[float]] = ()
+    has_truth = False
 
     def __init__(self, path: Path, original: Path | None = None, kind: str = "ISMRMRD", notes: tuple[str, ...] = ()) -> None:
         self.scan = mrd.open_scan(path)
@@ -171,6 +204,10 @@ class MrdSource:
 
     @property
     def noise(self) -> Noise | None:
+        return self.scan.noise
+
+    @property
+    def known_noise(self) -> Noise | None:
         return self.scan.noise
 
     @property
@@ -208,24 +245,33 @@ class MrdSource:
             return None
         return self.scan.load_average(encoding, index)
 
-    def check_extra(self, output: Path, stem: str, force: bool) -> None:
-        pass
+    def is_3d(self, encoding: int) -> bool:
+        return self.scan.encodings[encoding].is_3d
 
-    def export_extra(self, images: Sequence[Image], output: Path, stem: str, method: str, force: bool) -> list[Path]:
-        return []
+    def truth(self, index: ImageIndex) -> Tensor | None:
+        return None
+
+    def describe(self) -> Iterator[str]:
+        return describe_scan(self.scan)
 
 
 class FastmriSource:
-    """A fastMRI volume; its reconstruction is also written in the layout of the challenge's submissions."""
+    """A fastMRI volume."""
 
     kind = "fastMRI"
+    format = "fastmri"
     expects_noise = False
     encodings: Sequence[int] = (0,)
+    own_formats: Sequence[str] = ("fastmri",)
     xml = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.volume = fastmri.open_volume(path)
+        self.fully_sampled: bool | None = not self.volume.has_mask
+        self.attributes: Mapping[str, Any] = self.volume.attributes
+        self.boxes: Sequence[Sequence[float]] = self.volume.boxes
+        self.has_truth = self.volume.has_truth
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -235,6 +281,10 @@ class FastmriSource:
     def noise(self) -> Noise | None:
         # Whitening changes the units: a volume with a target is reconstructed in those that the target has.
         return self.volume.noise if self.volume.target_name is None else None
+
+    @property
+    def known_noise(self) -> Noise | None:
+        return self.volume.noise
 
     @property
     def stem(self) -> str:
@@ -264,13 +314,11 @@ class FastmriSource:
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace | None:
         return None
 
-    def check_extra(self, output: Path, stem: str, force: bool) -> None:
-        target = output / f"{stem}.h5"
-        if target.exists() and target.samefile(self.path):
-            raise InputError("the reconstruction would overwrite its own input", target, "choose another folder with -o")
-        if target.exists() and not force:
-            raise InputError(f"{target.name} exists already", output, "give --force to replace it, or another -o")
+    def is_3d(self, encoding: int) -> bool:
+        return False
 
-    def export_extra(self, images: Sequence[Image], output: Path, stem: str, method: str, force: bool) -> list[Path]:
-        data = [image.data for image in images]
-        return [fastmri.write_reconstruction(output / f"{stem}.h5", data, attributes={"method": method}, force=force)]
+    def truth(self, index: ImageIndex) -> Tensor | None:
+        return self.volume.truth(index.slice)
+
+    def describe(self) -> Iterator[str]:
+        return describe_volume(self.volume)

@@ -9,7 +9,7 @@ from typing import Literal
 from kspace.errors import InputError
 from recon.methods.precision import Precision
 
-FORMATS = ("mrd", "dicom", "nifti", "png")
+FORMATS = ("mrd", "dicom", "nifti", "png", "fastmri")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class RunOptions:
     incomplete
         Reconstruct images too whose acquisition was begun and not finished.
     format
-        What to write, separated by commas: mrd, dicom, nifti, png. A JSON record is always written.
+        What to write, separated by commas: mrd, dicom, nifti, png, fastmri (a submission to the fastMRI challenges; always
+        written for fastMRI input). A JSON record is always written.
     complex
         Write complex MRD and NIfTI images instead of magnitudes.
     mrd_pixels
@@ -82,7 +83,7 @@ class RunOptions:
     slices: str | None = None
     repetitions: str | None = None
     incomplete: bool = False
-    format: str = ",".join(FORMATS)
+    format: str = "mrd,dicom,nifti,png"
     complex: bool = False
     mrd_pixels: Literal["float32", "uint16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"

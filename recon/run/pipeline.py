@@ -136,8 +136,7 @@ def check_room(source: Source, output: Path, options: RunOptions, roles: Sequenc
         If an output exists and ``options.force`` is not given, or the folder cannot be written.
     """
     for e in _chosen_encodings(source, options):
-        check_outputs(output, _stem(source, e), options.formats, options.force, roles)
-        source.check_extra(output, _stem(source, e), options.force)
+        check_outputs(output, _stem(source, e), _formats(source, options), options.force, roles, source.path)
 
 
 def save_results(
@@ -162,16 +161,19 @@ def save_results(
                 result.record,
                 output,
                 result.stem,
-                options.formats,
+                _formats(source, options),
                 options.complex,
                 options.force,
                 source.xml,
                 options.mrd_pixels,
                 tell,
             )
-            main = [image for image in result.images if image.role == "main"]
-            written += source.export_extra(main, output, result.stem, result.record.method, options.force)
     return written
+
+
+def _formats(source: Source, options: RunOptions) -> tuple[str, ...]:
+    """The formats that were asked for, and those that belong to this kind of file."""
+    return tuple(dict.fromkeys((*options.formats, *source.own_formats)))
 
 
 def _stem(source: Source, encoding: int) -> str:

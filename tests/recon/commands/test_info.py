@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from kspace.container import ImageIndex
-from recon.commands import info
+from recon.run import describe
+from recon.run.describe import describe_volume
 from recon.run.selection import by_reason
 
 
@@ -19,14 +20,14 @@ def volume(**facts: Any) -> Any:
 
 
 def test_what_a_volume_does_not_name_is_said_to_be_not_named() -> None:
-    assert "  acquisition unnamed, patient unnamed" in list(info._describe_volume(volume()))
-    assert "  acquisition unnamed, patient unnamed" in list(info._describe_volume(volume(attributes={"acquisition": ""})))
+    assert "  acquisition unnamed, patient unnamed" in list(describe_volume(volume()))
+    assert "  acquisition unnamed, patient unnamed" in list(describe_volume(volume(attributes={"acquisition": ""})))
     named = volume(attributes={"acquisition": "AXT2"}, patient="abc")
-    assert "  acquisition AXT2, patient abc" in list(info._describe_volume(named))
+    assert "  acquisition AXT2, patient abc" in list(describe_volume(named))
 
 
 def test_a_position_is_written_as_a_point() -> None:
-    assert info._lps((0.02, 0.0666, -1e-9)) == "(20.0, 66.6, 0.0) mm LPS"
+    assert describe._lps((0.02, 0.0666, -1e-9)) == "(20.0, 66.6, 0.0) mm LPS"
 
 
 def test_incomplete_images_are_grouped_by_reason() -> None:

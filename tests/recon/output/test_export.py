@@ -321,3 +321,21 @@ def test_unsigned_integers_of_complex_images_are_refused() -> None:
         RunOptions(mrd_pixels="uint16", complex=True)
     with pytest.raises(InputError, match="no MRD file is asked for"):
         RunOptions(mrd_pixels="uint16", format="png")
+
+
+def test_a_submission_holds_the_magnitudes_of_one_volume(tmp_path: Path) -> None:
+    slices = [make_image(index=ImageIndex(slice=s), gain=1 + s) for s in (1, 0)]
+    beside = [replace(image, role="sense") for image in slices]
+    export([*slices, *beside], make_record(), tmp_path, "scan", ("fastmri",))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.h5", "scan.json"]
+    with h5py.File(tmp_path / "scan.h5") as file:
+        assert file.attrs["method"] == make_record().method
+        expected = torch.cat([slices[1].data, slices[0].data]).abs().mT
+        assert np.array_equal(file["reconstruction"][()], expected.numpy())
+    two = [make_image(index=ImageIndex(repetition=r)) for r in range(2)]
+    with pytest.raises(InputError, match=r"--format fastmri: a fastMRI submission holds one volume, these are 2"):
+        export(two, make_record(), tmp_path / "b", "scan", ("mrd", "fastmri"))
+    assert not (tmp_path / "b").exists()
+    record = make_record(source=str(tmp_path / "scan.h5"))
+    with pytest.raises(InputError, match="would overwrite its own input"):
+        export(slices, record, tmp_path, "scan", ("fastmri",), force=True)
