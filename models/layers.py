@@ -51,7 +51,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, Callable[[Tensor]
 
 
 def refuse_other_size(x: Tensor, size: int, system: str) -> None:
-    """Raise `InputError` unless `x` is ``(... size size)``, as the published network requires."""
+    """Raise `InputError` unless `x` is ``(*batch size size)``, as the published network requires."""
     if x.shape[-2:] != (size, size):
         given = f"{x.shape[-2]}x{x.shape[-1]}"
         raise InputError(f"{system} as published takes {size}x{size} images, got {given}", fix="use its raw preset")
@@ -183,7 +183,7 @@ class UNet(nn.Module):
 class Spectral(nn.Module):
     """Layer with weights divided by their largest singular value (Miyato 2018, arXiv 1802.05957).
 
-    One power iteration per call in training. PyTorch's own parametrisation cannot be sent to spawned processes.
+    One power iteration per call in training; shapes as of the layer. PyTorch's own parametrisation cannot be sent to spawned processes.
     """
 
     u: Tensor
@@ -204,7 +204,7 @@ class Spectral(nn.Module):
         return self.layer.weight / (u @ matrix @ v)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the normalised layer to `x`, real ``(n c ...)``."""
+        """Apply the normalised layer to `x`, real ``(n c y x)`` or ``(n c)``."""
         out: Tensor = torch.func.functional_call(self.layer, {"weight": self.weight()}, (x,))
         return out
 

@@ -240,7 +240,7 @@ def assemble(
     d_weight
         Weight of the discriminator's own loss.
     find_roi
-        See `Gan`.
+        Target, complex ``(*batch y x)``, to boxes, integer ``(*batch 4)``: see `Gan`.
     """
     given = options.losses
     weight = given.adversarial / len(images) if weight is None else weight

@@ -97,7 +97,7 @@ SIZE = 256
 NormLayer = Callable[[int], nn.Module]
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """Residual block ``x + conv(act(norm(conv(act(norm(conv(x)))))))``, 3x3, half the channels in the middle."""
 
     def __init__(self, n: int, norm: NormLayer) -> None:
@@ -117,12 +117,12 @@ def _conv(a: int, b: int, norm: NormLayer, stride: int = 1, transposed: bool = F
 
 def encoder(a: int, b: int, norm: NormLayer) -> nn.Sequential:
     """Level of the encoder, real ``(n a y x)`` to ``(n b y/2 x/2)``."""
-    return nn.Sequential(_conv(a, b, norm, 2), Residual(b, norm), _conv(b, b, norm))
+    return nn.Sequential(_conv(a, b, norm, 2), ResidualBlock(b, norm), _conv(b, b, norm))
 
 
 def decoder(a: int, b: int, norm: NormLayer) -> nn.Sequential:
     """Level of the decoder, real ``(n a y x)`` to ``(n b 2y 2x)``."""
-    return nn.Sequential(_conv(a, b, norm, 1, transposed=True), Residual(b, norm), _conv(b, b, norm, 2, transposed=True))
+    return nn.Sequential(_conv(a, b, norm, 1, transposed=True), ResidualBlock(b, norm), _conv(b, b, norm, 2, transposed=True))
 
 
 class RefineNet(nn.Module):
@@ -137,7 +137,7 @@ class RefineNet(nn.Module):
             raise ValueError(f"a RefineGAN network needs width >= 2 and depth >= 1; got {width} and {depth}")
         widths = [width * 2**level for level in range(depth)]
         self.depth = depth
-        self.stem = nn.Sequential(_conv(2, width, norm), Residual(width, norm)) if stem else None
+        self.stem = nn.Sequential(_conv(2, width, norm), ResidualBlock(width, norm)) if stem else None
         first = width if stem else 2
         self.encode = nn.ModuleList(encoder(a, b, norm) for a, b in zip([first, *widths[:-1]], widths, strict=True))
         self.decode = nn.ModuleList(decoder(a, b, norm) for a, b in zip(widths, [width, *widths[:-1]], strict=True))
