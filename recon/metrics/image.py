@@ -1,13 +1,13 @@
-"""Image metrics, in the conventions of those who published them: the same name means different numbers in different papers.
+"""Image metrics in the conventions of published work, where one name stands for different definitions.
 
-fastMRI divides squared norms, DAGAN norms, and calls both NMSE; the range of a PSNR is the maximum of the volume, of the image,
-1 or 255; SSIM comes with four ranges and two windows. So a metric here belongs to a named `Convention`, which says what it
-does to a volume, and a table says which convention it used.
+NMSE is a ratio of squared norms in fastMRI and of norms in DAGAN; the range of PSNR is the maximum of the volume, of the image,
+1 or 255; SSIM is used with four ranges and two windows. Each metric here therefore belongs to a named `Convention`, and tables
+state theirs.
 
-Every metric is given on the whole image and, where a support is handed over, on the support (suffix ``_support``): background
-that every method leaves black flatters them all.
+Each metric is computed on the whole image and, if a support is given, on the support (suffix ``_support``): dark background
+inflates the metrics of all methods.
 
-Arrays are NumPy, real or complex (then their magnitude counts), ``(slice y x)``.
+Arrays are NumPy ``(slice y x)``, real or complex (magnitude).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ Scope = Literal["volume", "slice"]
 
 @dataclass(frozen=True)
 class Convention:
-    """A set of metrics as one group reports them.
+    """Set of metrics as defined by one published work.
 
     Attributes
     ----------
     name
-        Short name, printed with every result.
+        Short name, printed with each result.
     scope
-        Whether one value is computed for each volume or for each slice.
+        One value per volume or per slice.
     metrics
         Name to function ``(target, image, support) -> value``; of a volume ``(slice y x)`` or of a slice ``(y x)``.
     crop
-        Points ``(y, x)`` to which target and image are cut first; 0 for the centre square of the smaller side; None for no cut.
+        Side of the centre square to which target and image are cropped; 0 for the smaller side; None for no crop.
     says
-        The convention in one sentence, for tables.
+        Description of the convention, for tables.
     full_scale
         Intensity that the images of the convention reach; None where its metrics do not depend on it.
     """
@@ -61,12 +61,12 @@ class Convention:
         target, image
             ``(slice y x)``, in the intensity range that the convention expects.
         support
-            Bool, shape of `target`: where the metrics named ``..._support`` look. None leaves them out.
+            Bool, shape of `target`: region of the metrics ``..._support``; None omits them.
 
         Returns
         -------
         dict
-            Metric name to float64 values: one for a volume, or one for each slice.
+            Metric name to float64 values ``(1)`` per volume, or ``(slice)``.
 
         Raises
         ------
@@ -94,24 +94,24 @@ class Convention:
 
 
 def mse(target: Array, image: Array, support: Mask | None = None) -> float:
-    """Mean squared error, over all points handed over."""
+    """Mean squared error over all points of the support."""
     error = _inside(target - image, support)
     return float(np.mean(error**2)) if error.size else float("nan")
 
 
 def nmse(target: Array, image: Array, support: Mask | None = None) -> float:
-    """``||image - target||^2 / ||target||^2``: fastMRI's and Recon-GLGAN's NMSE. NaN where the target is all zero."""
+    """``||image - target||^2 / ||target||^2``, NMSE of fastMRI and Recon-GLGAN. NaN for a zero target."""
     return nrmse(target, image, support) ** 2
 
 
 def nrmse(target: Array, image: Array, support: Mask | None = None) -> float:
-    """``||image - target|| / ||target||``: what DAGAN calls NMSE. NaN where the target is all zero."""
+    """``||image - target|| / ||target||``, NMSE of DAGAN. NaN for a zero target."""
     norm = float(np.linalg.norm(_inside(target, support)))
     return float(np.linalg.norm(_inside(target - image, support))) / norm if norm > 0 else float("nan")
 
 
 def snr(target: Array, image: Array, support: Mask | None = None) -> float:
-    """``20 log10(||target|| / ||image - target||)`` in dB, GANCS's figure."""
+    """``20 log10(||target|| / ||image - target||)`` in dB, SNR of GANCS."""
     return -20 * _log10(nrmse(target, image, support))
 
 
@@ -125,11 +125,11 @@ def psnr(
     target, image
         Real, any shape.
     support
-        Where the error is averaged; the range is that of all points.
+        Region over which the error is averaged; the range is that of all points.
     data_range
-        None: the maximum of `target`.
+        Range; None for the maximum of `target`.
     offset
-        RefineGAN adds 1e-6 to the MSE.
+        Added to the MSE (1e-6 in RefineGAN).
     """
     peak = float(target.max()) if data_range is None else data_range
     error = np.asarray(_inside(target - image, support), dtype=np.float64)
@@ -151,13 +151,13 @@ def ssim(
     target, image
         Real ``(slice y x)`` or ``(y x)``.
     support
-        Where the map of the local similarity is averaged. Without it the mean leaves out the margin of half a window.
+        Region over which the local similarity is averaged. Without it, a margin of half a window is excluded.
     data_range
-        None: the maximum of all of `target`; the similarity is NaN where that is not positive.
+        Range; None for the maximum of `target`. NaN if it is not positive.
     window
         ``uniform`` 7x7 with sample covariance (fastMRI, DAGAN, Recon-GLGAN) or ``gaussian`` of sigma 1.5 (Seitzer).
     """
-    # Imported here: scikit-image takes half a second, and importing this module must not.
+    # Imported here: scikit-image takes half a second to import.
     from skimage.metrics import structural_similarity
 
     peak = float(target.max()) if data_range is None else data_range
@@ -176,8 +176,8 @@ def ssim(
 def hfen(target: Array, image: Array, support: Mask | None = None) -> float:
     """High-frequency error norm: ``||LoG(image) - LoG(target)|| / ||LoG(target)||``.
 
-    LoG is the Laplacian of a Gaussian, 15x15 points, sigma 1.5, of each slice with zeros around it. Ravishankar and Bresler
-    2011, doi:10.1109/TMI.2010.2090538, leave the norm undivided; divided, it does not depend on the unit of the image.
+    LoG is the Laplacian of a Gaussian, 15x15 points, sigma 1.5, of each zero-padded slice. The norm of Ravishankar and Bresler
+    2011, doi:10.1109/TMI.2010.2090538, is not normalised; here it is, to be independent of the image scale.
     """
     from scipy.ndimage import convolve
 
@@ -187,7 +187,7 @@ def hfen(target: Array, image: Array, support: Mask | None = None) -> float:
 
 
 def laplacian_of_gaussian(n: int = 15, sigma: float = 1.5) -> Array:
-    """The zero-sum kernel ``(n n)`` of `hfen`: what MATLAB's ``fspecial('log', n, sigma)`` gives."""
+    """Zero-sum kernel ``(n n)`` of `hfen`, equal to MATLAB's ``fspecial('log', n, sigma)``."""
     axis = np.arange(n) - (n - 1) / 2
     r2 = axis[:, None] ** 2 + axis**2
     gauss = np.exp(-r2 / (2 * sigma**2))
@@ -196,18 +196,18 @@ def laplacian_of_gaussian(n: int = 15, sigma: float = 1.5) -> Array:
 
 
 def square_crop(volume: NDArray) -> NDArray:
-    """The centre square of a volume ``(slice y x)``, its side the smaller of the two, placed as fastMRI places it.
+    """Crop a volume ``(slice y x)`` to the centre square of its smaller side, positioned as in fastMRI.
 
-    fastMRI's evaluation cuts to (width, width) and refuses volumes that are wider than high; those are cut to
-    (height, height) here.
+    fastMRI's evaluation crops to (width, width) and refuses volumes that are wider than high; here those are cropped to
+    (height, height).
     """
     return _cut(volume, 0)
 
 
 def foreground(target: NDArray, fraction: float = 0.1) -> Mask:
-    """Where a volume shows something: smoothed magnitude above `fraction` of its 99th percentile, holes filled slice by slice.
+    """Foreground mask: smoothed magnitude above `fraction` of its 99th percentile, holes filled slice by slice.
 
-    A support for targets that come without coil maps; with maps, ``op.support`` is the better one.
+    For targets without coil maps; with maps, ``op.support`` is more accurate.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ def foreground(target: NDArray, fraction: float = 0.1) -> Mask:
     Returns
     -------
     NDArray
-        Bool, the same shape.
+        Bool ``(slice y x)``.
     """
     from scipy.ndimage import binary_fill_holes, gaussian_filter
 
@@ -272,7 +272,7 @@ REFINEGAN = Convention(
     says="by slice, magnitudes in 0 to 255, unclipped; PSNR range 255, 1e-6 added to the MSE",
     full_scale=255.0,
 )
-"""Quan et al. 2018, doi:10.1109/TMI.2018.2820120, as its code computes it. How its SSIM and NRMSE are made is not public."""
+"""Quan et al. 2018, doi:10.1109/TMI.2018.2820120, as its code computes it. Its definitions of SSIM and NRMSE are not public."""
 
 GANCS = Convention(
     name="gancs",
@@ -294,7 +294,7 @@ CONVENTIONS = {c.name: c for c in (FASTMRI, RECON_GLGAN, RECON_GLGAN_ROI, DAGAN,
 
 
 def mean_and_spread(values: Array) -> tuple[float, float]:
-    """Mean and twice the sample standard deviation, as fastMRI prints them; the spread of a single value is NaN."""
+    """Mean and twice the sample standard deviation of `values` ``(n)``, as in fastMRI; the latter is NaN for n = 1."""
     values = np.asarray(values, dtype=np.float64)
     return float(values.mean()), 2 * float(values.std(ddof=1)) if values.size > 1 else float("nan")
 
@@ -308,7 +308,7 @@ def _inside(x: Array, support: Mask | None) -> Array:
 
 
 def _log10(x: float) -> float:
-    # The error of a perfect image is 0, its PSNR infinite: not a failure worth a warning.
+    # A perfect image has zero error and infinite PSNR: no warning.
     return float(np.log10(x)) if x > 0 else float("-inf") if x == 0 else float("nan")
 
 
@@ -317,5 +317,5 @@ def _cut(volume: NDArray, crop: int | None) -> NDArray:
         return volume
     n_y, n_x = volume.shape[-2:]
     side = min(n_y, n_x, crop or max(n_y, n_x))
-    top, left = (n_y - side) // 2, (n_x - side) // 2  # fastMRI's rule, not `kspace.fourier.central`: figures are of its square
+    top, left = (n_y - side) // 2, (n_x - side) // 2  # fastMRI's crop, not `kspace.fourier.central`, for comparable metrics
     return volume[..., top : top + side, left : left + side]

@@ -1,20 +1,19 @@
-"""Perceptual distances: between features of networks, where their weights are to be had, and nothing where they are not.
+"""Perceptual metrics: distances between network features, available if the weights are.
 
 ``mr``
-    Of the small network that ships with this project, trained on MR images (`models.features`). Comparable with itself only.
+    Bundled network trained on MR images (`models.features`). Comparable only with itself.
 ``lpips``
     Zhang et al. 2018, doi:10.1109/CVPR.2018.00068, version 0.1 on VGG-16.
 ``dists``
     Ding et al. 2020, doi:10.1109/TPAMI.2020.3045810.
 
-LPIPS and DISTS are those of their authors: torchvision's VGG-16 from its cache (or a file that is given), and the trained
-layers on it as the package torchmetrics carries them, which Lightning needs. These files are recognised by their SHA-256.
-Nothing is downloaded and no untrained features are used: a function returns None where a part is missing, and `why_not` says
-which.
+LPIPS and DISTS use their authors' weights: torchvision's VGG-16 from its cache (or a given file), and the trained layers in
+the package torchmetrics, a dependency of Lightning, verified by SHA-256. Nothing is downloaded and untrained features are never
+used: functions return None if weights are missing, and `why_not` gives the reason.
 
-Volumes are real or complex (then their magnitude counts) ``(slice y x)``. Each slice is divided by the largest magnitude of its
-target and clipped to [0, 1]; grey becomes three equal channels; nothing is resized. Values are means over the slices. 0 means
-equal; smaller is better.
+Volumes are ``(slice y x)``, real or complex (magnitude). Each slice is divided by the largest magnitude of its target and
+clipped to [0, 1]; grey images become three equal channels; nothing is resized. Values are means over the slices; 0 for equal
+images, smaller is better.
 """
 
 from __future__ import annotations
@@ -39,47 +38,50 @@ if TYPE_CHECKING:
 
 METRICS = ("mr", "lpips", "dists")
 TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
-# Files of torchmetrics and the SHA-256 of their content: what was checked to be the authors' weights.
+# Files of torchmetrics and their SHA-256, verified to be the authors' weights.
 HEADS = {
     "lpips": ("lpips_models/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),
     "dists": ("dists_models/weights.pt", "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218"),
 }
-MIN_SIDE = 32  # points: four halvings leave two
+MIN_SIDE = 32  # pixels, 2 after four halvings
 
 
 def mr_distance(target: NDArray, image: NDArray, weights: Path | None = None) -> float | None:
-    """Distance between the features of the shipped MR network.
+    """Feature distance of the bundled MR network.
 
-    At every position the activations of a level are divided by their norm over the channels; the squared differences are summed
-    over the channels and averaged over the positions, then over the four levels: LPIPS without learned channel weights.
+    LPIPS without learned channel weights: activations are normalised over the channels at each position; squared differences
+    are summed over channels and averaged over positions and the four levels.
 
     Parameters
     ----------
     target, image
         ``(slice y x)``.
     weights
-        Of the network; None: those that ship.
+        Weight file of the network; None for the bundled weights.
 
     Returns
     -------
     float or None
-        None where the weights are absent.
+        None if the weights are missing.
     """
     return _measured("mr", target, image, weights)
 
 
 def lpips(target: NDArray, image: NDArray, backbone: Path | None = None) -> float | None:
-    """LPIPS on VGG-16; `backbone` is a file of VGG-16's weights, None: torchvision's cache. None where a part is missing."""
+    """LPIPS on VGG-16 of volumes ``(slice y x)``; None if weights are missing.
+
+    `backbone` is a VGG-16 weight file; None for torchvision's cache.
+    """
     return _measured("lpips", target, image, backbone)
 
 
 def dists(target: NDArray, image: NDArray, backbone: Path | None = None) -> float | None:
-    """DISTS; `backbone` as for `lpips`. None where a part is missing."""
+    """DISTS of volumes ``(slice y x)``; `backbone` as for `lpips`. None if weights are missing."""
     return _measured("dists", target, image, backbone)
 
 
 def why_not(metric: str, path: Path | None = None) -> str | None:
-    """Why a metric of `METRICS` gives None, in words; None where it can be measured. `path` as the metric's own."""
+    """Reason why a metric of `METRICS` is unavailable; None if it is available. `path` is its weight file, if any."""
     try:
         _distance(metric, path)
     except InputError as error:
@@ -98,15 +100,15 @@ def _measured(metric: str, target: NDArray, image: NDArray, path: Path | None) -
         return None
     values = []
     with torch.inference_mode():
-        for wanted, found in zip(target, image, strict=True):  # a slice at a time: VGG's activations are large
+        for wanted, found in zip(target, image, strict=True):  # slice by slice, because VGG activations are large
             values.append(float(distance(*_scaled(wanted, found))))
     return float(np.mean(values))
 
 
 def _scaled(target: NDArray, image: NDArray) -> tuple[Tensor, Tensor]:
-    """Both as float32 ``(1 1 y x)`` in [0, 1]."""
+    """Both slices ``(y x)`` scaled to [0, 1], float32 ``(1 1 y x)``."""
     pair = [np.abs(x).astype(np.float64) for x in (target, image)]
-    peak = pair[0].max() or 1.0  # a black slice has no scale
+    peak = pair[0].max() or 1.0  # a zero slice is not scaled
     scaled = [torch.from_numpy((x / peak).astype(np.float32)).clamp(0, 1)[None, None] for x in pair]
     return scaled[0], scaled[1]
 
@@ -115,7 +117,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def _distance(metric: str, path: Path | None) -> Distance:
-    """The function of two slices ``(1 1 y x)`` in [0, 1].
+    """Distance function of two slices ``(1 1 y x)`` in [0, 1].
 
     Raises
     ------
@@ -128,8 +130,8 @@ def _distance(metric: str, path: Path | None) -> Distance:
         return _mr(path or MR_WEIGHTS)
     backbone = path or _cached_vgg()
     if not backbone.is_file():
-        fix = f"put torchvision's {backbone.name} there" if path is None else "give a file of VGG-16's weights"
-        raise InputError("the weights of VGG-16 are absent", backbone, fix)
+        fix = f"put torchvision's {backbone.name} there" if path is None else "give a VGG-16 weight file"
+        raise InputError("VGG-16 weights not found", backbone, fix)
     return _lpips(backbone) if metric == "lpips" else _dists(backbone)
 
 
@@ -139,7 +141,7 @@ def _cached_vgg() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / SOURCES["vgg16"].file
 
 
-# What failed is not remembered: weights that appear later are found.
+# Failures are not cached: weights may be added later.
 @lru_cache(maxsize=2)
 def _mr(path: Path) -> Distance:
     from models.features import load_mr_features
@@ -159,7 +161,7 @@ def _lpips(backbone: Path) -> Distance:
     heads = [state[f"lin{i}.model.1.weight"] for i in range(len(TAPS))]
 
     def distance(target: Tensor, image: Tensor) -> Tensor:
-        # Its scaling of [-1, 1] is ImageNet's of [0, 1].
+        # LPIPS' normalisation of [-1, 1] equals ImageNet's of [0, 1].
         features = zip(heads, network.activations(target), network.activations(image), strict=True)
         return torch.stack([(head * (_unit(a) - _unit(b)).square()).sum(1).mean() for head, a, b in features]).sum()
 
@@ -187,7 +189,7 @@ def _dists(backbone: Path) -> Distance:
 
 
 class _L2Pool(torch.nn.Module):
-    """DISTS' pooling: root of the squares under a Hann window of 3x3 points, every second point."""
+    """DISTS' L2 pooling: 3x3 Hann window, stride 2."""
 
     def forward(self, x: Tensor) -> Tensor:
         window = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
@@ -196,7 +198,7 @@ class _L2Pool(torch.nn.Module):
 
 
 def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarity of the means and of the textures of each channel ``(channel)``, from activations ``(1 channel y x)``."""
+    """Similarity of mean and texture per channel ``(channel)``, from activations ``(1 channel y x)``."""
     mean_a, mean_b = a.mean((0, 2, 3)), b.mean((0, 2, 3))
     variances = a.var((0, 2, 3), correction=0) + b.var((0, 2, 3), correction=0)
     covariance = (a * b).mean((0, 2, 3)) - mean_a * mean_b
@@ -214,12 +216,12 @@ def _vgg(backbone: Path) -> Vgg:
     network = load_vgg("vgg16", TAPS, weights=backbone)
     for layer in network.features:
         if isinstance(layer, torch.nn.MaxPool2d):
-            layer.ceil_mode = False  # torchvision's own, which LPIPS was made with
+            layer.ceil_mode = False  # as in torchvision and LPIPS
     return network
 
 
 def _head(metric: str) -> dict[str, Tensor]:
-    """The trained weights on top of VGG's features, from the installed torchmetrics."""
+    """Trained weights on top of VGG features, from the installed torchmetrics."""
     name, expected = HEADS[metric]
     found = find_spec("torchmetrics")
     path = Path(found.origin).parent / "functional" / "image" / name if found and found.origin else Path(name)
@@ -227,7 +229,7 @@ def _head(metric: str) -> dict[str, Tensor]:
         raise InputError(f"the installed torchmetrics has no weights of {metric}", path, "install torchmetrics 1.9")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != expected:
-        raise InputError(f"not the known weights of {metric}", path, "install torchmetrics 1.9")
-    # Known to the byte, and the unpickler builds tensors only.
+        raise InputError(f"the checksum is not that of the {metric} weights", path, "install torchmetrics 1.9")
+    # Safe: verified by checksum, and weights_only builds tensors only.
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return {key: value.float() for key, value in state.items()}

@@ -1,7 +1,7 @@
-"""Metrics of regions of interest: what becomes of a lesion may be lost in the mean over an image.
+"""Metrics of regions of interest, because lesions hardly affect the mean over an image.
 
-Volumes are real or complex (then their magnitude counts) ``(slice y x)``. Boxes are rows ``(slice, class, y0, x0, y1, x1)`` in
-points of these images; pixel k covers the interval from k to k + 1, and belongs to a box where its middle does.
+Volumes are ``(slice y x)``, real or complex (magnitude). Boxes are rows ``(slice, class, y0, x0, y1, x1)`` in pixels; pixel k
+covers the interval from k to k + 1 and belongs to a box if its centre does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from recon.metrics import image as metrics
 from recon.metrics.image import Array, Mask
 
-RING = 0.5  # width of the surroundings, relative to the shorter side of the box ...
-NARROWEST = 2  # ... and at least so many points
+RING = 0.5  # width of the surrounding ring relative to the shorter side of the box ...
+NARROWEST = 2  # ... and its minimum in pixels
 
 
 def measure(truth: NDArray, image: NDArray, boxes: NDArray) -> dict[str, float]:
-    """Metrics of one volume in its boxes.
+    """Compute the metrics of one volume inside its boxes.
 
     Parameters
     ----------
@@ -32,21 +32,21 @@ def measure(truth: NDArray, image: NDArray, boxes: NDArray) -> dict[str, float]:
     -------
     dict
         ``roi_psnr``
-            ``10 log10(max(truth)^2 / MSE)`` in dB, the error averaged over the points of all boxes, the range that of the
-            whole volume as in fastMRI's PSNR (Zbontar et al. 2018, doi:10.48550/arXiv.1811.08839).
+            ``10 log10(max(truth)^2 / MSE)`` in dB, with the MSE over the pixels of all boxes and the range of the whole
+            volume, as in fastMRI's PSNR (Zbontar et al. 2018, doi:10.48550/arXiv.1811.08839).
         ``roi_ssim``
-            The map of the structural similarity (`recon.metrics.image.ssim`, 7x7 uniform, range = maximum of the volume),
-            averaged over the same points.
+            Local structural similarity (`recon.metrics.image.ssim`, 7x7 uniform, range = maximum of the volume) averaged
+            over the same pixels.
         ``lesion_contrast_error``
-            ``sum |C(image) - C(truth)| / sum |C(truth)|`` over the boxes, C being `contrasts`: for a single box the magnitude
-            of its relative error. A box without contrast of its own cannot make it infinite.
+            ``sum |C(image) - C(truth)| / sum |C(truth)|`` over the boxes, with C from `contrasts`: the absolute relative
+            error for a single box, and finite even if one of several boxes has no contrast.
 
-        NaN where there are no boxes.
+        NaN without boxes.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit, or a box names a slice that is not there.
+        If the shapes differ, or a box refers to a slice outside the volume.
     """
     truth, image = _checked(truth, image)
     inside = box_mask(boxes, truth.shape)
@@ -63,7 +63,7 @@ def measure(truth: NDArray, image: NDArray, boxes: NDArray) -> dict[str, float]:
 
 
 def contrast_errors(truth: NDArray, image: NDArray, boxes: NDArray) -> Array:
-    """``(C(image) - C(truth)) / |C(truth)|`` of each box ``(n)``, C being `contrasts`; negative where contrast was lost."""
+    """``(C(image) - C(truth)) / |C(truth)|`` of each box ``(n)``, with C from `contrasts`; negative for lost contrast."""
     truth, image = _checked(truth, image)
     true, found = contrasts(truth, boxes), contrasts(image, boxes)
     magnitude = np.abs(true)
@@ -71,10 +71,10 @@ def contrast_errors(truth: NDArray, image: NDArray, boxes: NDArray) -> Array:
 
 
 def contrasts(volume: NDArray, boxes: NDArray) -> Array:
-    """Michelson's contrast ``(a - b) / (a + b)`` of each box ``(n)``: a is the mean inside, b that of a ring around it.
+    """Michelson contrast ``(a - b) / (a + b)`` of each box ``(n)``, with the means a inside and b in a surrounding ring.
 
-    Michelson 1927, Studies in Optics, as visibility of fringes. The ring is half as wide as the box's shorter side, at least 2
-    points, without what lies in other boxes of the slice. NaN where box or ring has no points, or both means are 0.
+    Michelson 1927, Studies in Optics (visibility of fringes). The ring is half as wide as the box's shorter side, at least 2
+    pixels, and excludes other boxes of the slice. NaN if box or ring is empty, or both means are 0.
     """
     volume = np.asarray(_magnitude(volume), dtype=np.float64)
     boxes = _checked_boxes(boxes, volume.shape)
@@ -92,7 +92,7 @@ def contrasts(volume: NDArray, boxes: NDArray) -> Array:
 
 
 def box_mask(boxes: NDArray, shape: tuple[int, ...]) -> Mask:
-    """Bool of `shape` ``(slice y x)``: the points inside any box."""
+    """Bool ``(slice y x)`` of `shape`: True inside any of the boxes ``(n 6)``."""
     mask = np.zeros(shape, dtype=np.bool_)
     for index, _, y0, x0, y1, x1 in _checked_boxes(boxes, shape):
         mask[int(index)] |= _rectangle(shape[1:], y0, x0, y1, x1)
@@ -116,7 +116,9 @@ def _checked_boxes(boxes: NDArray, shape: tuple[int, ...]) -> Array:
     if boxes.ndim != 2 or boxes.shape[1] != 6:
         raise ValueError(f"boxes must be rows (slice, class, y0, x0, y1, x1); got shape {boxes.shape}")
     if len(boxes) and not (boxes[:, 0].min() >= 0 and boxes[:, 0].max() < shape[0]):
-        raise ValueError(f"boxes name slices {boxes[:, 0].min():g} to {boxes[:, 0].max():g} of a volume with {shape[0]}")
+        raise ValueError(
+            f"boxes refer to slices {boxes[:, 0].min():g} to {boxes[:, 0].max():g} of a volume of {shape[0]} slices"
+        )
     return boxes
 
 

@@ -1,7 +1,7 @@
-"""DICOM out: one MR Image Storage file per slice.
+"""DICOM export: one MR Image Storage file per slice.
 
-Tags and their types are those of PS3.3, section A.4 (MR Image IOD). The rescale of a series is an extension that it permits;
-floats come back from the stored integers as ``value * RescaleSlope``, the same slope throughout a series.
+Tags and types follow PS3.3, section A.4 (MR Image IOD). Rescale is a permitted extension: floats are ``value * RescaleSlope``,
+with one slope per series.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from recon.output.series import (
 )
 
 FULL_SCALE = 32767
-"""Largest stored value: 15 bits, since some readers take 16 bits as signed whatever the file says."""
+"""Largest stored value: 15 bits, because some readers treat 16 bits as signed regardless of the tags."""
 
-TEXTS = {  # DICOM keyword: (ISMRMRD name, greatest length); what is not known is left out, or empty where DICOM demands it
+TEXTS = {  # DICOM keyword: (ISMRMRD name, maximum length); unknown values are omitted, or empty for type 2
     "StudyDescription": ("studyDescription", 64),
     "ProtocolName": ("protocolName", 64),
     "InstitutionName": ("institutionName", 64),
@@ -65,25 +65,25 @@ def write_dicom(folder: Path, series: Sequence[Series], record: RunRecord) -> li
     Returns
     -------
     list of dict
-        Per series: number, SeriesInstanceUID and the slope of its values, for the JSON record.
+        Number, SeriesInstanceUID and rescale slope of each series, for the JSON record.
     """
     folder.mkdir()
     now = datetime.now().astimezone()
-    # Without UIDs in the header, all outputs of one raw file share study and frame of reference, from whatever run they come.
+    # Without UIDs in the header, all outputs of one raw file share study and frame of reference, across runs.
     scan = record.source_sha256 or new_uid()
     return [_write_series(folder, one, record, scan, now) for one in series]
 
 
 def find_slope(values: Iterable[NDArray[Any]]) -> tuple[str, type[np.integer[Any]]]:
-    """The slope of a series of float32 arrays as DICOM writes it, at most 16 characters, and the integer type to store.
+    """Rescale slope of float32 arrays of any shape ``(...)`` as a DICOM string of at most 16 characters, and integer type.
 
-    Signed where a value is negative. ``round(value / slope)`` fits the type, and times the slope it is within half a step.
+    The type is signed if any value is negative. ``round(value / slope)`` fits the type, with an error of half a step at most.
     """
     greatest, signed = 0.0, False
     for array in values:
         greatest = max(greatest, float(np.abs(array).max()))
         signed = signed or float(array.min()) < 0
-    # The slope is rounded upwards to the digits that fit, before it is used: the text in the file is the number that was used.
+    # Rounded up to the available digits before use, so that the stored text is exactly the slope applied.
     slope = f"{greatest / FULL_SCALE * (1 + 1e-9):.9e}" if greatest > 0 else "1"
     return slope, np.int16 if signed else np.uint16
 
@@ -97,7 +97,7 @@ def _write_series(folder: Path, series: Series, record: RunRecord, scan: str, no
     for image in series.images:
         stored = np.rint(pixels(image).astype(np.float64) / float(slope)).astype(dtype)
         time = times[volume_of(image)]
-        # Within a slab every z is a slice of its own.
+        # Each z of a slab is a separate slice.
         for z in range(len(stored)):
             number += 1
             ds = _instance(common, image, z, stacks[image.header.index.slice])
@@ -110,7 +110,7 @@ def _write_series(folder: Path, series: Series, record: RunRecord, scan: str, no
 
 
 def _common(series: Series, record: RunRecord, slope: str, scan: str, now: datetime) -> Dataset:
-    """What all instances of a series share."""
+    """Attributes common to all instances of a series."""
     image = series.images[0]
     header, study = image.header, image.header.study
     ds = Dataset()
@@ -144,13 +144,13 @@ def _common(series: Series, record: RunRecord, slope: str, scan: str, now: datet
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", slope, "US"
     low, high = series.window
     ds.WindowCenter, ds.WindowWidth = _ds((low + high) / 2), _ds(high - low)
-    # Exact: the default function subtracts 1 from the width, and raw images may lie far below 1.
+    # Not LINEAR, which subtracts 1 from the width: raw intensities may be far below 1.
     ds.VOILUTFunction = "LINEAR_EXACT"
     return ds
 
 
 def _set_patient_and_times(ds: Dataset, study: dict[str, Any]) -> None:
-    """Patient and times as far as the header gives them; nothing is invented."""
+    """Patient and time attributes, as far as the header has them."""
     ds.PatientBirthDate = _date(study.get("patientBirthdate"))
     sex = str(study.get("patientGender") or "").upper()
     ds.PatientSex = sex if sex in ("M", "F", "O") else ""
@@ -169,11 +169,11 @@ def _set_patient_and_times(ds: Dataset, study: dict[str, Any]) -> None:
 
 
 def _set_acquisition(ds: Dataset, header: Header) -> None:
-    """Parameters of the sequence; ISMRMRD's times are milliseconds, as DICOM's."""
+    """Sequence parameters; times are milliseconds in ISMRMRD and in DICOM."""
     study, contrast = header.study, header.index.contrast
     kind = re.sub("[^a-z]", "", str(study.get("sequence_type") or "").lower())
-    # Only the sequence's name decides: Siemens headers hold an inversion time for sequences that do not invert, too, and DICOM
-    # allows one only where the sequence is said to invert. RM, research mode, stands for what is not known.
+    # Decided by the sequence name alone: Siemens headers have an inversion time even for sequences without inversion, and DICOM
+    # allows one only for inversion recovery. RM (research mode) stands for unknown sequences.
     inverts = "inversion" in kind or kind.startswith("ir") or kind in ("tir", "tirm", "flair", "mprage")
     inversion = _nth(study.get("TI"), contrast) if inverts else None
     ds.ScanningSequence = [SEQUENCES.get(kind.removeprefix("ir"), "RM"), *(["IR"] if inverts else [])]
@@ -196,10 +196,10 @@ def _set_acquisition(ds: Dataset, header: Header) -> None:
 
 
 def _set_sampling(ds: Dataset, header: Header) -> None:
-    """How the samples were taken: matrix, averages and bandwidth, each only where the file settles it."""
+    """Acquisition matrix, averages and bandwidth, as far as they are known."""
     n_x, n_y, _ = header.encoded_matrix
     if 0 < n_x <= 0xFFFF and 0 < n_y <= 0xFFFF:
-        # Frequency rows and columns, then phase rows and columns: x runs along the columns. Without readout oversampling.
+        # Frequency rows and columns, then phase rows and columns, without readout oversampling; x runs along the columns.
         ds.AcquisitionMatrix = [0, n_x, n_y, 0]
     if limit := header.study.get("limits", {}).get("average"):
         ds.NumberOfAverages = limit["maximum"] - limit["minimum"] + 1
@@ -208,10 +208,9 @@ def _set_sampling(ds: Dataset, header: Header) -> None:
 
 
 def pixel_bandwidth_hz(header: Header) -> float | None:
-    """Reciprocal of the time in which the encoded readout is sampled, oversampling included; None where it is not known.
+    """Pixel bandwidth: reciprocal of the duration of the encoded readout, oversampling included; None if unknown.
 
-    It is the same for every number of points that is left of a readout: removing oversampling shortens the field of view, and
-    the bandwidth with it.
+    Removing oversampling does not change it, because field of view and bandwidth shrink together.
     """
     dwell_s = float(header.central.get("sample_time_us") or 0.0) * 1e-6
     whole = None if "remove_oversampling" in header.steps else header.encoded_matrix[0]
@@ -220,7 +219,7 @@ def pixel_bandwidth_hz(header: Header) -> float | None:
 
 
 def _equipment(series: Series, record: RunRecord, now: datetime) -> Dataset:
-    """This software, its versions and the hash of its weights, as the equipment that made the images (PS3.3 C.12.1)."""
+    """Contributing equipment (PS3.3 C.12.1): this software, its versions and the checksum of its weights."""
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
     purpose.CodeMeaning = "Processing Equipment"
@@ -235,7 +234,7 @@ def _equipment(series: Series, record: RunRecord, now: datetime) -> Dataset:
 
 
 def _instance(common: Dataset, image: Image, z: int, stack: Stack) -> Dataset:
-    """One slice: its identity and its place."""
+    """Instance of one slice: identity and position."""
     ds = Dataset()
     ds.update(common)
     ds.SOPInstanceUID = new_uid()
@@ -262,7 +261,7 @@ def _set_pixels(ds: Dataset, stored: NDArray[Any]) -> None:
 
 
 def _uid(value: object) -> str | None:
-    """The header's UID where it is a valid one."""
+    """UID from the header if it is valid, else None."""
     text = str(value or "").strip()
     return text if re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", text) and len(text) <= 64 else None
 

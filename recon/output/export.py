@@ -1,4 +1,4 @@
-"""Results out: MRD, DICOM, NIfTI, PNG and the JSON record of a run; all of them, or none."""
+"""Export of results as MRD, DICOM, NIfTI and PNG with a JSON record, all or nothing."""
 
 from __future__ import annotations
 
@@ -44,43 +44,43 @@ def export(
 ) -> list[Path]:
     """Write the images of one run.
 
-    Under ``out`` come ``<stem>.mrd.h5``, ``<stem>_dicom/*.dcm``, ``<stem>.nii.gz``, ``<stem>.png`` for the main images, the
+    Files in ``out``: ``<stem>.mrd.h5``, ``<stem>_dicom/*.dcm``, ``<stem>.nii.gz`` and ``<stem>.png`` for the main images, the
     same with ``<stem>_<role>`` for each further role, ``<stem>.h5`` in fastMRI's layout for the main images, and
-    ``<stem>.json``. They appear together when all are complete; after an exception, Ctrl-C included, the directory is as it was
-    before.
+    ``<stem>.json``. They appear together once all are complete; after an exception, including Ctrl-C, the directory is
+    unchanged.
 
     Parameters
     ----------
     images
         Images ``(z y x)``, finite; one per slice, or per slab, of every contrast, set, phase and repetition.
     record
-        How they came about.
+        Run record.
     out
-        Directory, made where it does not exist.
+        Output directory, created if necessary.
     stem
         Name of the outputs without suffix.
     formats
-        Of ``mrd``, ``dicom``, ``nifti``, ``png``, ``fastmri``. The JSON record is always written.
+        Any of ``mrd``, ``dicom``, ``nifti``, ``png``, ``fastmri``. The JSON record is always written.
     complex_images
-        Complex values into MRD and NIfTI where images are complex; DICOM and PNG show magnitudes.
+        Write complex values of complex images to MRD and NIfTI; DICOM and PNG hold magnitudes.
     force
-        Replace outputs of the same names.
+        Overwrite outputs of the same names.
     xml
-        ISMRMRD header of the raw file, copied into the MRD file where given.
+        ISMRMRD header of the raw file to copy into the MRD file, if any.
     mrd_pixels
         ``float32``, or ``uint16``: magnitudes in the MRD file as integers, one scale per series.
     tell
-        Receives what the formats add to the record's warnings.
+        Called with each warning that a format adds to the record.
 
     Returns
     -------
     list of Path
-        The files and directories that were written, the JSON record last.
+        Written files and directories, the JSON record last.
 
     Raises
     ------
     InputError
-        If an output exists and `force` is not given, the directory cannot be written, or images do not fit together.
+        If an output exists without `force`, the directory cannot be written, or images are inconsistent.
     """
     started = time.perf_counter()
     out = Path(out)
@@ -113,10 +113,9 @@ def check_outputs(
     roles: Sequence[str] = ("main",),
     source: Path | None = None,
 ) -> None:
-    """Refuse early what `export` would refuse late: unknown formats, existing outputs, a directory that cannot be written, and
-    an output that would replace its own input `source`.
+    """Check formats, existing outputs, write permission and overwriting of the input `source`, before reconstruction.
 
-    Writes nothing. Outputs of formats that are not asked for are left alone, by `force` as well.
+    Writes nothing. Outputs of other formats are never touched, not even with `force`.
 
     Raises
     ------
@@ -141,7 +140,7 @@ def check_outputs(
 
 
 def _existing(out: Path, stem: str, formats: Sequence[str], roles: Sequence[str]) -> list[Path]:
-    """Outputs of an earlier run under the same names, numbered NIfTI stacks included."""
+    """Existing outputs of the same names, including numbered NIfTI stacks."""
     if not out.is_dir():
         return []
     bases = [role_stem(stem, role) for role in roles]
@@ -150,16 +149,16 @@ def _existing(out: Path, stem: str, formats: Sequence[str], roles: Sequence[str]
     try:
         return sorted(p for p in out.iterdir() if p.name in names or any(s.fullmatch(p.name) for s in stacks))
     except OSError as error:
-        raise InputError(f"cannot look into the directory ({error.strerror})", out, "choose another -o") from error
+        raise InputError(f"cannot read the directory ({error.strerror})", out, "choose another -o") from error
 
 
 def _holds(name: str, main: bool) -> bool:
-    """Whether a format holds images of this role: a submission is one volume, that of the main images."""
+    """Whether a format holds images of this role: a fastMRI submission is the volume of the main images only."""
     return main or name != "fastmri"
 
 
 def role_stem(stem: str, role: str) -> str:
-    """``scan`` for the main images, ``scan_<role>`` for others."""
+    """Stem of a role: ``scan`` for the main images, ``scan_<role>`` for others."""
     return stem if role == "main" else f"{stem}_{re.sub('[^A-Za-z0-9.-]+', '-', role)}"
 
 
@@ -175,7 +174,7 @@ def _write_all(
     tell: Callable[[str], None] | None,
     started: float,
 ) -> None:
-    """Everything into one fresh folder. Each format's library is imported only where that format is written."""
+    """Write all formats to one new folder. Each format's library is imported only if that format is written."""
     warnings = list(record.warnings)
     rescale: list[dict[str, Any]] = []
     for role in dict.fromkeys(one.role for one in series):
@@ -240,7 +239,7 @@ def _record_content(
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: NumPy numbers become numbers, paths text; what is not finite becomes text, for JSON has no NaN."""
+    """Convert to JSON types: NumPy numbers to numbers, paths to text, non-finite numbers to text (JSON has no NaN)."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -253,7 +252,7 @@ def _plain(value: Any) -> Any:
 
 
 def _publish(fresh: Path, room: Path, out: Path, replaced: Sequence[Path], stem: str) -> list[Path]:
-    """Move the old outputs aside and the new ones into place, the record last; on any failure, move everything back."""
+    """Move old outputs aside and new ones into place, the record last; undo all moves on failure."""
     aside = room / "old"
     aside.mkdir()
     last = f"{stem}.json"
@@ -262,7 +261,7 @@ def _publish(fresh: Path, room: Path, out: Path, replaced: Sequence[Path], stem:
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:
-            # Noted before it is done: an interrupt between the two must still find it.
+            # Recorded before the move, so that an interrupt in between is undone too.
             done.append((source, target))
             if os.path.lexists(target):
                 raise InputError(f"{target.name} exists already", out, "another run wrote it meanwhile; give --force")
@@ -277,17 +276,17 @@ def _publish(fresh: Path, room: Path, out: Path, replaced: Sequence[Path], stem:
 
 
 def _make_directory(out: Path) -> list[Path]:
-    """Make `out`; return what had to be made, deepest first."""
+    """Create `out`; return the created directories, deepest first."""
     missing = [path for path in (out, *out.absolute().parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the directory ({error.strerror})", out, "choose another -o") from error
+        raise InputError(f"cannot create the directory ({error.strerror})", out, "choose another -o") from error
     return missing
 
 
 def _remove(room: Path | None, directories: Sequence[Path]) -> None:
-    """Remove the working folder, and directories that were made for the outputs and are empty."""
+    """Remove the temporary folder, and created directories that are empty."""
     if room is not None:
         shutil.rmtree(room, ignore_errors=True)
     for path in directories:

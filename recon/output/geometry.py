@@ -1,4 +1,4 @@
-"""Where the voxels of images lie in the patient, and which slices share one grid. LPS, metres."""
+"""Voxel positions in patient coordinates (LPS, metres), and stacks of slices that share a grid."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kspace.errors import InputError
 
 @dataclass(frozen=True)
 class Stack:
-    """Parallel slices with equal distances, or one slice, or one slab.
+    """Parallel, equidistant slices, or a single slice or slab.
 
     Attributes
     ----------
     slices
-        ``ImageIndex.slice`` of its members, sorted along the slice direction.
+        ``ImageIndex.slice`` of the members, sorted along the slice direction.
     spacing_m
-        Distance of neighbouring voxels along the slice direction; 0 where neither header nor positions tell.
+        Voxel spacing along the slice direction; 0 if unknown from header and positions.
     image
-        The first volume's image of the first slice.
+        Image of the first slice in the first volume.
     """
 
     slices: tuple[int, ...]
@@ -32,7 +32,7 @@ class Stack:
 
 
 def voxel_m(image: Image) -> NDArray[np.float64]:
-    """Size of a voxel ``(x y z)`` in metres; z may be 0 for a single slice whose thickness is not known.
+    """Voxel size ``(x y z)`` in metres; z may be 0 for a single slice of unknown thickness.
 
     Raises
     ------
@@ -51,12 +51,12 @@ def voxel_m(image: Image) -> NDArray[np.float64]:
 
 
 def axes_of(geometry: Geometry) -> NDArray[np.float64]:
-    """Directions of growing x, y and z index as the columns of a ``(3 3)`` matrix (patient LPS)."""
+    """Directions of increasing x, y and z index (LPS) as the columns of a ``(3 3)`` matrix."""
     return np.array([geometry.read_dir, geometry.phase_dir, geometry.slice_dir], float).T
 
 
 def patient_m(image: Image, index: Sequence[float]) -> NDArray[np.float64]:
-    """Patient coordinates (LPS, metres) of the voxel with 0-based index ``(x y z)``; voxel ``n // 2`` is the header's."""
+    """Patient coordinates (LPS, metres) of the voxel with 0-based index ``(x y z)``; voxel ``n // 2`` is at `position_m`."""
     nz, ny, nx = image.data.shape
     offset = (np.asarray(index, float) - (nx // 2, ny // 2, nz // 2)) * voxel_m(image)
     return np.asarray(image.header.geometry.position_m, float) + axes_of(image.header.geometry) @ offset
@@ -65,13 +65,13 @@ def patient_m(image: Image, index: Sequence[float]) -> NDArray[np.float64]:
 def slice_stacks(images: Sequence[Image]) -> list[Stack]:
     """Sort the slices of images of one matrix into stacks of parallel, equidistant slices.
 
-    Slices of different directions (a localiser's three), and slices with gaps (some were left out), become stacks of their
-    own: no grid of voxels holds them all.
+    Slices of different orientations (a three-plane localiser) and slices with gaps become separate stacks, because no single
+    voxel grid holds them.
 
     Returns
     -------
     list of Stack
-        In the order of their lowest slice index. Every slice index lies in exactly one.
+        Sorted by lowest slice index; each slice index is in exactly one stack.
     """
     first: dict[int, Image] = {}
     for image in sorted(images, key=lambda image: image.header.index):
@@ -88,7 +88,7 @@ def slice_stacks(images: Sequence[Image]) -> list[Stack]:
 
 
 def _same_column(a: Image, b: Image) -> bool:
-    """Whether two slices are parallel and lie exactly above each other, so that one grid can hold both."""
+    """Whether two slices are parallel and aligned along their normal, so that one grid can hold both."""
     if a.data.shape != b.data.shape or a.data.shape[0] > 1:
         return False
     size, directions = voxel_m(a), axes_of(a.header.geometry)
@@ -103,8 +103,7 @@ def _regular_runs(bundle: list[Image]) -> list[Stack]:
     height = {id(image): float(along @ np.array(image.header.geometry.position_m)) for image in bundle}
     bundle = sorted(bundle, key=lambda image: height[id(image)])
     gaps = np.diff([height[id(image)] for image in bundle])
-    # The smallest true gap is the distance of neighbours; a wider one means that slices between were left out, none that two
-    # slices lie on the same place.
+    # The smallest non-zero gap is the slice spacing; wider gaps mean missing slices, zero gaps coincident ones.
     true_gaps = gaps[gaps > 1e-6]
     spacing = float(true_gaps.min()) if true_gaps.size else 0.0
     runs = [[bundle[0]]]

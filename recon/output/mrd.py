@@ -1,4 +1,4 @@
-"""MRD out: the images of a run with ISMRMRD headers and attributes, for a file or for a client that streams."""
+"""MRD export: images with ISMRMRD headers and attributes, to a file or a streaming client."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 
 MrdPixels = Literal["float32", "uint16"]
-BITS = 12  # of a scanner's pixels, where the raw file's header does not say BitsStored
+BITS = 12  # default of scanners, if the raw header has no BitsStored
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How the integers of a series stand for its values: ``value = stored * slope + intercept``, `stored` from 0 to `most`."""
+    """Rescaling of a series to integers: ``value = stored * slope + intercept`` with `stored` from 0 to `most`."""
 
     slope: float
     intercept: float
     most: int
 
     def store(self, values: NDArray[Any]) -> NDArray[np.uint16]:
-        """The integers nearest to real `values`, any shape, uint16."""
+        """Round real `values` of any shape to stored integers, uint16."""
         stored = np.rint((values.astype(np.float64) - self.intercept) / self.slope)
         return stored.clip(0, self.most).astype(np.uint16)
 
 
 def integer_scale(series: Series) -> Scale:
-    """One scale for all images of a series, so that their intensities can be compared; 0 stays 0 where nothing is negative.
+    """Common scale of all images of a series, which keeps their relative intensities and, without negative values, zero.
 
-    The greatest value becomes the greatest integer of ``BitsStored`` bits (a ``userParameterLong`` of the raw file's header, 12
-    where missing, as scanners take it).
+    The maximum maps to the largest integer of ``BitsStored`` bits (a ``userParameterLong`` of the raw header; 12 if missing,
+    as on scanners).
     """
     low = min(0.0, *(float(pixels(image).min()) for image in series.images))
     high = max(float(pixels(image).max()) for image in series.images)
@@ -57,22 +57,22 @@ def write_mrd(
     xml: str | bytes | None = None,
     stored_as: MrdPixels = "float32",
 ) -> None:
-    """Write all images of `series` into the new MRD file `path`, group ``dataset``, ``image_<series>``.
+    """Write all images of `series` to the new MRD file `path`, group ``dataset``, ``image_<series>``.
 
     Parameters
     ----------
     path
-        File that must not exist.
+        New file.
     series
-        What to write; the numbers are kept.
+        Series to write, with their numbers.
     record
-        How the images came about.
+        Run record.
     complex_images
-        complex64 where an image is complex, instead of the float32 magnitude.
+        Write complex64 instead of float32 magnitudes of complex images.
     xml
-        ISMRMRD header of the raw file, copied along where given.
+        ISMRMRD header of the raw file to copy, if any.
     stored_as
-        ``float32``, or ``uint16`` for scanners that take nothing else: magnitudes by `integer_scale`.
+        ``float32``, or ``uint16`` for scanners that need it: magnitudes scaled by `integer_scale`.
     """
     write_images(path, mrd_images(series, record, complex_images, stored_as), xml)
 
@@ -80,7 +80,7 @@ def write_mrd(
 def mrd_images(
     series: Sequence[Series], record: RunRecord, complex_images: bool = False, stored_as: MrdPixels = "float32"
 ) -> Iterator[Any]:
-    """Yield the `ismrmrd.Image` of every image, in order; `image_index` counts from 1 within a series."""
+    """Yield the `ismrmrd.Image` of each image in order; `image_index` counts from 1 within a series."""
     for one in series:
         scale = integer_scale(one) if stored_as == "uint16" else None
         for number, image in enumerate(one.images, start=1):
@@ -89,8 +89,8 @@ def mrd_images(
 
 
 def image_meta(series: Series, image: Image, record: RunRecord, scale: Scale | None = None) -> dict[str, str | list[str]]:
-    """Attributes that clients and converters look for. Integers come with slope and intercept of `scale`, and a window in
-    integers as they are stored, which is how scanners read it."""
+    """MRD meta attributes that clients and converters expect. With a `scale`, slope and intercept are added and the window is
+    given in stored integers, as scanners read it."""
     low, high = series.window
     window = f"{(low + high) / 2:.9g}", f"{high - low:.9g}"
     if scale is not None:
@@ -104,7 +104,7 @@ def image_meta(series: Series, image: Image, record: RunRecord, scale: Scale | N
         "DataRole": "Image",
         "ImageProcessingHistory": history,
         "ImageType": "\\".join(series.image_type),
-        # Converters disagree about the second name, so both stand there.
+        # Converters disagree about the second name, so both are written.
         "SeriesDescription": series.description,
         "SeriesDescriptionAdditional": f"{method_of(series.role, record)} {NOTICE}",
         "SequenceDescriptionAdditional": f"{method_of(series.role, record)} {NOTICE}",

@@ -1,4 +1,4 @@
-"""NIfTI out: one 4-D file ``(x, y, z, volume)`` per stack of parallel, equidistant slices."""
+"""NIfTI export: one 4-D file ``(x, y, z, volume)`` per stack of parallel, equidistant slices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recon.output.geometry import Stack, axes_of, patient_m, slice_stacks, voxel
 from recon.output.series import NOTICE, RunRecord, Volume, pixels, volume_of
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-SCANNER, UNKNOWN = 1, 0  # NIfTI's codes of what the affine refers to
+SCANNER, UNKNOWN = 1, 0  # NIfTI codes for the reference of the affine
 
 
 def write_nifti(
@@ -26,23 +26,25 @@ def write_nifti(
     Parameters
     ----------
     path
-        The file for a single stack, ``name.nii.gz``; several stacks go to ``name_stack1.nii.gz`` and so on.
+        Output ``name.nii.gz`` for a single stack; several stacks are written to ``name_stack1.nii.gz`` and so on.
     images
         Images of one role and one matrix; contrasts, sets, phases and repetitions become volumes, see `volume_list`.
     record
-        Method, for the header's description.
+        Run record; its method goes into the header's description.
     complex_images
-        Write complex64 where an image is complex, not the magnitude.
+        Write complex64 instead of magnitudes of complex images.
 
     Returns
     -------
     list of Path, list of str
-        What was written, and what the user has to know about it.
+        Written files, and warnings for the user.
     """
     stacks = slice_stacks(images)
     written, warnings = [], []
     if len(stacks) > 1:
-        warnings.append(f"the slices lie on {len(stacks)} different grids: NIfTI has a file for each, {path.name} is numbered")
+        warnings.append(
+            f"the slices lie on {len(stacks)} different grids: NIfTI has one file per grid, {path.name} is numbered"
+        )
     for number, stack in enumerate(stacks, start=1):
         target = path if len(stacks) == 1 else stack_path(path, number)
         nibabel.save(_nifti(stack, images, record, complex_images, warnings), target)
@@ -51,17 +53,17 @@ def write_nifti(
 
 
 def stack_path(path: Path, number: int) -> Path:
-    """``scan_stack2.nii.gz`` of ``scan.nii.gz``."""
+    """File name of a numbered stack: ``scan_stack2.nii.gz`` for ``scan.nii.gz``."""
     return path.with_name(path.name.removesuffix(".nii.gz") + f"_stack{number}.nii.gz")
 
 
 def volume_list(images: Sequence[Image]) -> list[Volume]:
-    """The (contrast, set, phase, repetition) of every volume: the repetition varies fastest."""
+    """(contrast, set, phase, repetition) of each volume, repetition fastest."""
     return sorted({volume_of(image) for image in images})
 
 
 def affine_mm(stack: Stack, spacing_m: float) -> NDArray[np.float64]:
-    """``(4 4)`` matrix from 0-based voxel ``(x y z)`` to millimetres in RAS, z growing along the slice direction."""
+    """Affine ``(4 4)`` from 0-based voxel ``(x y z)`` to millimetres in RAS, z increasing along the slice direction."""
     dx, dy, _ = voxel_m(stack.image)
     affine = np.eye(4)
     affine[:3, :3] = axes_of(stack.image.header.geometry) * (dx, dy, spacing_m)
@@ -77,7 +79,7 @@ def _nifti(
     spacing = stack.spacing_m
     if spacing <= 0:
         spacing = 1e-3
-        warnings.append("the slice thickness is not known: NIfTI says 1 mm")
+        warnings.append("the slice thickness is unknown: NIfTI states 1 mm")
     affine = affine_mm(stack, spacing)
     file = nibabel.Nifti1Image(_voxels(stack, images, complex_images, warnings), affine)
     code = UNKNOWN if header.geometry.nominal else SCANNER
@@ -85,7 +87,7 @@ def _nifti(
     file.set_sform(affine, code)
     file.header.set_xyzt_units("mm", "sec")
     repetition_times = header.study.get("TR") or (0.0,)
-    # As converters from DICOM do: the repetition time of the sequence, 0 where the header has none.
+    # The TR of the sequence, as DICOM converters write it; 0 if unknown.
     tr_ms = repetition_times[0] if isinstance(repetition_times, (tuple, list)) else repetition_times
     file.header["pixdim"][4] = float(tr_ms) / 1e3
     file.header.set_dim_info(freq=0, phase=1, slice=2)
@@ -94,7 +96,7 @@ def _nifti(
 
 
 def _voxels(stack: Stack, images: Sequence[Image], complex_images: bool, warnings: list[str]) -> NDArray[Any]:
-    """``(x, y, z, volume)``, zero where a volume lacks a slice."""
+    """Voxels ``(x y z volume)``, zero for missing slices."""
     volumes = volume_list(images)
     number = {volume: v for v, volume in enumerate(volumes)}
     place = {slice_index: z for z, slice_index in enumerate(stack.slices)}
@@ -118,7 +120,7 @@ def _voxels(stack: Stack, images: Sequence[Image], complex_images: bool, warning
 
 
 def _check_moved(image: Image, stack: Stack, z: int, warnings: list[str]) -> None:
-    """NIfTI has one affine for all volumes: say so where the scanner moved the slices between them."""
+    """Warn if slices moved between volumes, because NIfTI has one affine for all volumes."""
     along = np.array(stack.image.header.geometry.slice_dir)
     expected = patient_m(stack.image, (0, 0, 0)) + z * stack.spacing_m * along
     if np.linalg.norm(patient_m(image, (0, 0, 0)) - expected) > 0.1 * voxel_m(image)[:2].min():

@@ -1,4 +1,4 @@
-"""PNG out: a montage of slices and volumes, turned the way radiologists look at them."""
+"""PNG export: montage of slices and volumes in radiological orientation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Picture
+from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -19,13 +19,13 @@ from recon.output.series import NOTICE, RunRecord, method_of, pixels, volume_of,
 
 MAX_TILES = 48
 WIDTH = 1600
-"""Pixels that a full row of tiles fills at most; tiles are at most `TILE` on their longer side."""
+"""Maximum width of a row of tiles in pixels; the longer side of a tile is at most `TILE`."""
 TILE = 720
 GAP = 6
 BACKGROUND, INK, DIM = 40, 255, 190
 
-# Rightwards and downwards on the screen in LPS, by the axis that is nearest to the slice's normal: the patient's right is on
-# the left of axial and coronal pictures, anterior on top of axial and on the left of sagittal ones, the head on top.
+# Screen directions right and down in LPS, by the axis nearest to the slice normal: the patient's right is on the left of axial
+# and coronal images; anterior is at the top of axial and on the left of sagittal images; the head is at the top.
 SCREEN = {
     0: ("sagittal", np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, -1.0])),
     1: ("coronal", np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, -1.0])),
@@ -37,14 +37,14 @@ LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))
 
 @dataclass(frozen=True)
 class View:
-    """How a slice ``(y x)`` is turned for the screen: transposed first, then flipped.
+    """Radiological view of a slice ``(y x)``: transposition, then flips.
 
     Attributes
     ----------
     plane
-        ``axial``, ``coronal`` or ``sagittal``, whichever is nearest.
+        Nearest plane: ``axial``, ``coronal`` or ``sagittal``.
     transpose, flip_rows, flip_columns
-        What is done to the array.
+        Operations on the array.
     letters
         Directions at the left, right, top and bottom edge (``R L A P H F``, two letters where oblique).
     """
@@ -56,13 +56,13 @@ class View:
     letters: tuple[str, str, str, str]
 
     def apply(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Turn ``(y x)``."""
-        turned = array.T if self.transpose else array
-        return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+        """Apply the view to a slice, float32 ``(y x)``."""
+        oriented = array.T if self.transpose else array
+        return oriented[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
 def view_of(geometry: Geometry) -> View:
-    """The radiological view of slices with this geometry."""
+    """Radiological view of slices with this geometry."""
     read, phase, _ = axes_of(geometry).T
     plane, right, down = SCREEN[int(np.argmax(np.abs(np.cross(read, phase))))]
     transpose = abs(phase @ right) + abs(read @ down) > abs(read @ right) + abs(phase @ down)
@@ -75,14 +75,14 @@ def view_of(geometry: Geometry) -> View:
 
 
 def direction(vector: NDArray[np.float64]) -> str:
-    """Letters of a patient direction (LPS), the main one first, and a second one where it is oblique by over 20 degrees."""
+    """Letters of a patient direction ``(3,)`` in LPS, with a second letter if it is more than 20 degrees oblique."""
     order = np.argsort(-np.abs(vector), kind="stable")
     found = [LETTERS[axis][int(vector[axis] > 0)] for axis in order[:2] if abs(vector[axis]) > math.sin(math.radians(20))]
     return "".join(found)
 
 
 def write_montage(path: Path, images: Sequence[Image], record: RunRecord) -> None:
-    """Write a PNG of all slices and volumes, at most `MAX_TILES` of them, on one grey scale.
+    """Write a PNG of all slices and volumes, at most `MAX_TILES` tiles, with one grey scale.
 
     Parameters
     ----------
@@ -98,17 +98,17 @@ def write_montage(path: Path, images: Sequence[Image], record: RunRecord) -> Non
     tiles = [_tile(image, z, low, high) for image, z, _ in slices]
     labels = [label for _, _, label in slices]
     letters = [_letters(image.header.geometry) for image, _, _ in slices]
-    # With several volumes each has its own row, as long as that is readable.
+    # One row per volume, as long as that is readable.
     columns, scale = _grid(tiles, n_slices if n_volumes > 1 and len(tiles) == n_slices * n_volumes else None)
     drawn = [_draw_tile(*args, scale) for args in zip(tiles, labels, letters, strict=True)]
-    picture = _assemble(drawn, columns, _caption(images, record, (low, high), len(slices), n_slices * n_volumes))
+    montage = _assemble(drawn, columns, _caption(images, record, (low, high), len(slices), n_slices * n_volumes))
     info = PngInfo()
     info.add_text("Description", comments_of(images, record))
-    picture.save(path, pnginfo=info)
+    montage.save(path, pnginfo=info)
 
 
 def _counters(images: Sequence[Image]) -> list[str]:
-    """What the label of a tile counts: the slice (of a single slab its planes), and whatever else of the index varies."""
+    """Counters in the tile labels: slice (or plane of a single slab), and all others that vary."""
     several = len({image.header.index.slice for image in images}) > 1
     slab = images[0].data.shape[0] > 1
     volumes = zip(*{volume_of(image) for image in images}, strict=True)
@@ -117,17 +117,17 @@ def _counters(images: Sequence[Image]) -> list[str]:
 
 
 def _label(image: Image, z: int, counters: Sequence[str]) -> str:
-    """The numbers that ``--slices`` and ``--repetitions`` take: those of the file, counted from 0."""
+    """Label of a tile: the counters of the file, from 0, as used by ``--slices`` and ``--repetitions``."""
     return " / ".join(str(z if name == "z" else getattr(image.header.index, name)) for name in counters)
 
 
 def choose_tiles(images: Sequence[Image]) -> tuple[list[tuple[Image, int, str]], int, int]:
-    """Which slices of which volumes are shown: evenly spread where there are more than `MAX_TILES`.
+    """Choose the displayed slices and volumes, evenly spread if there are more than `MAX_TILES`.
 
     Returns
     -------
     list of (Image, int, str), int, int
-        Image, z and label of each tile, in order of volume, then slice; number of slices and of volumes there are.
+        Image, z and label of each tile, sorted by volume and slice; total number of slices and of volumes.
     """
     places = [(s, z) for stack in slice_stacks(images) for s in stack.slices for z in range(stack.image.data.shape[0])]
     volumes = sorted({volume_of(image) for image in images})
@@ -146,17 +146,17 @@ def choose_tiles(images: Sequence[Image]) -> tuple[list[tuple[Image, int, str]],
 
 
 def comments_of(images: Sequence[Image], record: RunRecord) -> str:
-    """The marks of the images as text inside the PNG."""
+    """Description stored in the PNG metadata."""
     return f"{NOTICE}; {method_of(images[0].role, record)}; {record.description}"
 
 
 def _spread(n: int, m: int) -> list[int]:
-    """`m` of the numbers below `n`, evenly spread, the middle one where m = 1."""
+    """`m` evenly spread integers below `n`; the middle one for m = 1."""
     return [int((i + 0.5) * n / m) for i in range(m)]
 
 
-def _tile(image: Image, z: int, low: float, high: float) -> Picture.Image:
-    """The slice turned, its grey values 0 to 1, its pixels made square."""
+def _tile(image: Image, z: int, low: float, high: float) -> PilImage.Image:
+    """Slice in radiological view, windowed to 0 to 1 and resampled to square pixels."""
     view = view_of(image.header.geometry)
     only = replace(image, data=image.data[z : z + 1])
     values = np.clip((view.apply(pixels(only)[0]) - low) / (high - low), 0, 1)
@@ -165,17 +165,17 @@ def _tile(image: Image, z: int, low: float, high: float) -> Picture.Image:
     height, width = values.shape
     pixel = min(across, down)
     size = (max(1, round(width * across / pixel)), max(1, round(height * down / pixel)))
-    picture = Picture.fromarray(np.ascontiguousarray(values, dtype=np.float32))
-    return picture if size == picture.size else picture.resize(size, Picture.Resampling.BICUBIC)
+    montage = PilImage.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    return montage if size == montage.size else montage.resize(size, PilImage.Resampling.BICUBIC)
 
 
 def _letters(geometry: Geometry) -> tuple[str, str, str, str]:
-    """Letters at the edges; none where the directions are only assumed, for a wrong R is worse than no R."""
+    """Orientation letters; none for nominal geometry, because wrong letters are worse than none."""
     return ("", "", "", "") if geometry.nominal else view_of(geometry).letters
 
 
-def _grid(tiles: Sequence[Picture.Image], row: int | None) -> tuple[int, float]:
-    """Columns, and the magnification of all tiles: about as wide as 3:2, few empty cells, no tile larger than `TILE`."""
+def _grid(tiles: Sequence[PilImage.Image], row: int | None) -> tuple[int, float]:
+    """Number of columns and magnification, for an aspect ratio near 3:2, few empty cells and tiles of at most `TILE`."""
     width, height = max(t.width for t in tiles), max(t.height for t in tiles)
 
     def cost(columns: int) -> float:
@@ -187,19 +187,19 @@ def _grid(tiles: Sequence[Picture.Image], row: int | None) -> tuple[int, float]:
     return columns, max(0.05, min(TILE / longer, (WIDTH / columns) / width))
 
 
-def _draw_tile(tile: Picture.Image, label: str, letters: Sequence[str], scale: float) -> Picture.Image:
+def _draw_tile(tile: PilImage.Image, label: str, letters: Sequence[str], scale: float) -> PilImage.Image:
     size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
-    values = np.asarray(tile.resize(size, Picture.Resampling.BICUBIC))
-    picture = Picture.fromarray(np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8))
+    values = np.asarray(tile.resize(size, PilImage.Resampling.BICUBIC))
+    montage = PilImage.fromarray(np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8))
     font = _font(min(26, max(10, min(size) // 18)))
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(montage)
     w, h = size
     left, right, top, bottom = letters
     spots = [((4, h / 2), "lm", left), ((w - 4, h / 2), "rm", right), ((w / 2, 3), "mt", top), ((w / 2, h - 3), "mb", bottom)]
     for place, anchor, text in [*spots, ((4, 3), "lt", label)]:
-        # A dark rim keeps letters readable on bright tissue.
+        # The dark outline keeps letters readable on bright tissue.
         draw.text(place, text, fill=INK, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
-    return picture
+    return montage
 
 
 def _caption(images: Sequence[Image], record: RunRecord, scale: tuple[float, float], shown: int, total: int) -> tuple[str, str]:
@@ -216,24 +216,24 @@ def _caption(images: Sequence[Image], record: RunRecord, scale: tuple[float, flo
     return title, " · ".join(parts)
 
 
-def _assemble(tiles: Sequence[Picture.Image], columns: int, caption: tuple[str, str]) -> Picture.Image:
+def _assemble(tiles: Sequence[PilImage.Image], columns: int, caption: tuple[str, str]) -> PilImage.Image:
     cell_w, cell_h = max(t.width for t in tiles), max(t.height for t in tiles)
     rows = math.ceil(len(tiles) / columns)
     lines = [(NOTICE, _font(24), INK), (caption[0], _font(24), INK), (caption[1], _font(20), DIM)]
     text_width = max(math.ceil(f.getlength(text)) for text, f, _ in lines) + 2 * GAP + 8
     width = max(columns * cell_w + (columns + 1) * GAP, text_width)
     bar = 100
-    picture = Picture.new("L", (width, rows * (cell_h + GAP) + GAP + bar), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
+    montage = PilImage.new("L", (width, rows * (cell_h + GAP) + GAP + bar), BACKGROUND)
+    draw = ImageDraw.Draw(montage)
     left = (width - columns * cell_w - (columns - 1) * GAP) // 2
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)
         x, y = left + column * (cell_w + GAP), GAP + row * (cell_h + GAP)
         draw.rectangle((x, y, x + cell_w - 1, y + cell_h - 1), fill=0)
-        picture.paste(tile, (x + (cell_w - tile.width) // 2, y + (cell_h - tile.height) // 2))
+        montage.paste(tile, (x + (cell_w - tile.width) // 2, y + (cell_h - tile.height) // 2))
     for (text, f, ink), y in zip(lines, (4, 36, 68), strict=True):
-        draw.text((GAP + 4, picture.height - bar + y), text, fill=ink, font=f)
-    return picture
+        draw.text((GAP + 4, montage.height - bar + y), text, fill=ink, font=f)
+    return montage
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

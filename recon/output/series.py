@@ -1,4 +1,4 @@
-"""Images sorted into series: what every output format agrees on (order, marks, geometry, window)."""
+"""Series of images, with the order, labels and window shared by all output formats."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from recon.output.geometry import check_geometry, slice_stacks, voxel_m
 
 NOTICE = "NOT FOR DIAGNOSTIC USE"
 CLASSICAL = frozenset({"rss", "zero-filled", "sense", "l1-wavelet", "tv"})
-"""Roles of extra series that are classical reconstructions, not maps or generated images."""
+"""Roles of additional series that are classical reconstructions, not maps or generated images."""
 
 Volume = tuple[int, int, int, int]
-"""(contrast, set, phase, repetition) of an image: sorted, the repetition varies fastest."""
+"""(contrast, set, phase, repetition) of an image; sorts with repetition fastest."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How images came about: what is written into every output and, whole, into the JSON beside them.
+    """Provenance of images: parts go into each output, all of it into the JSON record.
 
     Attributes
     ----------
     method
         Name of the reconstruction (``sense``, ``refinegan``, ...).
     generated
-        Whether a trained generator made the main images: they are then marked as derived.
+        Whether the main images are from a trained generator, and hence marked as derived.
     description
-        One sentence for people: model, version, strength. DICOM's DerivationDescription where generated.
+        One sentence: model, version, strength. DICOM's DerivationDescription of generated images.
     parameters
         Resolved parameters of the run.
     versions
-        Software and its versions; hashes of weights belong here too (``{"weights sha256": "9f86..."}``).
+        Software versions, and checksums of weights (``{"weights sha256": "9f86..."}``).
     source, source_sha256
-        The raw file and its hash; the hash may be empty.
+        Raw file and its checksum, which may be empty.
     mask
         Sampling: digest, acceleration, counts per image.
     seconds
-        Time of every step.
+        Duration of each step.
     warnings
-        What the user has to know.
+        Warnings for the user.
     extra
-        Anything else, JSON-like.
+        Further JSON-compatible entries.
     """
 
     method: str
@@ -66,25 +66,25 @@ class RunRecord:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Images of one role and one contrast, of one matrix, in the order in which they are numbered.
+    """Images of one role, contrast and matrix size, in output order.
 
     Attributes
     ----------
     number
-        From 1, over all roles and contrasts of a run.
+        Series number from 1, over all roles and contrasts of a run.
     uid
         DICOM SeriesInstanceUID.
     role, contrast
         See `Image` and `ImageIndex`.
     images
-        At least one. Volume after volume, the slices of each by their place along the slice direction: converters take the
-        first two instances of a series for neighbouring slices.
+        At least one, sorted by volume, then position along the slice direction: converters take the first two instances of a
+        series for neighbouring slices.
     image_type
         DICOM ImageType.
     description
-        At most 64 characters; says the method, and that it is not for diagnosis.
+        At most 64 characters, with the method and the notice against diagnostic use.
     window
-        Lower and upper end of a grey scale that suits the whole series.
+        Lower and upper limit of the grey scale of the series.
     """
 
     number: int
@@ -98,20 +98,20 @@ class Series:
 
     @property
     def volumes(self) -> list[Volume]:
-        """The volumes of the series in order; an image's time is its place in this list."""
+        """Sorted volumes of the series; the temporal position of an image is its index in this list."""
         return sorted({volume_of(image) for image in self.images})
 
 
 def make_series(images: Sequence[Image], record: RunRecord) -> list[Series]:
-    """Sort images into one series per role and contrast, ``main`` first.
+    """Sort images ``(z y x)`` into one series per role and contrast, ``main`` first.
 
     Raises
     ------
     InputError
-        If two images have the same index, the images of a series differ in matrix, or values are not finite.
+        If two images have the same index, the images of a series differ in matrix size, or values are not finite.
     """
     if not images:
-        raise InputError("there is no image to write", record.source or None)
+        raise InputError("no images to write", record.source or None)
     roles = sorted({image.role for image in images}, key=lambda role: (role != "main", role))
     keys = [(role, c) for role in roles for c in sorted({i.header.index.contrast for i in images if i.role == role})]
     found = []
@@ -135,14 +135,14 @@ def make_series(images: Sequence[Image], record: RunRecord) -> list[Series]:
 
 
 def in_order(images: Sequence[Image]) -> list[Image]:
-    """Images of one series, volume after volume, the slices of each along the slice direction, stack by stack."""
+    """Sort images of one series by volume, then stack, then position along the slice direction."""
     slices = [s for stack in slice_stacks(images) for s in stack.slices]
     place = {s: p for p, s in enumerate(slices)}
     return sorted(images, key=lambda image: (volume_of(image), place[image.header.index.slice]))
 
 
 def check_images(images: Sequence[Image]) -> None:
-    """Raise `InputError` if images of one role and contrast cannot stand in one series; see `make_series`."""
+    """Raise `InputError` if images of one role and contrast cannot form one series; see `make_series`."""
     first = images[0]
     seen = set()
     for image in images:
@@ -165,7 +165,7 @@ def check_images(images: Sequence[Image]) -> None:
 
 
 def pixels(image: Image, complex_images: bool = False) -> NDArray[Any]:
-    """Values ``(z y x)`` of an image: float32, its magnitude where it is complex; complex64 with `complex_images`."""
+    """Values of an image, float32 ``(z y x)`` (magnitude if complex), or complex64 with `complex_images`."""
     data = image.data.detach().resolve_conj().cpu()
     if not data.is_complex():
         return data.to(torch.float32).numpy()
@@ -179,8 +179,8 @@ def volume_of(image: Image) -> Volume:
 
 
 def window(images: Sequence[Image]) -> tuple[float, float]:
-    """Lower and upper end of one grey scale for all images: from 0 (signed data: 0.5th percentile) to the 99.5th percentile."""
-    # Every image gives at most 2^16 evenly spread values: enough for a percentile, whatever the size of the scan.
+    """Common grey scale of all images: 0 (signed data: 0.5th percentile) to the 99.5th percentile."""
+    # At most about 2^16 evenly spread values per image are enough for a percentile.
     samples = []
     for image in images:
         values = pixels(image).ravel()
@@ -194,28 +194,28 @@ def window(images: Sequence[Image]) -> tuple[float, float]:
 
 
 def is_generated(role: str, image: Image, record: RunRecord) -> bool:
-    """Whether a generator made these images themselves: the main ones, or further complex ones of no classical method."""
+    """Whether the images are from a generator: main images, or further complex ones of no classical method."""
     return record.generated and (role == "main" or (role not in CLASSICAL and image.data.is_complex()))
 
 
 def comments(series: Series, record: RunRecord) -> str:
-    """What must be read beside an image of the series: the notice, what made it, and how far its directions can be trusted."""
+    """Image comments of a series: notice, method, and nominal geometry."""
     image = series.images[0]
     parts = [NOTICE, method_of(series.role, record)]
     if is_generated(series.role, image, record):
         parts += ["reconstructed by a trained generator", record.description]
     if image.header.geometry.nominal:
-        parts.append("directions and positions are nominal, left and right not known")
+        parts.append("directions and positions are nominal, left and right unknown")
     return "; ".join(part for part in parts if part)
 
 
 def method_of(role: str, record: RunRecord) -> str:
-    """Name of what a series shows: the run's method, or the role of an extra series."""
+    """Method of a series: that of the run, or the role of an additional series."""
     return record.method if role == "main" else role
 
 
 def new_uid(*entropy: str) -> str:
-    """A DICOM UID under the UUID root 2.25: random, or with `entropy` always the same one for the same texts."""
+    """DICOM UID under the UUID root 2.25: random, or determined by the texts of `entropy`."""
     made = uuid.uuid5(uuid.NAMESPACE_OID, "\0".join(entropy)) if entropy else uuid.uuid4()
     return f"2.25.{made.int}"
 
@@ -229,15 +229,15 @@ def _image_type(role: str, image: Image, record: RunRecord) -> tuple[str, str, s
 
 
 def _description(role: str, header: Header, record: RunRecord, several: bool) -> str:
-    """Series description in DICOM's 64 characters: the marks are kept, the protocol's name is cut.
+    """Series description of at most 64 characters: labels are kept, the protocol name is truncated.
 
-    One of `several` contrasts is told apart by its number, as DICOM counts echoes, and by its echo time where that is known.
+    One of `several` contrasts is identified by its number, as DICOM counts echoes, and its echo time if known.
     """
     which = ""
     if several:
         contrast = header.index.contrast
         times = header.study.get("TE")
-        # A single echo time of several contrasts tells none of them from another.
+        # A single echo time for several contrasts identifies none.
         time = of_contrast(times, contrast) if isinstance(times, (tuple, list)) and len(times) > 1 else None
         which = f"C{contrast + 1} " if time is None else f"C{contrast + 1} TE {time:.4g} "
     deep = " DL" if record.generated and role not in CLASSICAL else ""
@@ -247,7 +247,7 @@ def _description(role: str, header: Header, record: RunRecord, several: bool) ->
 
 
 def of_contrast(values: Any, contrast: int) -> float | None:
-    """The contrast's value of a header's list (a single one serves all contrasts), None where there is none."""
+    """Entry of a header list for a contrast (a single entry applies to all contrasts); None if missing."""
     numbers = [] if values is None else list(values) if isinstance(values, (tuple, list)) else [values]
     if len(numbers) == 1:
         return float(numbers[0])
@@ -255,7 +255,7 @@ def of_contrast(values: Any, contrast: int) -> float | None:
 
 
 def plain(text: str, length: int) -> str:
-    """`text` as one line without backslashes (DICOM separates values by them) and of at most `length` characters."""
+    """`text` as one line of at most `length` characters without backslashes, DICOM's value separator."""
     return " ".join("".join(c if c.isprintable() else " " for c in text.replace("\\", "/")).split())[: max(length, 0)].strip()
 
 

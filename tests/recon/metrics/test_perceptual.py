@@ -126,7 +126,7 @@ def test_heads_that_are_not_the_known_ones_are_not_used(monkeypatch: pytest.Monk
     perceptual._lpips.cache_clear()
     monkeypatch.setitem(HEADS, "lpips", (HEADS["lpips"][0], "0" * 64))
     assert lpips(*pair(), backbone) is None
-    assert "not the known weights of lpips" in (why_not("lpips", backbone) or "")
+    assert "the checksum is not that of the lpips weights" in (why_not("lpips", backbone) or "")
     monkeypatch.setitem(HEADS, "lpips", ("lpips_models/none.pth", "0" * 64))
     assert "has no weights of lpips" in (why_not("lpips", backbone) or "")
 

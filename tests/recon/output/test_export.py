@@ -135,7 +135,7 @@ def test_slices_that_moved_between_volumes_are_named(tmp_path: Path) -> None:
 def test_unknown_slice_thickness_is_said(tmp_path: Path) -> None:
     export([make_image(fov_mm=(120, 120, 0))], make_record(), tmp_path, "scan")
     assert nibabel.load(tmp_path / "scan.nii.gz").header["pixdim"][3] == 1
-    assert "thickness is not known" in json.loads((tmp_path / "scan.json").read_text())["warnings"][0]
+    assert "thickness is unknown" in json.loads((tmp_path / "scan.json").read_text())["warnings"][0]
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_unknown_slice_thickness_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (lambda: [], "no image to write"),
+        (lambda: [], "no images to write"),
         (lambda: [make_image(), make_image()], "two main images have the index"),
         (lambda: [make_image(), make_image((1, 8, 8), index=ImageIndex(slice=1))], r"differ: real \(1, 40, 48\) and .*8, 8"),
         (lambda: [make_image(), make_image(gain=1j, index=ImageIndex(slice=1))], "differ: real .* and complex"),
