@@ -1,7 +1,7 @@
-"""Global heaps of HDF5 files, where lists of variable length are kept: looked through before HDF5 reads them.
+"""Validation of HDF5 global heaps, which hold variable-length data, before HDF5 reads them.
 
-HDF5's own reader goes round for ever where the size of a heap object is zero, as after a copy that broke off and left zeros;
-nothing inside the process can end it. Samples of ISMRMRD files and most XML headers lie in such heaps.
+The HDF5 library loops forever on a heap object of size zero, as left by an interrupted copy, and cannot be stopped within the
+process. Samples of ISMRMRD files and most XML headers are stored in such heaps.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 from kspace.errors import InputError
 
-# How HDF5 stores a list of variable length in a data set: its length, and where its values are.
+# HDF5 descriptor of a variable-length list in a data set: its length, and heap address and index of its values.
 LIST = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
-_PAGE = 4096  # the least size of a heap
+_PAGE = 4096  # minimum size of a heap
 _COLLECTION = struct.Struct("<4sB3xQ")  # signature, version, size of the collection (this header included)
-_OBJECT = struct.Struct("<HHIQ")  # index, reference count, reserved, size; the object follows, filled up to 8 bytes
+_OBJECT = struct.Struct("<HHIQ")  # index, reference count, reserved, size; the object follows, padded to 8 bytes
 
 
 def check_list(dataset: h5py.Dataset, path: Path) -> None:
-    """Check the heap of a data set that holds one text or list of variable length; others are passed over.
+    """Check the heap of a data set with a single variable-length text or list; other data sets are ignored.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def check_list(dataset: h5py.Dataset, path: Path) -> None:
 
 
 def _stored(dataset: h5py.Dataset, path: Path) -> bytes:
-    """The one element of a data set as it lies in the file; empty where it is compressed or kept in the object's header."""
+    """Raw bytes of the only element of a data set; empty if it is compressed or stored in the object header."""
     plist = dataset.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.CHUNKED and plist.get_nfilters() == 0:
         chunk: bytes = dataset.id.read_direct_chunk((0,) * dataset.ndim)[1]
@@ -53,12 +53,12 @@ def _stored(dataset: h5py.Dataset, path: Path) -> bytes:
 
 
 def check_heaps(file: h5py.File, path: Path, lists: np.ndarray) -> None:
-    """Walk the heaps that `lists`, descriptors of dtype `LIST`, point to.
+    """Check the heaps referenced by `lists`, descriptors of dtype `LIST` ``(n,)``.
 
     Raises
     ------
     InputError
-        If one is not a heap, or its objects do not lie one behind the other within it.
+        If one is not a heap, or its objects are not contiguous within it.
     """
     if file.id.get_create_plist().get_sizes() != (8, 8):
         return
@@ -69,16 +69,16 @@ def check_heaps(file: h5py.File, path: Path, lists: np.ndarray) -> None:
             start = file.userblock_size + address
             if not _is_whole(stream.fileno(), start, size):
                 raise InputError(
-                    f"the HDF5 file is damaged (no list of samples or text at byte {start}, or a broken one)",
+                    f"the HDF5 file is damaged (expected a valid heap of samples or text at byte {start})",
                     path,
                     "copy it again from the scanner",
                 )
 
 
 def _is_whole(file: int, start: int, file_size: int) -> bool:
-    """Whether a heap begins at `start` whose objects end within it (a rest may be shorter than an object's header).
+    """Whether a valid heap begins at `start`, with all objects inside it (the remainder may be shorter than a header).
 
-    Only the objects' headers are read: a heap of one readout is large. (A map of the file would count as memory in use.)
+    Reads object headers only, because a heap of one readout is large. (A memory map would count as used memory.)
     """
     begin = os.pread(file, _PAGE, start) if start < file_size else b""
     if len(begin) < _COLLECTION.size:
@@ -91,7 +91,7 @@ def _is_whole(file: int, start: int, file_size: int) -> bool:
         near = place + _OBJECT.size <= len(begin)
         head = begin[place : place + _OBJECT.size] if near else os.pread(file, _OBJECT.size, start + place)
         index, _, _, length = _OBJECT.unpack(head)
-        step = _OBJECT.size + (length + 7) // 8 * 8 if index else length  # free space counts its own header
+        step = _OBJECT.size + (length + 7) // 8 * 8 if index else length  # the size of free space includes its header
         if step < _OBJECT.size or place + step > size:
             return False
         place += step

@@ -1,4 +1,4 @@
-"""Pictures to training data: folders of images become fastMRI-style volumes of simulated k-space."""
+"""`recon simulate`: fastMRI volumes of simulated k-space from folders of images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recon.commands.simulation_check import compare_with_scans
 from recon.datasets.patients import PatientFiles, group_files, split_groups
 
 SMOOTH_MATRIX, SMOOTH_SNR = (256, 256), 20.0
-MAPS_BLOCK = 32  # central samples per axis that coil maps are measured from
+MAPS_BLOCK = 32  # central samples per axis for the estimation of coil maps
 
 
 def simulate(
@@ -47,54 +47,53 @@ def simulate(
     examples: int = 100,
     force: bool = False,
 ) -> None:
-    """Turn folders of images (JPEG, PNG, TIFF, DICOM, NIfTI, .npy) into fastMRI-style volumes of simulated k-space.
+    """Simulate fastMRI volumes of k-space from folders of images (JPEG, PNG, TIFF, DICOM, NIfTI, .npy).
 
-    Each picture is oriented and framed at random, its k-space cropped to the matrix; half of the volumes get another contrast.
-    Phase as scans have it, coils and correlated noise are added. Boxes in YOLO text
-    files beside the pictures are carried along as regions of interest, and the pictures themselves as the truth that methods
-    are compared with. The result depends on the pictures, the options and the
-    seed alone. It is simulated, and what is learned or measured on it has to be called so.
+    Images get a random orientation and frame, and their k-space is cropped to the matrix; half of the volumes get another
+    contrast. Realistic phase, coil sensitivities and correlated noise are added. Boxes in YOLO text files become regions of
+    interest, and the images themselves the noise-free ground truth. The result depends only on images, options and seed. The
+    data are simulated; results obtained with them must be labelled so.
 
     Parameters
     ----------
     images
-        Folder of images, searched with the folders below it.
+        Folder of images, including subfolders.
     output
         Folder for the volumes.
     matrix
-        Points ky kx of k-space, for all volumes; default: drawn for each volume between 96 and 208 (with --smooth 256 256).
-        Pictures with fewer are refused: there is nothing to undersample outside their own k-space.
+        Matrix size ky kx of all volumes. Default: random for each volume, 96 to 208 (with --smooth 256 256). Smaller images
+        are refused, because their k-space does not fill the matrix.
     coils
-        Number of coils, SigPy's birdcage with random deviations.
+        Number of coils (SigPy's birdcage with random deviations).
     snr
-        Mean magnitude in the object over the standard deviation of the noise in the real part of the optimally combined image;
-        default: drawn between 5 and 1200, more often low (with --smooth 20).
+        Mean magnitude in the object over the standard deviation of the noise in the real part of the optimally combined image.
+        Default: random from 5 to 1200, more often low (with --smooth 20).
     snr_max
-        Draw the ratio of each volume between snr and this.
+        Draw the SNR of each volume between snr and this value.
     smooth
-        Whole pictures of their own contrast with smooth phase, in place of the realistic simulation.
+        Simulate uncropped images of their own contrast with smooth phase instead of realistic scans.
     phase_std
-        Standard deviation of that smooth phase over the image, in radians.
+        Standard deviation of the smooth phase over the image, in radians.
     maps_from
-        Measure the coil maps, and the noise covariance where there is one, from this scan (ISMRMRD or fastMRI HDF5) instead.
+        ISMRMRD or fastMRI HDF5 scan from which coil maps and, if available, noise covariance are taken.
     group_size
-        Files of a folder whose numbers lie within this many consecutive ones are one patient and one volume. Without it the
-        pictures of a folder are, or a NIfTI or NumPy file, or a DICOM series.
+        Number of consecutive files of a folder that form one patient and volume. Default: the images of a folder, a NIfTI or
+        NumPy file, or a DICOM series.
     split
-        Write train/ and val/: this fraction of each folder's files, or of the patients, is for validation.
+        Write train/ and val/, with this fraction of each folder's files, or of the patients, for validation.
     gap
-        Leave this many files before the validation files out of everything, since nothing says where the next patient begins.
+        Number of files before the validation files that are left out, because patient boundaries are unknown.
     seed
-        Seed of everything that is drawn.
+        Seed of all random generators.
     attribution
-        Whom the licence of the images wants named, and the licence: kept in the volumes, and shown with what is made of them.
+        Licence of the images and the attribution that it requires; stored in the volumes and in results derived from them.
     skip_bad
-        Leave images that cannot be used out, name them, and count them at the end, instead of stopping at the first.
+        Skip unusable images, listing them and their number, instead of stopping at the first.
     check
-        Compare the simulation with these fully sampled scans (fastMRI-style HDF5) instead of writing volumes: the output folder
-        gets a table (check.md), the numbers (check.json) and a plot (check.png).
+        Compare the simulation with these fully sampled scans (fastMRI HDF5) instead of writing volumes: the output folder gets
+        a table (check.md), values (check.json) and a plot (check.png).
     examples
-        Simulated slices of a check.
+        Number of simulated slices for the check.
     force
         Overwrite existing volumes.
     """
@@ -148,7 +147,7 @@ def _options(
 
 @dataclass
 class _Work:
-    """Makes one volume after the other and keeps count."""
+    """Simulation of all volumes, with counts of written and skipped images."""
 
     root: Path
     options: SynthesisOptions
@@ -203,12 +202,12 @@ class _Work:
         self.n_bytes += path.stat().st_size
 
     def _read(self, file: Path, matrix: tuple[int, int], slices: dict[str, Tensor], boxes: list[tuple[int, Box]]) -> None:
-        """Add the slices of a file, all or none."""
+        """Add the slices of a file to `slices` and its boxes to `boxes`; all or none."""
         stack, name = read_image(file), file.relative_to(self.root).as_posix()
         n_y, n_x = matrix
         if stack.shape[1] < n_y or stack.shape[2] < n_x:
             raise InputError(
-                f"the picture has {stack.shape[1]} x {stack.shape[2]} points (y x), fewer than the matrix {n_y} x {n_x}",
+                f"the image has {stack.shape[1]} x {stack.shape[2]} pixels (y x), fewer than the matrix {n_y} x {n_x}",
                 file,
                 "choose a smaller --matrix",
             )
@@ -224,7 +223,7 @@ class _Work:
         tqdm.write(f"skipped: {error}", file=sys.stderr)
 
     def finish(self, left_out: int) -> None:
-        """Say what was done."""
+        """Print a summary; InputError if no image could be used."""
         if not self.written:
             raise InputError(f"none of the images could be used; the first: {self.bad[0]}")
         n_slices = sum(self.written.values())
@@ -237,29 +236,29 @@ class _Work:
 
 
 def _corners(
-    index: int, box: Box, volume: SimulatedVolume, picture: Tensor, matrix: tuple[int, int]
+    index: int, box: Box, volume: SimulatedVolume, image: Tensor, matrix: tuple[int, int]
 ) -> Iterator[tuple[float, ...]]:
-    """The row of a box in the data set ``boxes``; none where it lies outside of the frame."""
+    """Row of a box in the data set ``boxes``; none if it lies outside of the frame."""
     if not volume.frames:
-        yield (index, box.label, *box_corners(box, picture.shape, matrix))
+        yield (index, box.label, *box_corners(box, image.shape, matrix))
         return
-    stored = torch.tensor([[box.label, *box_corners(box, picture.shape, picture.shape)]], dtype=torch.float32)
-    for row in volume.frames[index].boxes(stored, picture.shape, matrix).tolist():
+    stored = torch.tensor([[box.label, *box_corners(box, image.shape, image.shape)]], dtype=torch.float32)
+    for row in volume.frames[index].boxes(stored, image.shape, matrix).tolist():
         yield (index, *row)
 
 
 def measure_receiver(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Coil maps and noise covariance of the first image of a scan.
+    """Estimate coil maps and noise covariance from the first image of a scan.
 
     Parameters
     ----------
     path
-        ISMRMRD or fastMRI-style HDF5.
+        ISMRMRD or fastMRI HDF5 file.
 
     Returns
     -------
     tuple
-        Smooth maps, complex64 ``(coil 64 64)``, and E[n n^H] ``(coil coil)`` or None where the file does not know it.
+        Smooth maps, complex64 ``(coil 64 64)``, and E[n n^H] ``(coil coil)``, or None if unknown.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""fastMRI-style HDF5: volumes in, volumes and submissions out."""
+"""fastMRI HDF5: reading of volumes, writing of volumes and submissions."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Recognition of fastMRI-style files, without the libraries that reading one needs."""
+"""Detection of fastMRI files, without the imports that reading one needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kspace.io.hdf5 import open_h5
 
 
 def is_fastmri(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is laid out as fastMRI's: HDF5 with a data set ``kspace``. False for whatever cannot be opened."""
+    """Whether a file has the fastMRI layout, HDF5 with a data set ``kspace``; False if it cannot be opened."""
     try:
         with open_h5(Path(path)) as file:
             return isinstance(file.get("kspace"), h5py.Dataset)

@@ -1,4 +1,4 @@
-"""The ISMRMRD XML header inside a fastMRI file: what of it counts here, and writing one."""
+"""Reader and writer of the ISMRMRD XML header in fastMRI files."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ MAX_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class FastmriHeader:
-    """What a fastMRI file's header says; ``None`` and empty where it says nothing.
+    """Header of a fastMRI file; ``None`` or empty for missing entries.
 
     Attributes
     ----------
     encoded_matrix, recon_matrix
-        Points ``(x, y, z)``: x is the readout (rows of the file's arrays), y the phase encoding (their columns).
+        Matrix size ``(x, y, z)``: x is the readout (rows of the stored arrays), y the phase encoding (columns).
     encoded_fov_m, recon_fov_m
         Fields of view ``(x, y, z)``, metres.
     ky_centre, ky_max
-        Limits of ``kspace_encoding_step_1``: the line through the centre of k-space, and the last line acquired (inclusive).
+        Limits of ``kspace_encoding_step_1``: line through the centre of k-space, and last acquired line (inclusive).
     acceleration
         Nominal ``(ky, kz)``.
     study
-        Facts of the scan under ISMRMRD's names, as in `kspace.container.Header.study`.
+        Scan header fields under their ISMRMRD names, as in `kspace.container.Header.study`.
     warnings
-        What was missing, what was assumed instead, and what cannot be right.
+        Missing entries with the assumptions made, and implausible entries.
     """
 
     encoded_matrix: Matrix | None = None
@@ -45,10 +45,10 @@ class FastmriHeader:
     warnings: tuple[str, ...] = ()
 
     def acquired_range(self, n_ky: int) -> tuple[int, int]:
-        """First and past-the-last acquired line of `n_ky`; what lies outside was never acquired.
+        """First and past-the-last acquired line of `n_ky`.
 
-        fastMRI's rule: the margin on the left is ``encoded_y // 2 - centre`` lines, and lines 0 to ``maximum`` follow it.
-        Both ends are kept inside the matrix, where fastMRI would count a negative one from the far end.
+        As in fastMRI, the left margin is ``encoded_y // 2 - centre`` lines, followed by lines 0 to ``maximum``. Both ends are
+        clipped to the matrix, where fastMRI would count a negative index from the end.
         """
         if self.encoded_matrix is None or self.ky_centre is None or self.ky_max is None:
             return 0, n_ky
@@ -57,23 +57,23 @@ class FastmriHeader:
 
 
 def parse_header(text: str | bytes, source: str) -> FastmriHeader:
-    """Parse the XML header of a fastMRI file, as tolerantly as that of a raw scan; its first encoding counts.
+    """Parse the XML header of a fastMRI file as tolerantly as that of a raw scan; the first encoding is used.
 
     Parameters
     ----------
     text
-        The document.
+        XML document.
     source
-        Name of the file, for messages.
+        Name of the file, for error messages.
 
     Raises
     ------
     InputError
-        If it is not XML, is no ISMRMRD header, brings a document type (entities can expand without bound), or holds sizes
-        that cannot be.
+        If it is not XML or not an ISMRMRD header, has a document type (entities can expand without bound), or has
+        impossible sizes.
     """
     if len(text) > MAX_BYTES:
-        raise InputError(f"the ismrmrd_header is larger than {MAX_BYTES} bytes", source, "correct the file, or make it again")
+        raise InputError(f"the ismrmrd_header is larger than {MAX_BYTES} bytes", source, "correct or recreate the file")
     parsed = mrd_header.parse_header(text, source)
     encoding = parsed.encodings[0]
     limits = encoding.limits.get("kspace_encoding_step_1")
@@ -91,10 +91,10 @@ def parse_header(text: str | bytes, source: str) -> FastmriHeader:
 
 
 def format_header(header: Header, n_slices: int, n_coils: int) -> bytes:
-    """Write the XML header that fastMRI's loaders need, from a `Header`: both spaces, limits, and the facts in `study`.
+    """Format the XML header that fastMRI loaders need, from a `Header`: both spaces, limits, and the entries of `study`.
 
-    The limits describe the grid as it is stored (centre at ``ky // 2``, no margin); which lines of it were acquired is the
-    business of the file's mask.
+    The limits describe the stored grid (centre at ``ky // 2``, no margin); the mask of the file tells which lines were
+    acquired.
     """
     root = ET.Element("ismrmrdHeader", xmlns=NAMESPACE)
     study = dict(header.study)
@@ -136,7 +136,7 @@ def format_header(header: Header, n_slices: int, n_coils: int) -> bytes:
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
-# Order matters to the schema.
+# The schema prescribes this order.
 _WRITTEN = {
     "studyInformation": ("studyDate", "studyTime", "studyID", "studyDescription", "studyInstanceUID"),
     "measurementInformation": (

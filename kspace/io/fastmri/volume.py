@@ -1,8 +1,8 @@
-"""fastMRI-style HDF5: multi-coil and single-coil volumes in, volumes and submissions out.
+"""fastMRI HDF5: reader of multi-coil and single-coil volumes.
 
-The files hold ``kspace`` as ``(slice, coil, readout, phase)``, single-coil ones without the coil axis, and images as
-``(slice, readout, phase)``. Here the readout is last: `FastmriVolume.load` and `FastmriVolume.target` transpose on the way in,
-`write_volume` and `write_reconstruction` on the way out, and nothing else knows of the files' order.
+The files store ``kspace`` as ``(slice, coil, readout, phase)``, without the coil axis for single coils, and images as
+``(slice, readout, phase)``. Here the readout is last: `FastmriVolume.load` and `FastmriVolume.target` transpose on reading,
+`write_volume` and `write_reconstruction` on writing, so that no other module depends on the order in the files.
 
 Format: Zbontar et al., fastMRI: an open dataset and benchmarks for accelerated MRI. https://doi.org/10.48550/arXiv.1811.08839
 """
@@ -31,44 +31,44 @@ if TYPE_CHECKING:
 
 __all__ = ["FastmriVolume", "open_volume"]
 
-MAX_SAMPLES = 1 << 29  # of one slice, 4 GiB; the largest of real scanners are a tenth of it
+MAX_SAMPLES = 1 << 29  # per slice, 4 GiB; ten times the largest real slices
 
 
 @dataclass(frozen=True)
 class FastmriVolume:
-    """A fastMRI-style file: what its header and its shapes say. Samples are read by `load`, one slice at a time.
+    """Volume in a fastMRI file: header and shapes. `load` reads the samples of one slice.
 
-    It holds no open file, so it can be handed to other processes and be kept by the thousand.
+    It holds no open file, so it can be passed to other processes and kept in large numbers.
 
     Attributes
     ----------
     path
         The file.
     n_slices, n_coils
-        Slices and coils; single-coil files have one coil.
+        Number of slices and coils (1 for single-coil files).
     matrix
-        Points ``(ky, kx)`` of k-space: kx is the readout.
+        Matrix size ``(ky, kx)`` of k-space; kx is the readout.
     recon_shape
-        Points ``(y, x)`` of the image to deliver, the centre of the encoded image. Where a volume is narrower than the recon
-        matrix of its header, its own width counts.
+        Matrix size ``(y, x)`` of the reconstructed image, the centre of the encoded image; limited to the size of the
+        volume where the header's recon matrix is larger.
     single_coil
         True for files without a coil axis, whose target is ``reconstruction_esc``.
     acquired
-        First and past-the-last line ``ky`` that the header says were acquired.
+        First and past-the-last acquired line ``ky`` according to the header.
     scan
-        The parsed ``ismrmrd_header``, empty where the file has none.
+        Parsed ``ismrmrd_header``, empty if the file has none.
     target_name
-        ``reconstruction_rss``, ``reconstruction_esc``, or None where the file has no target.
+        ``reconstruction_rss``, ``reconstruction_esc``, or None without a target.
     has_mask
-        Whether the file says what was acquired (test files, prospectively undersampled scans).
+        Whether the file has a mask (test files, prospectively undersampled scans).
     attributes
-        The file's attributes: ``acquisition``, ``max``, ``norm``, ``patient_id``, ``acceleration``, ``num_low_frequency``.
+        File attributes: ``acquisition``, ``max``, ``norm``, ``patient_id``, ``acceleration``, ``num_low_frequency``.
     boxes
-        Regions of interest, one row ``(slice, class, y0, x0, y1, x1)`` each, in points of the image of `recon_shape`.
+        Regions of interest, rows ``(slice, class, y0, x0, y1, x1)`` in pixels of the image of `recon_shape`.
     noise_covariance
-        E[n n^H] of the samples, complex64 ``(coil coil)``, in the file's units squared; None where it is not known.
+        E[n n^H] of the samples, complex64 ``(coil coil)``, in squared units of the file; None if unknown.
     has_truth
-        Whether the file was simulated with a known noise and holds what was imaged (`truth`).
+        Whether the file is a simulation that holds the noise-free ground truth (`truth`).
     """
 
     path: Path
@@ -88,37 +88,35 @@ class FastmriVolume:
 
     @property
     def patient(self) -> str:
-        """The patient's pseudonym; the file's name where the file does not say, so that no two files are joined by chance."""
+        """Patient pseudonym; the file name if missing, so that unrelated files are never grouped."""
         return str(self.attributes.get("patient_id") or self.path.name)
 
     @property
     def max(self) -> float | None:
-        """Largest value of the target volume, as the file says."""
+        """Maximum of the target volume, from the file attributes."""
         value = self.attributes.get("max")
         return None if value is None else float(value)
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Processing steps that were applied to the samples before they were written."""
+        """Processing steps applied to the samples before they were written."""
         steps = self.attributes.get("steps")
         return tuple(str(steps).split(",")) if steps else ()
 
     @property
     def mask(self) -> Tensor:
-        """What was acquired, bool ``(ky, 1)`` where whole lines were, else ``(ky, kx)``: the file's mask, less the margin."""
+        """Sampling mask without the margin: bool ``(ky, 1)`` for complete phase-encode lines, else ``(ky, kx)``."""
         with open_h5(self.path) as file:
             return _read_mask(file, self)
 
     @property
     def noise(self) -> Noise | None:
-        """`noise_covariance` as the noise of a scan whose imaging samples have this covariance.
-
-        None where it is not known, or where the samples of the file are whitened."""
+        """Noise of the imaging samples from `noise_covariance`; None if unknown, or if the samples are whitened."""
         from kspace.noise import Noise  # not needed to read a volume
 
         if self.noise_covariance is None or "whiten" in self.steps:
             return None
-        # The file states the covariance, not from how many samples: it is taken as exact.
+        # The file has no number of noise samples: the covariance is taken as exact.
         return Noise(self.noise_covariance.numpy().astype(np.complex128), None, n_samples=1 << 30, source=str(self.path))
 
     def load(self, index: int) -> KSpace:
@@ -127,17 +125,17 @@ class FastmriVolume:
         Parameters
         ----------
         index
-            Slice, from 0.
+            Slice number from 0.
 
         Returns
         -------
         KSpace
-            ``data`` complex64 ``(coil ky kx)``, zero where nothing was acquired; ``mask`` ``(1 ky 1)`` or ``(1 ky kx)``.
+            ``data`` complex64 ``(coil ky kx)``, zero where not acquired; ``mask`` ``(1 ky 1)`` or ``(1 ky kx)``.
 
         Raises
         ------
         InputError
-            If there is no such slice, or it cannot be read, or holds samples that are not finite.
+            If the slice does not exist, cannot be read, or holds samples that are not finite.
         """
         self._check_slice(index)
         with open_h5(self.path) as file:
@@ -163,7 +161,7 @@ class FastmriVolume:
             return _slice_header(file, index, self)
 
     def target(self, index: int) -> Tensor | None:
-        """The distributed target of one slice, float32 ``(y x)``; None where the file has none."""
+        """Target of one slice, float32 ``(y x)``; None without a target."""
         self._check_slice(index)
         if self.target_name is None:
             return None
@@ -180,7 +178,7 @@ class FastmriVolume:
         with open_h5(self.path) as file:
             image = torch.from_numpy(np.ascontiguousarray(file["truth"][index].T, dtype=np.float32))
         if not image.isfinite().all():
-            raise InputError(f"slice {index} of truth holds NaN or infinity", self.path, "correct the file, or make it again")
+            raise InputError(f"slice {index} of truth holds NaN or infinity", self.path, "correct or recreate the file")
         return image
 
     def boxes_of(self, index: int) -> Tensor:
@@ -240,22 +238,22 @@ def open_volume(path: str | os.PathLike[str]) -> FastmriVolume:
 
 def _check_kspace(kspace: h5py.Dataset, path: Path) -> tuple[int, int, int, int]:
     if kspace.dtype.kind != "c":
-        raise InputError(f"kspace is {kspace.dtype}, expected complex", path, "correct the file, or make it again")
+        raise InputError(f"kspace is {kspace.dtype}, expected complex", path, "correct or recreate the file")
     if kspace.ndim not in (3, 4):
         raise InputError(
             f"kspace has shape {kspace.shape}, expected (slice, coil, readout, phase)",
             path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
     n_slices, *coils, n_kx, n_ky = kspace.shape
     n_coils = coils[0] if coils else 1
     if 0 in kspace.shape:
-        raise InputError(f"kspace is empty: its shape is {kspace.shape}", path, "correct the file, or make it again")
+        raise InputError(f"kspace is empty: its shape is {kspace.shape}", path, "correct or recreate the file")
     if n_coils * n_kx * n_ky > MAX_SAMPLES:
         raise InputError(
             f"a slice of shape {kspace.shape[1:]} is larger than {MAX_SAMPLES} samples",
             path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
     return n_slices, n_coils, n_kx, n_ky
 
@@ -267,7 +265,7 @@ def _check_header(volume: FastmriVolume) -> None:
         raise InputError(
             f"kspace is {n_kx} x {n_ky} (readout x phase), the header's encoded matrix {matrix[0]} x {matrix[1]}",
             volume.path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
     start, stop = volume.acquired
     if start >= stop:
@@ -275,7 +273,7 @@ def _check_header(volume: FastmriVolume) -> None:
         raise InputError(
             f"the header's encoding limits ({limits}) leave no line of {n_ky}",
             volume.path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
 
 
@@ -285,14 +283,14 @@ def _check_truth(truth: h5py.Dataset, volume: FastmriVolume) -> None:
         raise InputError(
             f"truth is {truth.dtype} of shape {truth.shape}, expected real numbers of shape {expected}",
             volume.path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
 
 
 def _header_text(file: h5py.File, path: Path) -> bytes | str:
     dataset = file["ismrmrd_header"]
     if not isinstance(dataset, h5py.Dataset) or dataset.shape not in ((), (1,)) or dataset.dtype.kind not in "SO":
-        raise InputError("the ismrmrd_header is not text", path, "correct the file, or make it again")
+        raise InputError("the ismrmrd_header is not text", path, "correct or recreate the file")
     check_list(dataset, path)
     value = dataset[()]
     text = value[0] if isinstance(value, np.ndarray) else value
@@ -302,7 +300,7 @@ def _header_text(file: h5py.File, path: Path) -> bytes | str:
 def _recon_shape(
     file: h5py.File, scan: FastmriHeader, target_name: str | None, matrix: tuple[int, int], path: Path
 ) -> tuple[int, int]:
-    """Points ``(y, x)`` to deliver: the header's recon matrix, cut to the volume's own; else the target's, else all."""
+    """Output size ``(y, x)``: recon matrix of the header, at most that of k-space; else the target's, else that of k-space."""
     shape = matrix
     if target_name is not None:
         target = find_dataset(file, target_name, path)
@@ -310,14 +308,14 @@ def _recon_shape(
             raise InputError(
                 f"{target_name} has shape {target.shape}, kspace {file['kspace'].shape}",
                 path,
-                "correct the file, or make it again",
+                "correct or recreate the file",
             )
         shape = target.shape[2], target.shape[1]
         if shape[0] > matrix[0] or shape[1] > matrix[1]:
             raise InputError(
                 f"{target_name} is larger ({target.shape}) than kspace {file['kspace'].shape}",
                 path,
-                "correct the file, or make it again",
+                "correct or recreate the file",
             )
     if scan.recon_matrix is not None:
         shape = scan.recon_matrix[1], scan.recon_matrix[0]
@@ -336,12 +334,12 @@ def _read_mask(file: h5py.File, volume: FastmriVolume) -> Tensor:
         raise InputError(
             f"the mask has shape {mask.shape}, kspace has {n_ky} lines of {n_kx} samples",
             volume.path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
-        raise InputError("the mask holds values other than 0 and 1", volume.path, "correct the file, or make it again")
+        raise InputError("the mask holds values other than 0 and 1", volume.path, "correct or recreate the file")
     if not mask.any():
-        raise InputError("the mask is empty: nothing was acquired", volume.path, "correct the file, or make it again")
+        raise InputError("the mask is empty", volume.path, "correct or recreate the file")
     acquired = torch.from_numpy(mask.astype(bool).reshape(-1, n_ky)).mT.contiguous()
     return acquired & lines
 
@@ -349,12 +347,12 @@ def _read_mask(file: h5py.File, volume: FastmriVolume) -> Tensor:
 def _read_slice(dataset: h5py.Dataset, index: int, volume: FastmriVolume) -> Tensor:
     samples = dataset[index].astype(np.complex64, copy=False).reshape(volume.n_coils, *reversed(volume.matrix))
     data = torch.from_numpy(np.ascontiguousarray(samples.swapaxes(-1, -2)))  # NumPy transposes three times as fast as torch
-    # One sum finds every NaN and infinity at a tenth of the price of looking at each sample; it may overflow, so look again.
+    # The sum is not finite if any sample is not, at a tenth of the cost; it may overflow, hence the second check.
     if not torch.view_as_real(data).sum().isfinite() and not torch.view_as_real(data).isfinite().all():
         raise InputError(
             f"slice {index} of {dataset.name.lstrip('/')} holds NaN or infinite samples",
             volume.path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
     return data
 
@@ -371,7 +369,7 @@ def _read_boxes(file: h5py.File, path: Path) -> tuple[tuple[float, ...], ...]:
         raise InputError(
             f"boxes have shape {boxes.shape}, expected rows (slice, class, y0, x0, y1, x1)",
             path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
     return tuple(tuple(float(value) for value in row) for row in boxes)
 
@@ -384,10 +382,10 @@ def _read_covariance(file: h5py.File, n_coils: int, path: Path) -> Tensor | None
         raise InputError(
             f"the noise covariance is {covariance.dtype} {covariance.shape}, expected {n_coils} coils",
             path,
-            "correct the file, or make it again",
+            "correct or recreate the file",
         )
     if not np.isfinite(covariance).all() or not np.allclose(covariance, covariance.conj().T, rtol=1e-4, atol=0):
-        raise InputError("the noise covariance is not Hermitian and finite", path, "correct the file, or make it again")
+        raise InputError("the noise covariance is not Hermitian and finite", path, "correct or recreate the file")
     return torch.from_numpy(covariance.astype(np.complex64))
 
 
@@ -395,9 +393,9 @@ def _slice_header(file: h5py.File, index: int, volume: FastmriVolume) -> Header:
     n_ky, n_kx = volume.matrix
     encoded_fov = volume.scan.encoded_fov_m or (0.0, 0.0, 0.0)
     recon_y, recon_x = volume.recon_shape
-    # The image delivered is the centre of the encoded one, so its points have the encoded size whatever the header says.
+    # The output image is the centre of the encoded one, so its pixels have the encoded size regardless of the header.
     recon_fov = (encoded_fov[0] * recon_x / n_kx, encoded_fov[1] * recon_y / n_ky, encoded_fov[2])
-    # fastMRI's files hold no positions. One slice thickness apart, the slices of a volume are one stack in every output.
+    # fastMRI files have no positions. A spacing of one slice thickness makes the volume a single stack.
     height = (index - volume.n_slices // 2) * encoded_fov[2]
     geometry = Geometry(position_m=(0.0, 0.0, height), fov_m=recon_fov, nominal=True)
     if "geometry" in file:

@@ -1,4 +1,4 @@
-"""Writing fastMRI-style HDF5; `kspace.io.fastmri.volume` describes the format and reads it."""
+"""Writer of fastMRI HDF5; `kspace.io.fastmri.volume` describes the format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kspace.io.atomic import atomic_write
 from kspace.io.fastmri.header import format_header
 from kspace.io.hdf5 import create_h5
 
-# Steps that leave data alone that they were applied to before: whoever reads the file may apply them without asking.
+# Idempotent steps, which readers of the file may apply again.
 _REPEATABLE = ("drop_dead_coils", "remove_oversampling")
 
 _ON_DISK = partial(h5py.File, mode="w")
@@ -42,37 +42,37 @@ def write_volume(
     attributes: dict[str, Any] | None = None,
     force: bool = False,
 ) -> Path:
-    """Write slices of one scan as a fastMRI-style file. It appears whole or not at all.
+    """Write slices of one scan as a fastMRI file (atomic write).
 
-    Where everything was acquired the file gets ``reconstruction_rss`` (root sum of squares of the coil images, cut to the recon
-    matrix of the header) with the attributes ``max`` and ``norm``; otherwise it gets ``mask``, ``(phase,)`` where whole lines
-    were acquired and ``(readout, phase)`` where not. Averages, separate calibration, positions and applied steps are kept in
-    data sets of their own, which other readers of the format pass over.
+    Fully sampled scans get ``reconstruction_rss`` (root sum of squares of the coil images, cropped to the recon matrix of the
+    header) with the attributes ``max`` and ``norm``; others get ``mask``, ``(phase,)`` for complete phase-encode lines, else
+    ``(readout, phase)``. Averages, separate calibration, positions and applied steps are stored in additional data sets, which
+    other readers of the format ignore.
 
     Parameters
     ----------
     path
-        File to write.
+        Output file.
     slices
-        ``data`` complex64 ``(coil ky kx)``, all of one shape and one mask. One slice at a time is held in memory.
+        ``data`` complex64 ``(coil ky kx)``, all of the same shape and mask. One slice at a time is in memory.
     patient_id, acquisition
-        fastMRI's attributes of these names. Splits are made by `patient_id`.
+        fastMRI attributes of these names. Data splits use `patient_id`.
     noise_covariance
-        E[n n^H] of the samples, complex ``(coil coil)``, where known and the data are not whitened.
+        E[n n^H] of the samples, complex ``(coil coil)``, if known and the data are not whitened.
     boxes
-        Regions of interest, rows ``(slice, class, y0, x0, y1, x1)`` in points of the recon image ``(y x)``.
+        Regions of interest, rows ``(slice, class, y0, x0, y1, x1)`` in pixels of the recon image ``(y x)``.
     truth
-        Magnitude of what a simulation imaged, without noise, real ``(slice y x)`` of the recon matrix, over the standard
+        Noise-free ground truth magnitude of a simulation, real ``(slice y x)`` of the recon matrix, in units of the standard
         deviation of whitened noise. Written as data set ``truth``, ``(slice, readout, phase)``.
     attributes
-        Further attributes of the file (numbers and text).
+        Further file attributes (numbers and text).
     force
-        Whether an existing file may be replaced.
+        Overwrite an existing file.
 
     Raises
     ------
     InputError
-        If the file exists, cannot be written, there are no slices, or they differ in shape or mask.
+        If the file exists or cannot be written, or slices are missing or differ in shape or mask.
     """
     path = Path(path)
     with _new_file(path, force) as file:
@@ -109,18 +109,18 @@ def write_reconstruction(
     attributes: dict[str, Any] | None = None,
     force: bool = False,
 ) -> Path:
-    """Write a volume in fastMRI's submission layout: data set ``reconstruction``, float32 ``(slice, readout, phase)``.
+    """Write a volume in fastMRI submission layout: data set ``reconstruction``, float32 ``(slice, readout, phase)``.
 
     Parameters
     ----------
     path
-        File to write; fastMRI expects the name of the volume that was reconstructed.
+        Output file; fastMRI expects the name of the reconstructed volume.
     images
-        ``(slice y x)``, or images ``(y x)`` or ``(z y x)`` that are stacked; complex (the magnitude is written) or real.
+        ``(slice y x)``, or images ``(y x)`` or ``(z y x)`` to stack; complex (magnitudes are written) or real.
     attributes
-        Attributes of the file.
+        File attributes.
     force
-        Whether an existing file may be replaced.
+        Overwrite an existing file.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def write_reconstruction(
 def _new_file(
     path: Path, force: bool, create: Callable[[Path], AbstractContextManager[h5py.File]] = _ON_DISK
 ) -> Iterator[h5py.File]:
-    """A new file that takes its name only when it is complete."""
+    """New file that gets its name once complete (atomic write)."""
     if path.exists() and not force:
         raise InputError("the file exists", path, "choose another name, or force")
     with atomic_write(path) as beside, create(beside) as file:
@@ -184,7 +184,7 @@ def _write_slices(
 
 
 def root_sum_of_squares(k: KSpace) -> Tensor:
-    """Root sum of squares of the coil images, cut to the recon matrix of the header: fastMRI's ``reconstruction_rss``.
+    """Root sum of squares of the coil images, cropped to the recon matrix of the header: fastMRI's ``reconstruction_rss``.
 
     Parameters
     ----------

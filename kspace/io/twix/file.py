@@ -1,10 +1,10 @@
-"""Siemens raw data (twix, ``meas_*.dat``) to ISMRMRD, through `twixtools`, an optional dependency.
+"""Conversion of Siemens raw data (twix, ``meas_*.dat``) to ISMRMRD with `twixtools`, an optional dependency.
 
-The samples are copied as they are: no conjugation, no reversal, no removal of oversampling, no correction. What the readouts
-mean is said with ISMRMRD's flags and counters, as ``siemens_to_ismrmrd`` says it, so that one reader decides. Of a file that
-holds several measurements the last is the scan; noise readouts of the others are put before it.
+Samples are copied unchanged: no conjugation, reversal, oversampling removal or correction. Flags and counters of readouts are
+translated as by ``siemens_to_ismrmrd``, so that a single reader interprets them. The last measurement of a file is
+the scan; noise readouts of earlier measurements are prepended.
 
-The names of patients are not copied.
+Patient names are not copied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kspace.io.twix.header import TwixProtocol, header_xml, read_protocol
 
 ACQEND, SYNCDATA = 1 << 0, 1 << 5
 NOISE, PATREF, PATREF_AND_IMAGE = 1 << 25, 1 << 22, 1 << 23
-# Bits of Siemens' evaluation mask, and the names of ISMRMRD's flags for them.
+# Bits of Siemens' evaluation mask and the corresponding ISMRMRD flags.
 FLAGS = {
     1 << 1: "IS_RTFEEDBACK_DATA",
     1 << 2: "IS_HPFEEDBACK_DATA",
@@ -54,22 +54,22 @@ MICROMETRE_MM = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class TwixMeasurement:
-    """One measurement of a file.
+    """One measurement of a twix file.
 
     Attributes
     ----------
     protocol
-        What its header says.
-    heads
-        Measurement data headers ``(readout,)``, structured as `twixtools` defines them; no synchronisation data.
+        Parsed text header.
+    mdh
+        Measurement data headers ``(readout,)``, structured arrays of `twixtools`, without synchronisation data.
     positions
-        Byte of the file at which each begins.
+        Byte offsets of the readouts in the file, int64 ``(readout,)``.
     is_ve
-        Layout of VD and later (one header for all channels) or of VB (one for each).
+        True for the layout of VD and later (one header for all channels), False for VB (one per channel).
     """
 
     protocol: TwixProtocol
-    heads: NDArray[np.void]
+    mdh: NDArray[np.void]
     positions: NDArray[np.int64]
     is_ve: bool
 
@@ -80,48 +80,48 @@ def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str
     Parameters
     ----------
     path
-        The ``.dat`` file, of VB, VD, VE or XA software. It is opened read only.
+        ``.dat`` file of VB, VD, VE or XA software, opened read-only.
     out
-        The ISMRMRD file to write; an existing one is replaced. It appears whole or not at all.
+        ISMRMRD file to write, atomically; an existing one is replaced.
 
     Returns
     -------
     tuple
-        What a person should know of the conversion.
+        Notes for the user.
 
     Raises
     ------
     InputError
-        If `twixtools` is not installed, or the file is not twix, is truncated or damaged, or holds no readouts.
+        If `twixtools` is not installed, or the file is not twix, truncated or damaged, or without readouts.
     """
     path = Path(path)
     _definitions()
     with _mapped(path) as raw:
         measurements = [_measurement(raw, start, stop, is_ve, path) for start, stop, is_ve in _find_measurements(raw, path)]
         scan = measurements[-1]
-        if not len(scan.heads):
+        if not len(scan.mdh):
             raise InputError("the last measurement holds no readouts", path, "copy it again from the scanner")
         parts, notes = [scan], []
         if len(measurements) > 1:
             notes.append(f"{len(measurements)} measurements in the file: the last is the scan")
-        if not (scan.heads["EvalInfoMask"] & np.uint64(NOISE)).any():
+        if not (scan.mdh["EvalInfoMask"] & np.uint64(NOISE)).any():
             noise = _find_noise(measurements[:-1], scan, notes)
             parts = [scan] if noise is None else [noise, scan]
-        heads = np.concatenate([_mrd_heads(part) for part in parts])
+        headers = np.concatenate([_acquisition_headers(part) for part in parts])
         samples = [readout for part in parts for readout in _samples(raw, part)]
-        xml = header_xml(scan.protocol, heads, heads["flags"] & _not_imaging() == 0, path)
-        heads["scan_counter"] = np.arange(1, len(heads) + 1)
-        write_raw(out, xml, heads, samples)
+        xml = header_xml(scan.protocol, headers, headers["flags"] & _not_imaging() == 0, path)
+        headers["scan_counter"] = np.arange(1, len(headers) + 1)
+        write_raw(out, xml, headers, samples)
         del samples
     if scan.protocol.is_epi:
-        notes.append("an echo-planar scan: its readouts are sampled on ramps and need their own reconstruction")
-    if (scan.heads["EvalInfoMask"] & np.uint64(1 << 10)).any():
-        notes.append("the scan asks for Siemens' raw data correction factors, which were not applied")
+        notes.append("an echo-planar scan: ramp-sampled readouts need a dedicated reconstruction")
+    if (scan.mdh["EvalInfoMask"] & np.uint64(1 << 10)).any():
+        notes.append("the scan requests Siemens' raw data correction factors, which were not applied")
     return tuple(notes)
 
 
 def _definitions() -> Any:
-    """twixtools' description of the binary headers; imported here because it is an optional dependency."""
+    """Definitions of the binary headers in twixtools, an optional dependency."""
     try:
         import twixtools.mdh_def
     except ImportError as error:
@@ -132,7 +132,7 @@ def _definitions() -> Any:
 
 
 class _mapped:
-    """The file's bytes, read only, without reading them."""
+    """Read-only memory map of a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,21 +152,21 @@ class _mapped:
     def __exit__(self, *_: object) -> None:
         try:
             self.raw.close()
-        except BufferError:  # an exception on its way out still holds views; the map goes when they do
+        except BufferError:  # a propagating exception still holds views; the map is freed with them
             return
 
 
 def _find_measurements(raw: mmap.mmap, path: Path) -> list[tuple[int, int, bool]]:
-    """First and past-the-last byte of each measurement, and whether the layout is that of VD and later."""
+    """First and past-the-last byte of each measurement, and whether it has the layout of VD and later."""
     size = len(raw)
     if size < RAID_HEADER + 8:
         raise InputError(f"{size} bytes are too few for Siemens twix data", path, "copy it again from the scanner")
     first, count = struct.unpack_from("<II", raw, 0)
     if not (first < 10000 and count <= MAX_SCANS):
-        return [(0, size, False)]  # VB: the header's length comes first, and headers are longer than this
+        return [(0, size, False)]  # VB: starts with the header length, which exceeds this value
     if count == 0 or size < RAID_HEADER + count * RAID_ENTRY:
         raise InputError(
-            "not Siemens twix data (its list of measurements is empty or cut off)", path, "copy it again from the scanner"
+            "not Siemens twix data (its list of measurements is empty or truncated)", path, "copy it again from the scanner"
         )
     found = []
     for i in range(count):
@@ -193,14 +193,14 @@ def _measurement(raw: mmap.mmap, start: int, stop: int, is_ve: bool, path: Path)
     protocol = read_protocol(raw[start : start + length], path)
     layout = np.dtype(_definitions().Scan_header if is_ve else _definitions().VB17_header)
     positions = np.asarray(_walk(raw, start + length, stop, layout, is_ve, path), np.int64)
-    heads = np.empty(len(positions), layout)
+    mdh = np.empty(len(positions), layout)
     for i, position in enumerate(positions):
-        heads[i] = np.frombuffer(raw, layout, 1, position)[0]
-    return TwixMeasurement(protocol, heads, positions, is_ve)
+        mdh[i] = np.frombuffer(raw, layout, 1, position)[0]
+    return TwixMeasurement(protocol, mdh, positions, is_ve)
 
 
 def _walk(raw: mmap.mmap, start: int, stop: int, layout: np.dtype[np.void], is_ve: bool, path: Path) -> list[int]:
-    """Where the readouts are: every header leads to the next, and the last one says that it is."""
+    """Byte offsets of the readouts, from the chain of headers up to the end mark."""
     fields = layout.fields
     assert fields is not None  # the layout is a structure
     at_mask, at_samples, at_channels = (int(fields[name][1]) for name in ("EvalInfoMask", "SamplesInScan", "UsedChannels"))
@@ -226,7 +226,7 @@ def _walk(raw: mmap.mmap, start: int, stop: int, layout: np.dtype[np.void], is_v
             found.append(position)
         if length < layout.itemsize:
             raise InputError(
-                f"the block at byte {position} claims {length} bytes: the file is damaged",
+                f"the block at byte {position} declares {length} bytes: the file is damaged",
                 path,
                 "copy it again from the scanner",
             )
@@ -239,63 +239,63 @@ def _walk(raw: mmap.mmap, start: int, stop: int, layout: np.dtype[np.void], is_v
 
 
 def _find_noise(others: list[TwixMeasurement], scan: TwixMeasurement, notes: list[str]) -> TwixMeasurement | None:
-    """The noise readouts of the last measurement before the scan that has them for the same number of channels."""
-    n_coils = int(scan.heads["UsedChannels"][0])
+    """Noise readouts with the scan's number of channels, from the latest measurement that has them."""
+    n_coils = int(scan.mdh["UsedChannels"][0])
     for other in reversed(others):
-        chosen = (other.heads["EvalInfoMask"] & np.uint64(NOISE)) != 0
+        chosen = (other.mdh["EvalInfoMask"] & np.uint64(NOISE)) != 0
         if not chosen.any():
             continue
-        channels = np.unique(other.heads["UsedChannels"][chosen])
+        channels = np.unique(other.mdh["UsedChannels"][chosen])
         if channels.tolist() != [n_coils]:
-            notes.append(f"noise readouts with {channels.tolist()} channels were left out, the scan has {n_coils}")
+            notes.append(f"noise readouts with {channels.tolist()} channels were ignored, the scan has {n_coils}")
             continue
-        return TwixMeasurement(other.protocol, other.heads[chosen], other.positions[chosen], other.is_ve)
+        return TwixMeasurement(other.protocol, other.mdh[chosen], other.positions[chosen], other.is_ve)
     return None
 
 
 def _samples(raw: mmap.mmap, part: TwixMeasurement) -> list[NDArray[np.complex64]]:
     found = []
-    for head, position in zip(part.heads, part.positions, strict=True):
-        skip = CHANNEL_HEADER if part.is_ve else head.dtype.itemsize
-        layout = np.dtype([("skip", f"V{skip}"), ("data", "<c8", (int(head["SamplesInScan"]),))])
-        start = int(position) + (head.dtype.itemsize if part.is_ve else 0)
-        channels = np.frombuffer(raw, layout, int(head["UsedChannels"]), start)
+    for header, position in zip(part.mdh, part.positions, strict=True):
+        skip = CHANNEL_HEADER if part.is_ve else header.dtype.itemsize
+        layout = np.dtype([("skip", f"V{skip}"), ("data", "<c8", (int(header["SamplesInScan"]),))])
+        start = int(position) + (header.dtype.itemsize if part.is_ve else 0)
+        channels = np.frombuffer(raw, layout, int(header["UsedChannels"]), start)
         found.append(np.ascontiguousarray(channels["data"]))
     return found
 
 
-def _mrd_heads(part: TwixMeasurement) -> NDArray[np.void]:
-    mdh = part.heads
-    heads = new_heads(len(mdh), 0, 0)
-    heads["measurement_uid"] = mdh["MeasUID"].astype(np.int64) & 0xFFFFFFFF
-    heads["acquisition_time_stamp"] = mdh["TimeStamp"]
-    heads["physiology_time_stamp"][:, 0] = mdh["PMUTimeStamp"]
-    heads["number_of_samples"], heads["center_sample"] = mdh["SamplesInScan"], mdh["CenterCol"]
-    heads["active_channels"] = heads["available_channels"] = mdh["UsedChannels"]
-    heads["discard_pre"], heads["discard_post"] = mdh["CutOff"]["Pre"], mdh["CutOff"]["Post"]
-    heads["sample_time_us"] = [part.protocol.dwell_us(int(echo)) for echo in mdh["Counter"]["Eco"]]
+def _acquisition_headers(part: TwixMeasurement) -> NDArray[np.void]:
+    mdh = part.mdh
+    headers = new_heads(len(mdh), 0, 0)
+    headers["measurement_uid"] = mdh["MeasUID"].astype(np.int64) & 0xFFFFFFFF
+    headers["acquisition_time_stamp"] = mdh["TimeStamp"]
+    headers["physiology_time_stamp"][:, 0] = mdh["PMUTimeStamp"]
+    headers["number_of_samples"], headers["center_sample"] = mdh["SamplesInScan"], mdh["CenterCol"]
+    headers["active_channels"] = headers["available_channels"] = mdh["UsedChannels"]
+    headers["discard_pre"], headers["discard_post"] = mdh["CutOff"]["Pre"], mdh["CutOff"]["Post"]
+    headers["sample_time_us"] = [part.protocol.dwell_us(int(echo)) for echo in mdh["Counter"]["Eco"]]
     for name, counter in COUNTERS.items():
-        heads["idx"][name] = mdh["Counter"][counter]
+        headers["idx"][name] = mdh["Counter"][counter]
     for i, counter in enumerate(("Ida", "Idb", "Idc", "Idd", "Ide")):
-        heads["idx"]["user"][:, i] = mdh["Counter"][counter]
-    # Where siemens_to_ismrmrd puts the centre, and where readers of its files look for it.
-    heads["idx"]["user"][:, 5], heads["idx"]["user"][:, 6] = mdh["CenterLin"], mdh["CenterPar"]
+        headers["idx"]["user"][:, i] = mdh["Counter"][counter]
+    # The centre of k-space, where siemens_to_ismrmrd writes it and its readers expect it.
+    headers["idx"]["user"][:, 5], headers["idx"]["user"][:, 6] = mdh["CenterLin"], mdh["CenterPar"]
     parameters = mdh["IceProgramPara"]
-    heads["user_int"][:, : min(8, parameters.shape[1])] = parameters[:, :8]
+    headers["user_int"][:, : min(8, parameters.shape[1])] = parameters[:, :8]
     if part.is_ve:
-        heads["user_float"] = parameters[:, 8:16]
+        headers["user_float"] = parameters[:, 8:16]
         table = np.stack([mdh[f"PTABPos{axis}"] for axis in "XYZ"], -1)
-        heads["patient_table_position"] = table * MICROMETRE_MM
+        headers["patient_table_position"] = table * MICROMETRE_MM
     place = mdh["SliceData"]
-    heads["position"] = np.stack([place["SlicePos"][axis] for axis in ("Sag", "Cor", "Tra")], -1)
-    heads["phase_dir"], heads["read_dir"], heads["slice_dir"] = _directions(place["Quaternion"])
-    heads["flags"] = _flags(mdh["EvalInfoMask"])
-    return heads
+    headers["position"] = np.stack([place["SlicePos"][axis] for axis in ("Sag", "Cor", "Tra")], -1)
+    headers["phase_dir"], headers["read_dir"], headers["slice_dir"] = _directions(place["Quaternion"])
+    headers["flags"] = _flags(mdh["EvalInfoMask"])
+    return headers
 
 
 def _directions(quaternion: NDArray[np.float32]) -> tuple[NDArray[np.float64], ...]:
-    """Phase, read and slice direction ``(readout 3)`` in patient coordinates: the columns of the rotation that a Siemens
-    quaternion (w, x, y, z) describes. A zero quaternion, as noise readouts have, is taken as no rotation."""
+    """Phase, read and slice directions ``(readout 3)`` in patient coordinates, the columns of the rotation matrix of Siemens
+    quaternions (w, x, y, z) ``(readout 4)``. Zero quaternions, as in noise readouts, mean no rotation."""
     norm = np.linalg.norm(quaternion.astype(np.float64), axis=-1, keepdims=True)
     w, x, y, z = np.where(norm > 0, quaternion / np.where(norm > 0, norm, 1), [1.0, 0.0, 0.0, 0.0]).T
     phase = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)], -1)
@@ -306,7 +306,7 @@ def _directions(quaternion: NDArray[np.float32]) -> tuple[NDArray[np.float64], .
 
 def _flags(mask: NDArray[np.uint64]) -> NDArray[np.uint64]:
     flags = np.zeros(len(mask), np.uint64)
-    # In echo-planar scans RTFEEDBACK marks the navigators that are phase correction lines; FLAGS keeps both.
+    # In echo-planar scans RTFEEDBACK marks the phase-correction navigators; both flags are kept.
     for bit, name in FLAGS.items():
         flags |= np.where(mask & np.uint64(bit), flag(name), np.uint64(0))
     both = (mask & np.uint64(PATREF_AND_IMAGE)) != 0

@@ -1,4 +1,4 @@
-"""What the text headers of Siemens twix files say, and the ISMRMRD header that follows from it."""
+"""Text headers of Siemens twix files, and their conversion to the ISMRMRD header."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kspace.errors import InputError
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 PROTON_HZ_PER_T = 42.577478e6
-# Equivalent noise bandwidth of Siemens' receivers over the nominal one: what siemens_to_ismrmrd writes into every header.
+# Relative equivalent noise bandwidth of Siemens receivers, as siemens_to_ismrmrd writes it.
 RELATIVE_BANDWIDTH = 0.793
 EPI_SEQUENCE_TYPE = 4
 TRAJECTORIES = {1: "cartesian", 2: "radial", 4: "spiral"}
@@ -39,14 +39,14 @@ MAX_LINE = 1 << 16
 
 @dataclass(frozen=True)
 class TwixProtocol:
-    """The sections of a twix header, as nested dictionaries.
+    """Sections of a twix header as nested dictionaries.
 
     Attributes
     ----------
     yaps
-        The measurement's protocol (ASCCONV): ``sKSpace.lBaseResolution`` and its like.
+        Measurement protocol (ASCCONV), with entries such as ``sKSpace.lBaseResolution``.
     meas, dicom
-        Derived values and those for DICOM headers, by their names.
+        Derived parameters and DICOM parameters by name.
     """
 
     yaps: dict[str, Any]
@@ -54,7 +54,7 @@ class TwixProtocol:
     dicom: dict[str, Any]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A value of the protocol by its dotted name, ``sSliceArray.asSlice[0].dThickness``; `default` where it is missing."""
+        """Protocol value by dotted name, such as ``sSliceArray.asSlice[0].dThickness``; `default` if missing."""
         value: Any = self.yaps
         for part in re.findall(r"\w+", name):
             try:
@@ -64,7 +64,7 @@ class TwixProtocol:
         return value
 
     def number(self, *names: str) -> float | None:
-        """The first of these that is a finite number, looked for in the protocol, the derived values and those for DICOM."""
+        """First finite number among `names`, each looked up in the protocol, derived and DICOM parameters."""
         for name in names:
             for value in (self.get(name), self.meas.get(name), self.dicom.get(name)):
                 if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
@@ -72,7 +72,7 @@ class TwixProtocol:
         return None
 
     def text(self, *names: str) -> str | None:
-        """The first of these that is text and not empty."""
+        """First non-empty text among `names`, looked up as in `number`."""
         for name in names:
             for value in (self.get(name), self.meas.get(name), self.dicom.get(name)):
                 if isinstance(value, str) and value.strip('" '):
@@ -80,7 +80,7 @@ class TwixProtocol:
         return None
 
     def numbers(self, name: str) -> list[float]:
-        """The numbers of a list, up to the first that is none."""
+        """Leading finite numbers of a list."""
         values = self.get(name) or self.meas.get(name) or []
         found: list[float] = []
         for value in values if isinstance(values, list) else []:
@@ -90,7 +90,7 @@ class TwixProtocol:
         return found
 
     def dwell_us(self, echo: int) -> float:
-        """Time between samples, oversampling included, in microseconds; 0 where the header does not say."""
+        """Dwell time in microseconds, oversampling included; 0 if unknown."""
         times = self.numbers("sRXSPEC.alDwellTime") or self.numbers("alDwellTime")
         positive = [time for time in times if time > 0]
         if not positive:
@@ -99,7 +99,7 @@ class TwixProtocol:
 
     @property
     def is_epi(self) -> bool:
-        """Whether the scan is echo planar: lines in both directions, samples on gradient ramps."""
+        """Whether the scan is echo planar, with bipolar readouts and ramp sampling."""
         regrid = self.numbers("alRegridMode")
         return (
             self.number("ucSequenceType") == EPI_SEQUENCE_TYPE
@@ -114,9 +114,9 @@ def read_protocol(header: bytes, path: Path) -> TwixProtocol:
     Parameters
     ----------
     header
-        All of it, with the length in its first four bytes.
+        Complete header, which starts with its length in four bytes.
     path
-        The file, for messages.
+        Name of the file, for error messages.
 
     Raises
     ------
@@ -147,19 +147,19 @@ def read_protocol(header: bytes, path: Path) -> TwixProtocol:
     return TwixProtocol(yaps, sections.get("Meas", {}), sections.get("Dicom", {}))
 
 
-def header_xml(protocol: TwixProtocol, heads: NDArray[np.void], imaging: NDArray[np.bool_], path: Path) -> bytes:
-    """The ISMRMRD header of a scan.
+def header_xml(protocol: TwixProtocol, headers: NDArray[np.void], imaging: NDArray[np.bool_], path: Path) -> bytes:
+    """Format the ISMRMRD header of a scan.
 
     Parameters
     ----------
     protocol
-        That of the scan.
-    heads
-        Its readouts, and those of the noise scan.
+        Protocol of the scan.
+    headers
+        Acquisition headers ``(readout,)`` of the scan and its noise readouts.
     imaging
-        Which of them are lines of the image, or of its calibration.
+        Bool ``(readout,)``: True for imaging and calibration lines.
     path
-        The file, for messages.
+        Name of the file, for error messages.
 
     Raises
     ------
@@ -167,23 +167,23 @@ def header_xml(protocol: TwixProtocol, heads: NDArray[np.void], imaging: NDArray
         If the matrix or the field of view is missing.
     """
     if not imaging.any():
-        raise InputError(f"none of the {len(heads)} readouts is a line of an image", path, "copy it again from the scanner")
+        raise InputError(f"none of the {len(headers)} readouts is an imaging line", path, "copy it again from the scanner")
     root = ET.Element("ismrmrdHeader", xmlns=NAMESPACE)
     _measurement(root, protocol)
-    _system(root, protocol, int(heads["active_channels"][imaging][0]))
+    _system(root, protocol, int(headers["active_channels"][imaging][0]))
     conditions = ET.SubElement(root, "experimentalConditions")
     field_t = protocol.number("flMagneticFieldStrength", "sProtConsistencyInfo.flNominalB0") or 0.0
     nucleus = protocol.text("sTXSPEC.asNucleusInfo[0].tNucleus") or "1H"
     frequency = protocol.number("sTXSPEC.asNucleusInfo[0].lFrequency", "lFrequency") if nucleus.startswith("1H") else None
     _add(conditions, "H1resonanceFrequency_Hz", round(frequency or field_t * PROTON_HZ_PER_T))
-    _encoding(root, protocol, heads[imaging], path)
+    _encoding(root, protocol, headers[imaging], path)
     _sequence(root, protocol)
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
 def _sections(header: bytes, path: Path) -> dict[str, str]:
-    """Names and texts of the header: a count, then a name, a length and a text each."""
+    """Header sections by name; stored as a count, then name, length and text of each."""
     (count,) = struct.unpack_from("<I", header, 4)
     position, found = 8, {}
     for _ in range(min(count, 64)):
@@ -203,7 +203,7 @@ def _sections(header: bytes, path: Path) -> dict[str, str]:
 
 
 def _check_text(text: str, path: Path) -> None:
-    """A stranger's header must not make the parser fill the memory, or try for hours."""
+    """Refuse headers that would exhaust the memory or time of the parser."""
     if re.search(r"\[\d{6,}\]\s*[.=]|\[\d{6,}\]\.", text):
         raise InputError(
             "the header has a list of more than 99999 items: not from a scanner, or damaged",
@@ -242,7 +242,7 @@ def _system(root: ET.Element, protocol: TwixProtocol, n_coils: int) -> None:
         if isinstance(channel, int) and identity:
             name = f"{identity.get('tCoilID', '')}:{identity.get('lCoilCopy', '')}:{identity.get('tElement', '')}"
             labels.append((channel, name.replace('"', "")))
-    # Readouts hold the channels in the order of the receivers that they are connected to.
+    # Channels of a readout are in the order of their receivers.
     for channel, name in sorted(labels) if len(labels) == n_coils else []:
         label = ET.SubElement(node, "coilLabel")
         _add(label, "coilNumber", channel)
@@ -250,8 +250,8 @@ def _system(root: ET.Element, protocol: TwixProtocol, n_coils: int) -> None:
     _add(node, "institutionName", protocol.text("InstitutionName"))
 
 
-def _encoding(root: ET.Element, protocol: TwixProtocol, heads: NDArray[np.void], path: Path) -> None:
-    encoded, recon = _spaces(protocol, heads, path)
+def _encoding(root: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void], path: Path) -> None:
+    encoded, recon = _spaces(protocol, headers, path)
     node = ET.SubElement(root, "encoding")
     for name, (matrix, fov_mm) in (("encodedSpace", encoded), ("reconSpace", recon)):
         space = ET.SubElement(node, name)
@@ -261,17 +261,17 @@ def _encoding(root: ET.Element, protocol: TwixProtocol, heads: NDArray[np.void],
                 _add(sizes, axis, value)
     limits = ET.SubElement(node, "encodingLimits")
     for name, counter in LIMITS.items():
-        counted = heads["idx"][counter]
+        counted = headers["idx"][counter]
         place = {"kspace_encoding_step_1": 5, "kspace_encoding_step_2": 6}.get(name)
         announced = int(protocol.number("lRepetitions") or 0) if name == "repetition" else 0
         limit = ET.SubElement(limits, name)
         _add(limit, "minimum", int(counted.min()))
         _add(limit, "maximum", max(int(counted.max()), announced))
-        _add(limit, "center", 0 if place is None else int(np.median(heads["idx"]["user"][:, place])))
+        _add(limit, "center", 0 if place is None else int(np.median(headers["idx"]["user"][:, place])))
     trajectory = TRAJECTORIES.get(int(protocol.number("sKSpace.ucTrajectory") or 1), "other")
     _add(node, "trajectory", "epi" if protocol.is_epi else trajectory)
     if protocol.is_epi:
-        _epi(node, protocol, heads)
+        _epi(node, protocol, headers)
     parallel = ET.SubElement(node, "parallelImaging")
     factors = ET.SubElement(parallel, "accelerationFactor")
     _add(factors, "kspace_encoding_step_1", int(protocol.number("sPat.lAccelFactPE") or 1))
@@ -281,9 +281,9 @@ def _encoding(root: ET.Element, protocol: TwixProtocol, heads: NDArray[np.void],
 
 
 def _spaces(
-    protocol: TwixProtocol, heads: NDArray[np.void], path: Path
+    protocol: TwixProtocol, headers: NDArray[np.void], path: Path
 ) -> tuple[tuple[list[int], list[float]], tuple[list[int], list[float]]]:
-    """Matrix and field of view in mm, ``[x, y, z]`` each, of the encoded and of the recon space."""
+    """Matrix size and field of view in mm, ``[x, y, z]`` each, of the encoded and the recon space."""
     base = protocol.number("sKSpace.lBaseResolution")
     fov = [protocol.number(f"sSliceArray.asSlice[0].{name}") for name in ("dReadoutFOV", "dPhaseFOV", "dThickness")]
     lines = protocol.number("iPEFTLength", "sKSpace.lPhaseEncodingLines")
@@ -294,7 +294,7 @@ def _spaces(
             "copy it again from the scanner",
         )
     read_mm, phase_mm, thick_mm = fov[0], fov[1], fov[2] or 0.0
-    oversampling = protocol.number("flReadoutOSFactor") or float(round(int(heads["number_of_samples"].max()) / base)) or 1.0
+    oversampling = protocol.number("flReadoutOSFactor") or float(round(int(headers["number_of_samples"].max()) / base)) or 1.0
     is_3d = protocol.number("sKSpace.ucDimension") == 4
     partitions = protocol.number("i3DFTLength", "sKSpace.lPartitions") if is_3d else 1
     phase_os = 1 + (protocol.number("flPhaseOS", "sKSpace.dPhaseOversamplingForDialog") or 0.0)
@@ -311,8 +311,8 @@ def _spaces(
     )
 
 
-def _epi(node: ET.Element, protocol: TwixProtocol, heads: NDArray[np.void]) -> None:
-    """What a reconstruction of echo-planar scans needs, under the names that Gadgetron's has."""
+def _epi(node: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void]) -> None:
+    """Add the echo-planar trajectory parameters under the names that Gadgetron uses."""
     description = ET.SubElement(node, "trajectoryDescription")
     _add(description, "identifier", "ConventionalEPI")
     names = {
@@ -329,7 +329,7 @@ def _epi(node: ET.Element, protocol: TwixProtocol, heads: NDArray[np.void]) -> N
         _add(parameter, "value", value)
     parameter = ET.SubElement(description, "userParameterDouble")
     _add(parameter, "name", "dwellTime")
-    _add(parameter, "value", float(heads["sample_time_us"][0]))
+    _add(parameter, "value", float(headers["sample_time_us"][0]))
 
 
 def _sequence(root: ET.Element, protocol: TwixProtocol) -> None:
@@ -353,7 +353,7 @@ def _whole(value: float | None) -> int | None:
 
 
 def _add(parent: ET.Element, name: str, value: object) -> None:
-    """A child element with this text; none where there is no value."""
+    """Add a child element with the text of `value`, unless that is None."""
     if value is not None:
         text = f"{value:.10g}" if isinstance(value, float) else str(value)
         ET.SubElement(parent, name).text = "".join(c for c in text if c.isprintable())

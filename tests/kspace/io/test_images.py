@@ -50,7 +50,7 @@ def _write_dicom(
     dataset.save_as(path, enforce_file_format=True)
 
 
-def test_pictures_come_in_with_their_values_top_row_first(tmp_path: Path, ramp: np.ndarray) -> None:
+def test_images_keep_their_values_with_the_top_row_first(tmp_path: Path, ramp: np.ndarray) -> None:
     Image.fromarray(ramp).save(tmp_path / "a.png")
     Image.fromarray(ramp.astype(np.uint16) * 1000).save(tmp_path / "b.png")
     Image.fromarray(ramp.astype(np.float32) / 7).save(tmp_path / "c.tif")
@@ -128,14 +128,14 @@ def test_nifti_slices_are_seen_as_radiologists_see_them(
         ("a.dcm", lambda path: path.write_bytes(b"x" * 200), r"cannot read the image"),
         ("a.nii", lambda path: path.write_bytes(b"x" * 400), r"cannot read the image"),
         ("a.npy", lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True), r"cannot read .*Python objects"),
-        ("a.npy", lambda path: np.save(path, np.zeros((2, 2, 2, 2))), r"the array is \(2, 2, 2, 2\)"),
+        ("a.npy", lambda path: np.save(path, np.zeros((2, 2, 2, 2))), r"the array has shape \(2, 2, 2, 2\)"),
         ("a.npy", lambda path: np.save(path, np.array([[0, np.nan], [0, 0]])), r"1 pixels are NaN"),
-        ("a.npy", lambda path: np.save(path, np.array([["a", "b"], ["c", "d"]])), r"holds <U1"),
+        ("a.npy", lambda path: np.save(path, np.array([["a", "b"], ["c", "d"]])), r"of type <U1"),
         ("a.png", lambda path: Image.new("RGB", (4, 4), (200, 0, 0)).save(path), r"coloured"),
     ],
     ids=["jpeg", "empty", "dicom", "nifti", "pickle", "4-d", "nan", "text", "colour"],
 )
-def test_what_is_not_a_picture_is_refused_by_name(
+def test_files_that_are_not_images_are_refused_by_name(
     tmp_path: Path, name: str, make: Callable[[Path], object], message: str
 ) -> None:
     make(tmp_path / name)
@@ -144,7 +144,7 @@ def test_what_is_not_a_picture_is_refused_by_name(
     assert name in str(caught.value)
 
 
-def test_a_transparent_picture_is_refused(tmp_path: Path, ramp: np.ndarray) -> None:
+def test_a_transparent_image_is_refused(tmp_path: Path, ramp: np.ndarray) -> None:
     Image.fromarray(np.stack([ramp] * 4, -1)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="transparent"):
         read_image(tmp_path / "a.png")
@@ -153,7 +153,7 @@ def test_a_transparent_picture_is_refused(tmp_path: Path, ramp: np.ndarray) -> N
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / ".hidden.png").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"no images \(it holds 1 other files\).*\.jpg"):
+    with pytest.raises(InputError, match=r"no images found \(the folder holds 1 other files\).*\.jpg"):
         find_images(tmp_path)
     with pytest.raises(InputError, match="no such folder of images"):
         find_images(tmp_path / "absent")
@@ -172,14 +172,14 @@ def test_numbers_in_names_are_sorted_as_numbers(tmp_path: Path, ramp: np.ndarray
 
 
 def test_boxes_are_read_and_wrong_ones_refused(tmp_path: Path) -> None:
-    picture = tmp_path / "7.jpg"
-    assert read_boxes(picture) == []
+    path = tmp_path / "7.jpg"
+    assert read_boxes(path) == []
     (tmp_path / "7.txt").write_text("1 0.5 0.25 0.2 0.1\n\n0 0.1 0.1 0.1 0.1\n")
-    assert read_boxes(picture) == [Box(1, 0.5, 0.25, 0.2, 0.1), Box(0, 0.1, 0.1, 0.1, 0.1)]
+    assert read_boxes(path) == [Box(1, 0.5, 0.25, 0.2, 0.1), Box(0, 0.1, 0.1, 0.1, 0.1)]
     for text, message in (("1 0.5 0.5 0.1", "expected 'class"), ("0 0.5 0.5 0 0.1", "not inside"), ("a b", "expected 'class")):
         (tmp_path / "7.txt").write_text(text)
         with pytest.raises(InputError, match=message):
-            read_boxes(picture)
+            read_boxes(path)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_group_is_a_run_of_consecutive_numbers() -> None:
         group_files(_numbered(1), Path("root"), 0)
 
 
-def test_too_many_pictures_for_one_scan_need_a_group_size() -> None:
+def test_too_many_images_for_one_scan_need_a_group_size() -> None:
     with pytest.raises(InputError, match=r"600 images in one folder.*--group-size"):
         group_files(_numbered(*range(600)), Path("root"))
 

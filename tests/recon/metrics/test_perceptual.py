@@ -21,7 +21,7 @@ from recon.metrics.perceptual import HEADS, TAPS, dists, lpips, mr_distance, why
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VGG-16 of random weights: the distances on it are compared, not believed."""
+    """VGG-16 of random weights: used for relative comparison only."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
     save_file(Vgg("vgg16", TAPS).state_dict(), path)
@@ -114,7 +114,7 @@ def test_without_weights_there_is_no_number_but_a_reason(
     assert [metric(target, image) for metric in (mr_distance, lpips, dists)] == [None] * 3
     assert "absent" in (why_not("mr") or "")
     assert "vgg16-397923af.pth" in (why_not("lpips") or "")
-    assert "absent" in (why_not("dists", tmp_path / "none.pth") or "")
+    assert "not found" in (why_not("dists", tmp_path / "none.pth") or "")
     assert why_not("mr", mr_weights) is None
     with pytest.raises(ValueError, match="must both be"):
         lpips(target, image[:1])

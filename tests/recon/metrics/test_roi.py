@@ -91,7 +91,7 @@ def test_without_boxes_nothing_is_measured() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="must both be"):
         measure(lesion(0.6), lesion(0.6)[:1], np.array([BOX]))
-    with pytest.raises(ValueError, match="a volume with 2"):
+    with pytest.raises(ValueError, match="a volume of 2 slices"):
         measure(lesion(0.6), lesion(0.6), np.array([(2, *BOX[1:])]))
     with pytest.raises(ValueError, match="rows"):
         measure(lesion(0.6), lesion(0.6), np.array([BOX[:5]]))

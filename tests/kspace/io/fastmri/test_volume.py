@@ -346,7 +346,7 @@ def damage(name: str, file: h5py.File) -> None:
         ("huge kspace", "is larger than"),
         ("mask width", r"the mask has shape \(25,\), kspace has 24 lines of 40 samples"),
         ("mask values", "values other than 0 and 1"),
-        ("mask empty", "nothing was acquired"),
+        ("mask empty", "the mask is empty"),
         ("target slices", r"reconstruction_rss has shape \(3, 20, 20\)"),
         ("target size", "reconstruction_rss is larger"),
         ("not xml", "the XML header is truncated or not XML"),

@@ -63,12 +63,12 @@ def _file(path: Path, *measurements: bytes) -> Path:
 
 def test_the_samples_are_those_of_the_reference_conversion(gre: Path, data_dir: Path, tmp_path: Path) -> None:
     assert to_ismrmrd(gre, tmp_path / "scan.h5") == ()
-    heads, samples = _readouts(tmp_path / "scan.h5")
-    expected_heads, expected = _readouts(data_dir / "raw" / "skyra_gre_2ch_oversampled.h5")
+    headers, samples = _readouts(tmp_path / "scan.h5")
+    expected_headers, expected = _readouts(data_dir / "raw" / "skyra_gre_2ch_oversampled.h5")
     assert np.array_equal(samples, expected)  # scale 1, no conjugation
     for name in ("number_of_samples", "active_channels", "center_sample"):
-        assert np.array_equal(heads[name], expected_heads[name])
-    assert np.array_equal(heads["idx"]["kspace_encode_step_1"], expected_heads["idx"]["kspace_encode_step_1"])
+        assert np.array_equal(headers[name], expected_headers[name])
+    assert np.array_equal(headers["idx"]["kspace_encode_step_1"], expected_headers["idx"]["kspace_encode_step_1"])
 
 
 def test_the_header_says_what_the_protocol_says(gre: Path, tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_names_of_patients_are_not_copied(gre: Path, tmp_path: Path) -> None:
 def test_an_echo_planar_scan_is_converted_and_refused_by_name(data_dir: Path, tmp_path: Path) -> None:
     (note,) = to_ismrmrd(data_dir / "raw" / "skyra_epi.dat", tmp_path / "epi.h5")
     assert "echo-planar" in note
-    heads, samples = _readouts(tmp_path / "epi.h5")
+    headers, samples = _readouts(tmp_path / "epi.h5")
     assert samples.shape == (83, 2, 160)
-    phase_correction = (heads["flags"] & flag("IS_PHASECORR_DATA")) != 0
-    reverse = (heads["flags"] & flag("IS_REVERSE")) != 0
+    phase_correction = (headers["flags"] & flag("IS_PHASECORR_DATA")) != 0
+    reverse = (headers["flags"] & flag("IS_REVERSE")) != 0
     assert phase_correction.tolist() == [True] * 3 + [False] * 80
     assert reverse[:3].tolist() == [True, False, True]
     assert reverse[3:].tolist() == [bool(i % 2) for i in range(80)]
@@ -180,10 +180,10 @@ def test_the_older_layout_is_read_too(gre: Path, tmp_path: Path) -> None:
     (tmp_path / "vb.dat").write_bytes(bytes(out) + end.tobytes() + bytes(64))
     to_ismrmrd(gre, tmp_path / "ve.h5")
     to_ismrmrd(tmp_path / "vb.dat", tmp_path / "vb.h5")
-    (heads, samples), (expected_heads, expected) = (_readouts(tmp_path / name) for name in ("vb.h5", "ve.h5"))
+    (headers, samples), (expected_headers, expected) = (_readouts(tmp_path / name) for name in ("vb.h5", "ve.h5"))
     assert np.array_equal(samples, expected)
-    for name in set(heads.dtype.names or ()) - {"patient_table_position"}:
-        assert np.array_equal(heads[name], expected_heads[name]), name
+    for name in set(headers.dtype.names or ()) - {"patient_table_position"}:
+        assert np.array_equal(headers[name], expected_headers[name]), name
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-5, 0.003, 0.3, 0.6, 0.9, 0.9995])
@@ -232,12 +232,12 @@ def _hostile(name: str, gre: Path) -> bytes:
     [
         ("no samples", "readout 3 has 2 channels of 0 samples"),
         ("no channels", "readout 3 has 0 channels"),
-        ("endless loop", "claims 0 bytes"),
+        ("endless loop", "declares 0 bytes"),
         ("huge list", "list of more than 99999 items"),
         ("long section", "section Config runs past its end"),
         ("no protocol", "no protocol"),
         ("header longer than the file", "a header of 2147483647 bytes"),
-        ("only noise", "none of the 160 readouts is a line of an image"),
+        ("only noise", "none of the 160 readouts is an imaging line"),
         ("nothing", "holds no readouts"),
     ],
 )
