@@ -183,7 +183,8 @@ class UNet(nn.Module):
 class Spectral(nn.Module):
     """Layer with weights divided by their largest singular value (Miyato 2018, arXiv 1802.05957).
 
-    One power iteration per call in training; shapes as of the layer. PyTorch's own parametrisation cannot be sent to spawned processes.
+    One power iteration per call in training; its estimate `u` is real ``(n_out,)``. PyTorch's parametrisation cannot be sent to
+    spawned processes.
     """
 
     u: Tensor
