@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Watch = Callable[[int, Tensor], None]
-"""Called after every iteration with its number, from 1, and the solution so far, which it must not change."""
+"""Callback after each iteration with its number, from 1, and the current solution, which it must not modify."""
 
 
 def conjugate_gradients(
@@ -33,22 +33,21 @@ def conjugate_gradients(
     b
         Right-hand side, complex ``(*batch y x)``.
     start
-        Initial value, like `b`; None: 0, which saves one product.
+        Initial estimate, complex ``(*batch y x)``; None for 0, which saves one product.
     tolerance
-        Relative residual ``||b - matrix(x)|| / ||b||`` at which a plane is left alone; a tensor ``(*batch 1 1)`` gives each
-        plane its own. Below a hundredth of the rounding of the dtype there is nothing left to solve: smaller values, 0 too,
-        mean that.
+        Relative residual ``||b - matrix(x)|| / ||b||`` at which a plane has converged; a tensor ``(*batch 1 1)`` sets it per
+        plane. The lower limit is a hundredth of the machine epsilon of the dtype, also for 0.
     max_iterations
-        A plane that needs more is returned as it is.
+        Limit after which the current estimate is returned.
     warn
-        Whether such a plane is worth a `RuntimeWarning`.
+        Whether reaching the limit gives a `RuntimeWarning`.
     watch
-        Sees every iteration.
+        Called after each iteration.
 
     Returns
     -------
     Tensor
-        Complex ``(*batch y x)``. No plane depends on the others of its batch.
+        Complex ``(*batch y x)``; each plane is independent of the others.
     """
     x = 0 * b if start is None else start.expand_as(b).clone()  # not zeros_like: NaN in b must propagate
     r = b if start is None else b - matrix(x)
@@ -74,7 +73,7 @@ def conjugate_gradients(
         worst = (energy(r) / energy(b)).sqrt().nan_to_num(0).max().item()
         warnings.warn(
             f"conjugate gradients stopped after {max_iterations} iterations at relative residual {worst:.1e} "
-            f"(asked for {float(torch.as_tensor(tolerance).min()):.0e}); a larger lamda converges faster",
+            f"(requested {float(torch.as_tensor(tolerance).min()):.0e}); a larger lamda converges faster",
             RuntimeWarning,
             stacklevel=5,
         )
@@ -88,7 +87,7 @@ def energy(x: Tensor) -> Tensor:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Real part of the inner product of every plane of complex ``(*batch y x)``: real ``(*batch 1 1)``."""
-    # Only the real part is needed; real arithmetic halves the work. Two sums instead of one: a
-    # single one would be split among threads in another way for another batch, and round otherwise.
+    # Only the real part is needed; real arithmetic halves the work. Two sums instead of
+    # one, whose split among threads, and so rounding, would depend on the batch.
     products = torch.view_as_real(a.resolve_conj()) * torch.view_as_real(b.resolve_conj())
     return products.sum((-2, -1)).sum(-1)[..., None, None]

@@ -277,11 +277,11 @@ class Sense(LinearOperator):
         return moved
 
     def flattened(self, batch: Sequence[int]) -> Sense:
-        """The operator with one batch axis for those of `batch`; of length 1 where all planes share the maps, or the mask."""
+        """Operator with the axes of `batch` merged into one, of length 1 for maps or a mask shared by all planes."""
         return self._each(lambda x: flattened(x, 3, batch))
 
     def planes(self, index: slice | Tensor) -> Sense:
-        """Some planes of a `flattened` operator."""
+        """Selected planes of a `flattened` operator."""
         return self._each(lambda x: x if len(x) == 1 else x[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Sense:
@@ -354,15 +354,18 @@ class Sense(LinearOperator):
 
 
 def flattened(x: Tensor, rank: int, batch: Sequence[int]) -> Tensor:
-    """`x`, broadcastable to `batch` and `rank` more axes, with one batch axis, of length 1 where it is the same for all."""
+    """Merge the `batch` axes of `x`, broadcastable to ``(*batch ...)`` with `rank` trailing axes, into one.
+
+    It has length 1 where `x` is the same for the complete batch.
+    """
     x = x.reshape((1,) * (rank - x.ndim) + x.shape)
     own = x.shape[x.ndim - rank :]
     return x.reshape(1, *own) if x.numel() == math.prod(own) else x.expand(*batch, *own).reshape(-1, *own)
 
 
 def transformed_axes(weights: Tensor) -> tuple[int, ...]:
-    """Axes that ``A^H diag(weights) A`` transforms: those along which the weights differ. Along y alone where each line along
-    kx is sampled whole or not at all."""
+    """Axes that ``A^H diag(weights) A`` transforms: those along which `weights` ``(... ky kx)`` vary, so y alone for complete
+    phase-encode lines."""
     return tuple(axis for axis in IMAGE_AXES if weights.shape[axis] > 1) or IMAGE_AXES[:1]
 
 

@@ -1,4 +1,4 @@
-"""Augmentation for training: what might as well have been measured.
+"""Augmentation of training data by physically plausible transformations.
 
 Everything is done to fully sampled coil images, all coils alike, before undersampling, and keeps white noise white: flips and
 turns only move samples about, phase and rotations are unitary, and shrinking is a scan of a larger field of view with as many
@@ -20,7 +20,7 @@ from kspace.simulation.receiver import smooth_phase
 
 @dataclass(frozen=True)
 class Augment:
-    """Random flips, turns, rotations, shrinking and phase. Called ``(coil images, boxes, seed) -> (coil images, boxes)``.
+    """Random flips, rotations, shrinking and phase. Called ``(coil images, boxes, seed) -> (coil images, boxes)``.
 
     A pure function of its arguments: the caller makes the seed from the seed of the run, the epoch and the example, so neither
     the number of workers nor their order matters.
@@ -103,7 +103,7 @@ def flip(images: Tensor, boxes: Tensor, axes: list[int]) -> tuple[Tensor, Tensor
 
 
 def quarter_turns(images: Tensor, boxes: Tensor, turns: int) -> tuple[Tensor, Tensor]:
-    """Turn images ``(coil y x)`` by `turns` times 90 degrees about pixel ``n // 2``, from the y axis towards the x axis.
+    """Rotate images ``(coil y x)`` by `turns` times 90 degrees about pixel ``n // 2``, from the y axis towards the x axis.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def _shear(images: Tensor, axis: int, slope: float) -> Tensor:
 
 
 def _move(boxes: Tensor, matrix: Tensor, shape: torch.Size) -> Tensor:
-    """Boxes around what `matrix`, acting on ``(y, x)`` about pixel ``n // 2``, makes of `boxes`; those outside are dropped."""
+    """Bounding boxes of `boxes` after `matrix`, acting on ``(y, x)`` about pixel ``n // 2``; those outside are dropped."""
     if not len(boxes):
         return boxes
     size = torch.tensor(shape[-2:], dtype=torch.float64)

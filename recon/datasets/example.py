@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class Key(NamedTuple):
-    """Which slice an example is, and under which mask: results with equal keys may be compared."""
+    """Identity of an example, slice and mask; results with equal keys are comparable."""
 
     file: str
     slice: int
@@ -27,7 +27,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """What a scan acquired, how, and what it should have shown. Of one slice, or a batch of them.
+    """Acquired samples, forward model and ground truth of one slice or a batch of slices.
 
     Attributes
     ----------
@@ -64,11 +64,11 @@ class Example:
     entries: tuple[Entry | None, ...] = (None,)
 
     def to(self, device: torch.device | str) -> Example:
-        """The example with its tensors on `device`."""
+        """Copy with all tensors on `device`."""
         return self._map(lambda x: x.to(device))
 
     def pin_memory(self) -> Example:
-        """The example with its tensors in page-locked memory: `DataLoader` calls this."""
+        """Copy with all tensors in page-locked memory; called by `DataLoader`."""
         return self._map(lambda x: x.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Example:
@@ -89,7 +89,7 @@ class Example:
 
 
 def collate(examples: Sequence[Example]) -> Example:
-    """Join single examples of equal shape into a batch.
+    """Collate single examples of equal shape into a batch.
 
     Masks of whole lines are joined with point masks at the size of the latter; examples without `n_averages` count as measured
     once beside others that have them.
@@ -124,7 +124,7 @@ def collate(examples: Sequence[Example]) -> Example:
 
 
 def combine(y: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Target and truth of fully sampled data: the coil images combined with the maps, and their root sum of squares.
+    """Target and ground truth of fully sampled data: coil images combined with the maps, and root sum of squares.
 
     Moving coil arrays costs more than transforming them. So the origin of k-space stays where it is, which gives the images a
     phase that is taken off the combined one, and that of the images comes out in the corner: they meet the maps by quadrants.
@@ -156,7 +156,7 @@ def combine(y: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _halves(n: int) -> list[tuple[slice, slice]]:
-    """Where the two halves of a centred axis of n points lie when its origin is moved to the corner."""
+    """Slices of the two halves of a centred axis of n points whose origin is moved to the corner."""
     middle = n // 2
     return [(slice(0, middle), slice(n - middle, n)), (slice(middle, n), slice(0, n - middle))]
 

@@ -1,4 +1,4 @@
-"""Training examples from pictures, simulated when they are asked for: nothing but the pictures lies on the disk."""
+"""Training examples simulated from images on the fly, without k-space on disk."""
 
 from __future__ import annotations
 
@@ -28,41 +28,40 @@ from recon.datasets.patients import PatientFiles
 
 
 class SimulatedDataset(torch.utils.data.Dataset[Example]):
-    """Pictures as `Example`s, for use like `recon.datasets.kspace_dataset.KSpaceDataset`, with the same samplers and `collate`.
+    """Simulated `Example`s from images, for the samplers and `collate` of `recon.datasets.kspace_dataset.KSpaceDataset`.
 
-    Each item is a pure function of its picture, the seed, the options and, with `resample`, the epoch: receiver, SNR, phase,
-    noise and mask are drawn anew for every picture in every epoch. Coil maps are estimated from the acquired samples of each
+    Each item is a pure function of its image, the seed, the options and, with `resample`, the epoch: receiver, SNR, phase,
+    noise and mask are drawn anew for each image and epoch. Coil maps are estimated from the acquired samples of each
     example, as for a scan, which takes most of the time; with ``options.realism`` and `resample` most examples have the true
-    maps, and a part of them are dead leaves, or come from `others`, in place of the picture. Target and truth are without
-    noise: that of a fully sampled slice is in part that of the samples which were kept, and a network would learn to keep it.
+    maps, and a share of the images are replaced by dead leaves or `others`. Target and truth are noise-free: the noise of a
+    fully sampled slice correlates with that of the retained samples, and a network would learn to preserve it.
 
     Parameters
     ----------
     groups
-        Patients and their pictures; see `recon.datasets.patients.group_files` and `split_groups`.
+        Patients and their images; see `recon.datasets.patients.group_files` and `split_groups`.
     options
-        How pictures become k-space.
+        Options of the simulation.
     masks
-        One of these draws the mask of an example.
+        Masks, one of which is drawn per example.
     resample
-        True for training. False: the same simulation and mask in every epoch, the mask one for each patient.
+        True for training. False for the same simulation in every epoch, with one mask per patient.
     maps, calibration_width
         Method and number of central samples, as for `kspace.coils.estimate_maps`.
     augment
         Applied to the fully sampled coil images, before undersampling.
     others
-        Files of further images, for the share of examples that ``options.realism.other`` says.
+        Files of other images, for the share ``options.realism.other`` of the examples.
     draw_matrices
-        Another matrix for each picture (each patient, without `resample`), by ``options.realism.matrix``, in place of
+        Draw the matrix size of each image (patient, without `resample`) by ``options.realism.matrix`` instead of
         ``options.matrix``.
     seed
-        Seed of everything that is drawn.
+        Seed of all random generators.
 
     Raises
     ------
     InputError
-        If there are no pictures or no masks, or a stack of slices cannot be read. A picture that cannot be read is an error
-        when it is asked for.
+        If there are no images or no masks, or a stack of slices cannot be read. Unreadable images raise it on access.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
 
     @property
     def shapes(self) -> list[Shape]:
-        """For each item what must be equal within a batch."""
+        """Shape of each item, equal within a batch."""
         return [(self._n_coils, *matrix) for matrix in self.matrices]
 
     @property
@@ -107,15 +106,15 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         return self.example(index, epoch, replace(self.options, matrix=self.matrices[index]), self.masks)
 
     def example(self, index: int, epoch: int, options: SynthesisOptions, masks: Sequence[MaskSource]) -> Example:
-        """The example of picture `index` in `epoch` with its own options and masks to draw from."""
+        """Example of image `index` in `epoch`, with given options and masks."""
         group, path, slice_index = self.items[index]
         epoch = epoch if self.resample else 0
         name = f"{group.name}/{path.name}/{slice_index}"
         source = generator(self.seed, name, epoch, "source")
-        picture, own = self._picture(path, slice_index, options, source)
-        scan = simulate_example(picture, generator(self.seed, name, epoch), options, str(path))
+        image, own = self._picture(path, slice_index, options, source)
+        scan = simulate_example(image, generator(self.seed, name, epoch), options, str(path))
         k = scan.kspace
-        boxes = _boxes(path, picture, scan, options.matrix) if own else torch.zeros(0, 5)
+        boxes = _boxes(path, image, scan, options.matrix) if own else torch.zeros(0, 5)
         clean = scan.maps * scan.target
         true_maps = self._true_maps(scan, options.realism, source)
         if self.augment is not None:
@@ -147,7 +146,7 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         return draw_matrix(generator(self.seed, group.name, *key, "matrix"), self.options.realism, smallest)
 
     def _picture(self, path: Path, index: int, options: SynthesisOptions, rng: torch.Generator) -> tuple[Tensor, bool]:
-        """The picture of an item, or what takes its place in training, and whether it is the item's own."""
+        """Image of an item or its replacement in training, and whether it is the item's own."""
         realism = options.realism
         if realism is not None and self.resample:
             choice, pick = uniform(rng), uniform(rng)
@@ -160,7 +159,7 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         return torch.from_numpy(read_image(path)[index]), True
 
     def _true_maps(self, scan: Simulation, realism: Realism | None, rng: torch.Generator) -> Tensor | None:
-        """True coil maps where the example shall have them, else None."""
+        """True coil maps for examples that use them, else None."""
         if realism is None or not self.resample or uniform(rng) < realism.estimated_maps:
             return None
         if uniform(rng) < realism.object_maps:
@@ -184,8 +183,8 @@ def _slices(files: Iterable[Path]) -> list[tuple[Path, int]]:
     return [(path, i) for path in files for i in range(len(read_image(path)) if path.name.lower().endswith(STACKS) else 1)]
 
 
-def _boxes(path: Path, picture: Tensor, scan: Simulation, matrix: tuple[int, int]) -> Tensor:
-    shape = picture.shape if scan.frame is not None else matrix
-    rows = [(box.label, *box_corners(box, picture.shape, shape)) for box in read_boxes(path)]
+def _boxes(path: Path, image: Tensor, scan: Simulation, matrix: tuple[int, int]) -> Tensor:
+    shape = image.shape if scan.frame is not None else matrix
+    rows = [(box.label, *box_corners(box, image.shape, shape)) for box in read_boxes(path)]
     boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
-    return boxes if scan.frame is None else scan.frame.boxes(boxes, picture.shape, matrix)
+    return boxes if scan.frame is None else scan.frame.boxes(boxes, image.shape, matrix)

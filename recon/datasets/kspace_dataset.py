@@ -1,7 +1,7 @@
-"""Training and comparison examples from fastMRI-style files: fully sampled k-space, undersampled as a scan would have been.
+"""Training and comparison examples from fastMRI files, by retrospective undersampling of fully sampled k-space.
 
-One slice becomes one `Example`: the samples `y` that a scan with this mask would have acquired, the operator with coil maps
-made from those samples, and the truth. What a scan would not have acquired reaches the truth only.
+One slice becomes one `Example`: the undersampled samples `y`, the operator with coil maps estimated from them, and the ground
+truth. All other samples affect the ground truth only.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Draw(NamedTuple):
 
 
 class KSpaceDataset(torch.utils.data.Dataset[Example]):
-    """Slices of fastMRI-style files as `Example`s.
+    """`Example`s from the slices of fastMRI files.
 
-    Each item is a pure function of its file, its index, the epoch and the options: no global generator is drawn from, no file
-    stays open, and the number of workers does not matter. With `ShapeBatchSampler` and `collate`::
+    Each item is a pure function of its file, its index, the epoch and the options: independent of global random
+    generators and the number of workers. No file stays open. With `ShapeBatchSampler` and `collate`::
 
         sampler = ShapeBatchSampler(dataset.shapes, batch_size=4, shuffle=True)
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=2)
@@ -120,7 +120,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
 
     @property
     def shapes(self) -> list[Shape]:
-        """For each item what must be equal within a batch."""
+        """Shape of each item, equal within a batch."""
         shapes = [(v.n_coils - _n_dead(v), *v.matrix, *v.recon_shape, int(v.noise is not None)) for v in self.volumes]
         return [shapes[v] for v, _ in self.items]
 
@@ -168,7 +168,7 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
 
 
 class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):
-    """Batches of equal shape, in an order that depends on seed and epoch alone; with several processes, each gets its share.
+    """Sampler of batches of equal shape, ordered by seed and epoch alone and divided among processes.
 
     All processes get the same number of batches: where they do not come out even, the first of the epoch's batches are given
     out again (rows of results are keyed by file and slice, so that doubles can be told), or with `drop_last` the last are left

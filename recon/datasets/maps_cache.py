@@ -1,9 +1,8 @@
-"""Coil maps kept on disk: they are made once for each set of calibration samples, whichever mask or run asks for them.
+"""On-disk cache of coil sensitivity maps, keyed by calibration data and settings.
 
-An entry is named by a hash of all that the maps depend on: the samples in the centre of k-space and which of them were
-acquired, the matrix, the method with its options, and the program that estimates. Nothing is ever invalid by age; what has
-changed has another name. Entries appear whole (written beside, then renamed), so that any number of processes may share a
-folder, and each carries a checksum, so that a damaged one is made again.
+The key is a hash of all that the maps depend on: central k-space samples and their mask, matrix size, method, options, and the
+code of the estimation. Entries never expire; changed inputs have other keys. Writes are atomic, so that any number of processes
+can share a folder, and checksums detect damaged entries, which are recomputed.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ Layout = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the cache: where it is, the key that it must bear, and the arrays that it holds."""
+    """Cache entry: path, expected key, and shapes and dtypes of its arrays."""
 
     path: Path
     key: str
@@ -54,14 +53,14 @@ class Entry:
         return [math.prod(shape) * dtype.itemsize for shape, dtype in self.layout]
 
     def open(self) -> int | None:
-        """A descriptor for `read`; None where there is no such entry."""
+        """Open the entry for `read`; None if it does not exist."""
         try:
             return os.open(self.path, os.O_RDONLY)
         except OSError:
             return None
 
     def read(self, descriptor: int) -> tuple[Tensor, ...] | None:
-        """The arrays behind a descriptor, which is closed; None where the file is not what its name says."""
+        """Read the arrays of a file descriptor and close it; None for a damaged entry."""
         try:
             with open(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(descriptor)
@@ -89,28 +88,28 @@ def cached_maps(
     method: str = "espirit",
     calibration_width: int = 24,
 ) -> Tensor:
-    """Coil maps of one plane from its acquired centre, read from `folder` where they were made before.
+    """Coil maps of one plane from its calibration samples, cached in `folder`.
 
-    Only the central `calibration_width` samples of each axis are looked at, so masks that share their centre share their maps.
+    Only the central `calibration_width` samples of each axis are used, so masks with the same centre share their maps.
 
     Parameters
     ----------
     k
-        ``(coil ky kx)``.
+        k-space ``(coil ky kx)``.
     folder
-        Where entries are kept; it is made where it is missing. None: no cache.
+        Folder of the cache, created if missing; None for no cache.
     method, calibration_width
         As for `kspace.coils.estimate_maps`.
 
     Returns
     -------
     Tensor
-        complex64 ``(coil y x)``; the same numbers whether they were read or made.
+        complex64 ``(coil y x)``, identical whether cached or computed.
 
     Warns
     -----
     RuntimeWarning
-        If an entry cannot be kept (a full disk, no permission). The maps are returned all the same, and made again next time.
+        If an entry cannot be written (full disk, no permission). The maps are returned regardless.
     """
     block = _central_block(k, method, calibration_width)
     if folder is None or k.n_coils == 1:  # the map of one coil is 1
@@ -128,7 +127,7 @@ def cached_references(
     method: str = "espirit",
     calibration_width: int = 24,
 ) -> tuple[Tensor, Tensor, Tensor, Entry]:
-    """Coil maps as `cached_maps` makes them, and what follows from them and the fully sampled data, kept together.
+    """Coil maps as from `cached_maps`, cached with the references computed from them and the fully sampled data.
 
     Parameters
     ----------
@@ -165,12 +164,12 @@ def cached_references(
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder of a cache, check that it can be written, and remove what interrupted runs left half-written.
+    """Create the cache folder, check write permission, and remove partial files of interrupted runs.
 
     Raises
     ------
     InputError
-        If it cannot be made or written.
+        If it cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +185,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def _central_block(k: KSpace, method: str, width: int) -> tuple[Tensor, Tensor]:
-    """What the maps are made of: the central samples ``(coil m n)``, zero where not acquired, and which were, ``(1 m n)``."""
+    """Central calibration samples ``(coil m n)``, zero where not acquired, and their mask ``(1 m n)``."""
     size = min(width, k.data.shape[-2]), min(width, k.data.shape[-1])
     if k.calibration is not None:
         samples = resize(k.calibration, size)
@@ -204,7 +203,7 @@ def _calibration_region(acquired: bytes, size: tuple[int, int]) -> tuple[int, in
 
 
 def _estimate(k: KSpace, block: tuple[Tensor, Tensor], method: str, width: int) -> Tensor:
-    """Maps from the central block alone, so that they depend on nothing that the key does not know."""
+    """Maps from the central block alone, so that they depend only on what the key contains."""
     matrix = k.data.shape[-2:]
     samples, acquired = (resize(x, matrix) for x in block)
     if k.calibration is not None:
@@ -224,12 +223,12 @@ def _key(k: KSpace, block: tuple[Tensor, Tensor], method: str, width: int) -> st
 
 @functools.cache
 def _program() -> str:
-    """A hash of the code that estimates: maps of another version of it are other maps."""
+    """Hash of the estimation code, so that another version has other keys."""
     return hashlib.sha256("".join(map(inspect.getsource, (coils, espirit))).encode()).hexdigest()[:16]
 
 
 def _get(folder: Path, key: str, layout: Layout, make: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Entry]:
-    """The arrays of an entry, read or made and kept, and the entry."""
+    """Arrays of an entry, read or else computed and stored, and the entry."""
     entry = Entry(folder / key[:2] / f"{key}.maps", key, layout)
     descriptor = entry.open()
     arrays = None if descriptor is None else entry.read(descriptor)

@@ -1,4 +1,4 @@
-"""Which images are one patient, and which patients are for training.
+"""Grouping of images by patient, and split of patients into training and validation.
 
 Slices of one patient resemble each other, so a split by slice would let a network see its own test.
 """
@@ -19,7 +19,7 @@ MAX_SLICES_OF_FOLDER = 512
 
 @dataclass(frozen=True)
 class PatientFiles:
-    """Files that belong to one patient, so into one volume and one split.
+    """Image files of one patient, which form one volume and belong to one split.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class PatientFiles:
 
 
 def file_number(path: Path) -> int:
-    """The last number in a file's name.
+    """Last number in a file name.
 
     Raises
     ------
@@ -51,17 +51,17 @@ def file_number(path: Path) -> int:
 
 
 def group_files(files: Sequence[Path], root: Path, group_size: int | None = None) -> list[PatientFiles]:
-    """Sort files into groups, each of which stands for one patient.
+    """Group files by patient.
 
     With `group_size` a group is the files of one folder whose numbers lie within `group_size` consecutive ones, counted from
     the first that is left. Without it a NIfTI or NumPy file is a group of its own (its patient is the ``sub-...`` of its name,
     where it has one), DICOM files are grouped by series and belong to the patient that they name (a hash of it is kept), and
-    the other pictures of one folder are one patient.
+    the other images of one folder are one patient.
 
     Raises
     ------
     InputError
-        If a folder holds more pictures than one scan has, or a file's name has no number to group by.
+        If a folder holds more images than one scan has, or a file name has no number to group by.
     """
     folders: dict[str, list[Path]] = {}
     patients: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""How an `Example` gets from a worker of a data loader to the main process.
+"""Transfer of an `Example` from a data loader worker to the main process.
 
-Shared memory is ten times as slow as memory, because its pages are new each time, and each tensor costs a file descriptor. So
-what lies in the cache of coil maps goes by its name and is read where it is wanted; of k-space only the
-acquired lines go; and all that goes, goes in one piece.
+Shared memory is ten times slower than memory, because its pages are new each time, and each tensor costs a file descriptor.
+Cached coil maps are therefore passed by name and read in the main process, k-space is reduced to acquired lines, and everything
+is sent as one buffer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Layout = list[tuple[str, torch.dtype, torch.Size]]
 
 
 def reduce_example(example: Example) -> tuple[Any, tuple[Any, ...]]:
-    """What `multiprocessing` sends instead of an example: a function, and its arguments."""
+    """Reduction of an example for `multiprocessing`: a function and its arguments."""
     kept = all(entry is not None and entry.path.exists() for entry in example.entries)
     tensors: dict[str, Tensor | None] = {"y": example.y}
     if not kept:
@@ -92,7 +92,7 @@ def _read_entries(entries: tuple[Entry, ...], batched: bool) -> dict[str, Tensor
 
 
 def _lines(mask: Tensor, shape: torch.Size) -> Tensor | None:
-    """Indices of the lines that any example under `mask` has acquired; None where points were."""
+    """Indices of lines acquired in any example under `mask`; None for 2-D undersampling."""
     if mask.shape[-1] > 1:
         return None
     return mask.expand(*shape[:-3], 1, shape[-2], 1).reshape(-1, shape[-2]).any(0).nonzero().flatten()

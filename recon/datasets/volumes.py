@@ -1,4 +1,4 @@
-"""Collections of fastMRI-style files: finding them, opening them, dividing them between training and testing."""
+"""Collections of fastMRI files: search, opening, and split by patient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUFFIXES = (".h5", ".hdf5")
 
 
 def find_volumes(paths: Path | Sequence[Path]) -> list[Path]:
-    """The volumes among files and folders (not their subfolders), sorted.
+    """Find the volumes among files and folders (without subfolders), sorted.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def find_volumes(paths: Path | Sequence[Path]) -> list[Path]:
 
 
 def open_volumes(files: Sequence[Path]) -> list[FastmriVolume]:
-    """Open every file; those that cannot be used are named all at once.
+    """Open all files; one error names all unusable ones.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def open_volumes(files: Sequence[Path]) -> list[FastmriVolume]:
 
 
 def split_by_patient(files: Sequence[Path], fractions: Sequence[float], seed: int = 0) -> list[list[Path]]:
-    """Divide files so that no patient is in two parts: neighbouring slices, and scans of one head, resemble each other.
+    """Split files by patient, because slices and scans of one patient resemble each other.
 
     Patients are ordered by a hash of seed and pseudonym, so a patient stays in place when others are added, as far as the
     fractions allow. A file without ``patient_id`` is a patient of its own.
@@ -98,7 +98,7 @@ def split_by_patient(files: Sequence[Path], fractions: Sequence[float], seed: in
 
 
 def _apportion(n: int, fractions: Sequence[float]) -> list[int]:
-    """Whole numbers near ``n * fractions``, none of a positive fraction below 1, their sum that of the fractions rounded."""
+    """Integers near ``n * fractions``, at least 1 for positive fractions, with the rounded sum of the fractions."""
     total = max(round(n * sum(fractions)), sum(f > 0 for f in fractions))
     sizes = [max(int(n * f), 1) if f > 0 else 0 for f in fractions]
     while sum(sizes) != total:

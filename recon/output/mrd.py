@@ -22,7 +22,7 @@ BITS = 12  # default of scanners, if the raw header has no BitsStored
 
 
 @dataclass(frozen=True)
-class Scale:
+class IntegerScale:
     """Rescaling of a series to integers: ``value = stored * slope + intercept`` with `stored` from 0 to `most`."""
 
     slope: float
@@ -35,7 +35,7 @@ class Scale:
         return stored.clip(0, self.most).astype(np.uint16)
 
 
-def integer_scale(series: Series) -> Scale:
+def integer_scale(series: Series) -> IntegerScale:
     """Common scale of all images of a series, which keeps their relative intensities and, without negative values, zero.
 
     The maximum maps to the largest integer of ``BitsStored`` bits (a ``userParameterLong`` of the raw header; 12 if missing,
@@ -46,7 +46,7 @@ def integer_scale(series: Series) -> Scale:
     bits = (series.images[0].header.study.get("userParameters") or {}).get("BitsStored", BITS)
     bits = int(bits) if str(bits).isdecimal() and 1 <= int(bits) <= 16 else BITS
     most = 2**bits - 1
-    return Scale((high - low) / most if high > low else 1.0, low, most)
+    return IntegerScale((high - low) / most if high > low else 1.0, low, most)
 
 
 def write_mrd(
@@ -88,7 +88,9 @@ def mrd_images(
             yield make_image(image, values, one.number, number, image_meta(one, image, record, scale))
 
 
-def image_meta(series: Series, image: Image, record: RunRecord, scale: Scale | None = None) -> dict[str, str | list[str]]:
+def image_meta(
+    series: Series, image: Image, record: RunRecord, scale: IntegerScale | None = None
+) -> dict[str, str | list[str]]:
     """MRD meta attributes that clients and converters expect. With a `scale`, slope and intercept are added and the window is
     given in stored integers, as scanners read it."""
     low, high = series.window
