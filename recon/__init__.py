@@ -26,10 +26,11 @@ __all__ = [
     "example_scan",
     "method_names",
     "open",
+    "upright",
 ]
 
 if TYPE_CHECKING:
-    from recon.api import Image, Images, InputError, KSpace, ReconWarning, Scan, example_scan, method_names, open
+    from recon.api import Image, Images, InputError, KSpace, ReconWarning, Scan, example_scan, method_names, open, upright
 else:
     __getattr__, __dir__, _ = lazy_loader.attach(
         __name__, submod_attrs={"api": [name for name in __all__ if name != "__version__"]}

@@ -21,7 +21,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, get_origin, get_type_hints, overload
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints, overload
 
 from kspace.container import Geometry, Header, Image, ImageIndex, KSpace
 from kspace.errors import InputError
@@ -50,6 +51,7 @@ __all__ = [
     "example_scan",
     "method_names",
     "open",
+    "upright",
 ]
 
 
@@ -61,6 +63,7 @@ class ReconstructOptions(TypedDict, total=False):
     """Options of `Scan.reconstruct`: those of ``recon run`` that concern the images, described in `RunOptions`."""
 
     weights: str | Path | None
+    refine: Literal["stack", "residual", "none"] | None
     lamda: float | None
     maps: str | Path
     calibration_width: int
@@ -482,6 +485,22 @@ def method_names() -> tuple[str, ...]:
     return RSS, *classical.METHODS, *shipped()
 
 
+def upright(image: Image, z: int | None = None) -> NDArray[np.float32]:
+    """Magnitude of an image, float32, turned as radiologists look at it: anterior up, the patient's right on the left.
+
+    Parameters
+    ----------
+    image
+        Of a scan.
+    z
+        Plane of a slab; None: the middle one.
+    """
+    from recon.output.png import view_of
+
+    plane = image.data[image.data.shape[0] // 2 if z is None else z].abs()
+    return view_of(image.geometry).apply(plane.detach().cpu().float().numpy())
+
+
 def example_scan(
     path: str | PathLike[str] = "example.h5",
     *,
@@ -542,16 +561,23 @@ def _checked(options: RunOptions) -> RunOptions:
     """`options`, whose values a parser has not seen, or an `InputError` that names the one that does not fit."""
     for name, hint in get_type_hints(RunOptions).items():
         value = getattr(options, name)
-        allowed = get_args(hint) or (hint,)
-        if get_origin(hint) is Literal:
-            if value not in allowed:
-                raise InputError(f"{value!r} is no {name}", name, f"choose from {', '.join(allowed)}")
-        elif not isinstance(value, (*allowed, int) if float in allowed else allowed) or (
-            isinstance(value, bool) and bool not in allowed
-        ):
-            wanted = " or ".join(a.__name__ for a in allowed)
+        alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if not any(_fits(value, one) for one in alternatives):
+            wanted = " or ".join(_in_words(one) for one in alternatives)
             raise InputError(f"{value!r} is a {type(value).__name__}, expected {wanted}", name, "correct it")
     return options
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _in_words(kind: Any) -> str:
+    return ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else getattr(kind, "__name__", str(kind))
 
 
 def _restated(result: Result, parameters: dict[str, Any]) -> Result:

@@ -175,7 +175,7 @@ def test_a_converted_scan_leaves_no_folder_behind(tmp_path: Path, monkeypatch: p
         ({"lamda": "much"}, "'much' is a str, expected float or NoneType"),
         ({"slices": [0, 7]}, "'7' selects what is not there"),
         ({"strength": 2}, "there is no option 'strength'"),
-        ({"device": "tpu"}, "'tpu' is no device"),
+        ({"device": "tpu"}, "'tpu' is a str, expected 'auto', 'cpu', 'cuda'"),
         ({"calibration_width": 2.5}, "2.5 is a float, expected int"),
         ({"no_whiten": 1}, "1 is a int, expected bool"),
         ({"method": "rss", "maps": "jsense"}, "rss needs no coil maps"),
