@@ -30,7 +30,7 @@ class Augment:
     flip
         Probability of a flip along each axis.
     quarter_turns
-        Whether images are turned by multiples of 90 degrees; only half turns where they are not square.
+        Whether images are rotated by multiples of 90 degrees; by 180 degrees only if not square.
     rotation_deg
         Largest further rotation, to either side, at most 45. Pixels are taken as square; what leaves the image on one side
         comes in on the other, so it is for objects with air around them.
@@ -113,7 +113,7 @@ def quarter_turns(images: Tensor, boxes: Tensor, turns: int) -> tuple[Tensor, Te
     turns %= 4
     if turns % 2:
         if images.shape[-1] != images.shape[-2]:
-            raise ValueError(f"only square images can be turned by 90 degrees; got {tuple(images.shape)}")
+            raise ValueError(f"only square images can be rotated by 90 degrees; got {tuple(images.shape)}")
         # (y, x) -> (-x, y): a transposition and a mirror.
         images, boxes = flip(images.mT, boxes[:, [0, 2, 1, 4, 3]], [-2])
     return flip(images, boxes, [-2, -1]) if turns >= 2 else (images, boxes)

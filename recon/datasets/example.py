@@ -91,7 +91,7 @@ class Example:
 def collate(examples: Sequence[Example]) -> Example:
     """Collate single examples of equal shape into a batch.
 
-    Masks of whole lines are joined with point masks at the size of the latter; examples without `n_averages` count as measured
+    Line masks are expanded where joined with 2-D masks; examples without `n_averages` count as measured
     once beside others that have them.
 
     Raises

@@ -111,7 +111,7 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         epoch = epoch if self.resample else 0
         name = f"{group.name}/{path.name}/{slice_index}"
         source = generator(self.seed, name, epoch, "source")
-        image, own = self._picture(path, slice_index, options, source)
+        image, own = self._image(path, slice_index, options, source)
         scan = simulate_example(image, generator(self.seed, name, epoch), options, str(path))
         k = scan.kspace
         boxes = _boxes(path, image, scan, options.matrix) if own else torch.zeros(0, 5)
@@ -145,7 +145,7 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
         smallest = 0 if self.resample else SMALLEST_JUDGED
         return draw_matrix(generator(self.seed, group.name, *key, "matrix"), self.options.realism, smallest)
 
-    def _picture(self, path: Path, index: int, options: SynthesisOptions, rng: torch.Generator) -> tuple[Tensor, bool]:
+    def _image(self, path: Path, index: int, options: SynthesisOptions, rng: torch.Generator) -> tuple[Tensor, bool]:
         """Image of an item or its replacement in training, and whether it is the item's own."""
         realism = options.realism
         if realism is not None and self.resample:

@@ -91,7 +91,7 @@ def test_the_phase_has_no_singularities() -> None:
 
 
 @pytest.mark.parametrize("method", coils.METHODS)
-def test_samples_that_were_not_acquired_do_not_matter(method: str) -> None:
+def test_unacquired_samples_have_no_effect(method: str) -> None:
     k, _, _ = scan()
     mask = lines(48, 12)
     clean = undersampled(k, mask)
@@ -210,14 +210,14 @@ def test_compression_keeps_the_signal_and_white_noise() -> None:
     assert torch.allclose(covariance, torch.eye(4, dtype=torch.complex64), atol=0.03)
 
 
-def test_compression_looks_at_acquired_samples_only() -> None:
+def test_compression_uses_acquired_samples_only() -> None:
     k, _, _ = scan()
     mask = lines(48, 12)
     dirty = KSpace(torch.where(mask, k.data, torch.full_like(k.data, complex("nan"))), mask, k.header)
     assert torch.equal(compress(dirty, 3).data, compress(undersampled(k, mask), 3).data)
 
 
-def test_compression_takes_the_calibration_along() -> None:
+def test_compression_applies_to_the_calibration() -> None:
     k, _, _ = scan()
     twin = KSpace(k.data, k.mask, k.header, calibration=7 * k.data)
     out = compress(twin, 3)
@@ -250,7 +250,7 @@ def test_maps_from_files(tmp_path: Path) -> None:
     assert load_maps(tmp_path / "maps.npy", planes).shape == planes.data.shape
 
 
-def test_maps_of_a_volume_come_as_a_volume(tmp_path: Path) -> None:
+def test_maps_of_a_volume_have_its_shape(tmp_path: Path) -> None:
     volume = torch.randn(3, 6, 5, 4, dtype=torch.complex64)  # coil z y x
     volume = volume / torch.linalg.vector_norm(volume, dim=0)
     np.save(tmp_path / "maps.npy", volume.numpy())

@@ -10,7 +10,7 @@ from kspace.operators import Sense
 from tests.support.operators import normalised_maps, some_mask
 
 
-def test_errors_say_what_is_needed() -> None:
+def test_errors_name_the_missing_argument() -> None:
     op = Sense(normalised_maps(4, 6, 5), torch.ones(6, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="lamda must be positive"):
         data_consistency(torch.zeros(6, 5, dtype=torch.complex128), op.forward(torch.ones(6, 5) + 0j), op, 0.0)
@@ -79,7 +79,7 @@ def test_gradients_of_the_solve(lamda_shape: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(lambda a, b, c: data_consistency(a, b, op, c, tolerance=1e-13), (z, y, lamda))
 
 
-def test_a_solve_that_does_not_converge_says_so() -> None:
+def test_a_solve_that_does_not_converge_warns() -> None:
     op = Sense(normalised_maps(4, 16, 16), torch.rand(16, 16) < 0.4)
     y = op.forward(torch.randn(16, 16, dtype=torch.complex128))
     with pytest.warns(RuntimeWarning, match="stopped after 2 iterations at relative residual"):
@@ -99,7 +99,7 @@ def test_many_solves_share_a_back_projection(averaged: bool) -> None:
     assert torch.allclose(regularised_solve(None, back, op, 0.05, tolerance=1e-12), there, atol=1e-10)
 
 
-def test_gradients_of_a_solve_from_nothing() -> None:
+def test_gradients_of_a_solve_without_initial_image() -> None:
     op = Sense(normalised_maps(2, 3, 4, 5), torch.rand(4, 1) < 0.6)
     back = torch.randn(2, 4, 5, dtype=torch.complex128, requires_grad=True)
     lamda = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
@@ -143,7 +143,7 @@ def test_smooth_maps_need_fewer_iterations_than_without_a_preconditioner(kind: s
     assert products[0] < 0.8 * products[1], products
 
 
-def test_what_is_not_a_number_does_not_become_zero() -> None:
+def test_nan_does_not_become_zero() -> None:
     op = Sense(normalised_maps(2, 3, 6, 5), torch.rand(6, 5) < 0.6)
     back = op.adjoint(op.forward(torch.randn(2, 6, 5, dtype=torch.complex128)))
     back[1, 2, 3] = torch.inf
@@ -152,7 +152,7 @@ def test_what_is_not_a_number_does_not_become_zero() -> None:
     assert found[0].isfinite().all()
 
 
-def test_the_backward_pass_may_be_less_exact() -> None:
+def test_the_backward_pass_has_its_own_tolerance() -> None:
     op = Sense(normalised_maps(2, 3, 8, 7), torch.rand(8, 7) < 0.5)
     back = op.adjoint(op.forward(torch.randn(2, 8, 7, dtype=torch.complex128)))
     image = torch.randn(2, 8, 7, dtype=torch.complex128, requires_grad=True)
@@ -164,7 +164,7 @@ def test_the_backward_pass_may_be_less_exact() -> None:
     assert 1e-9 < (loose - exact).norm() / gradient.norm() < 2e-2
 
 
-def test_outside_of_the_support_there_is_what_was_proposed() -> None:
+def test_the_prior_image_is_kept_outside_the_support() -> None:
     op = Sense(normalised_maps(3, 12, 10), torch.rand(12, 1) < 0.5)
     op.maps[:, :3], op.maps[:, :, 7:] = 0, 0
     outside = ~op.support

@@ -104,7 +104,7 @@ def test_a_separate_noise_measurement(tmp_path: Path) -> None:
     assert preprocess.whiten(k, other).header.noise_std == 1
 
 
-def test_a_missing_bandwidth_is_said(tmp_path: Path) -> None:
+def test_a_missing_bandwidth_is_reported(tmp_path: Path) -> None:
     scan = replace(acquire.add_noise_scan(plain(noisy=True)), noise_bandwidth=None)
     write_scan(scan, tmp_path / "scan.h5")
     read = open_scan(tmp_path / "scan.h5")
@@ -201,7 +201,7 @@ def test_readout_oversampling_is_removed_in_image_space(tmp_path: Path, oversamp
     assert nrmse(ifft(k.data), true_image(scan, COILS)[:, 0]) < 1e-5
 
 
-def test_a_size_that_is_not_whole_is_rounded_up_and_stated() -> None:
+def test_a_non_integer_size_is_rounded_up_and_reported() -> None:
     header = Header(
         encoded_matrix=(50, 8, 1), recon_matrix=(32, 8, 1), encoded_fov_m=(0.5, 0.2, 0), recon_fov_m=(0.333, 0.2, 0)
     )

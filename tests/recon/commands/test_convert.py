@@ -75,7 +75,7 @@ def test_the_noise_covariance_is_that_of_the_imaging_samples(tmp_path: Path) -> 
     assert error < 0.03  # 25,600 samples
 
 
-def test_a_noise_scan_of_another_file_is_taken_if_asked_for(tmp_path: Path) -> None:
+def test_the_noise_scan_of_another_file_is_used_on_request(tmp_path: Path) -> None:
     write_scan(add_noise_scan(_scan(n_slices=1), n_readouts=200), tmp_path / "noise.h5", seed=3)
     volume = _convert(_scan(n_slices=1), tmp_path, noise=tmp_path / "noise.h5")
     assert volume.noise_covariance is not None
@@ -94,7 +94,7 @@ def test_lines_give_a_mask_of_lines(tmp_path: Path) -> None:
     assert not kspace[..., mask == 0].any()
 
 
-def test_partly_sampled_lines_give_a_mask_of_points(tmp_path: Path) -> None:
+def test_partly_sampled_lines_give_a_2d_mask(tmp_path: Path) -> None:
     volume = _convert(asymmetric_echo(_scan(n_slices=1), 10), tmp_path)
     with h5py.File(volume.path, "r") as file:
         mask = file["mask"][()]
@@ -104,7 +104,7 @@ def test_partly_sampled_lines_give_a_mask_of_points(tmp_path: Path) -> None:
     assert mask[10:].all()
 
 
-def test_separate_calibration_comes_along(tmp_path: Path) -> None:
+def test_separate_calibration_is_converted(tmp_path: Path) -> None:
     volume = _convert(accelerate(_scan(n_slices=1), 2, calibration=8, mode="separate", calibration_gain=2.0), tmp_path)
     scan = mrd.open_scan(tmp_path / "scan.h5")
     expected = scan.load(0, scan.images(0)[0]).calibration
@@ -114,7 +114,7 @@ def test_separate_calibration_comes_along(tmp_path: Path) -> None:
     assert torch.equal(found, expected)
 
 
-def test_contrasts_and_repetitions_become_files_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_contrasts_and_repetitions_become_separate_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scan(repeat(repeat(_scan(), "contrast", (1.0, 0.5)), "repetition", (1.0, 1.0, 1.0)), tmp_path / "scan.h5")
     convert(tmp_path / "scan.h5", tmp_path / "v.h5")
     names = {f"v_contrast{c}_repetition{r}.h5" for c in range(2) for r in range(3)}
@@ -221,7 +221,7 @@ def test_a_pickled_array_is_not_loaded(tmp_path: Path) -> None:
         convert(tmp_path / "k.npy", tmp_path / "v.h5", axes="kx")
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     np.save(tmp_path / "k.npy", np.ones((2, 8, 8), np.complex64))
     (tmp_path / "v.h5").write_text("precious")
     with pytest.raises(InputError, match=r"the file exists.*--force"):

@@ -51,7 +51,7 @@ def test_demo_does_not_overwrite(small: Acquisition, tmp_path: Path) -> None:
         demo(tmp_path / "file" / "demo", ("sense",))
 
 
-def test_scan_is_what_the_demo_says() -> None:
+def test_the_scan_matches_its_description() -> None:
     scan = head_scan()
     assert scan.spaces[0].encoded_matrix == (512, 256, 1)
     assert scan.spaces[0].acceleration == (3, 1)

@@ -46,9 +46,7 @@ def published(folders: tuple[Path, Path], acquisition: str | None = None, accele
 
 
 @pytest.mark.parametrize("chosen", [{}, {"acquisition": "AXT2"}])
-def test_prints_fastmris_figures(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], chosen: dict[str, str]
-) -> None:
+def test_prints_fastmri_metrics(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], chosen: dict[str, str]) -> None:
     evaluate(*folders, **chosen)
     lines = capsys.readouterr().out.splitlines()
     ours = dict(re.findall(r"(\w+) = (\S+ \+/- \S+)", lines[0]))
@@ -58,7 +56,7 @@ def test_prints_fastmris_figures(
     assert f"{3 - len(chosen)} volumes, {6 - 2 * len(chosen)} slices, against reconstruction_rss; fastmri:" in lines[2]
 
 
-def test_choice_by_acceleration_and_single_files(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_selection_by_acceleration_and_single_files(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(*folders, acceleration=8)
     by_choice = capsys.readouterr().out
     evaluate(folders[0] / "v2.h5", folders[1] / "v2.h5")
@@ -108,7 +106,7 @@ def rewrite(path: Path, name: str, values: np.ndarray | None) -> None:
             file[name] = values
 
 
-def test_what_cannot_be_compared(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_incompatible_files_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     targets, predictions = folders
     with pytest.raises(InputError, match="a single prediction file for 3 targets"):
         evaluate(targets, predictions / "v0.h5")

@@ -19,7 +19,7 @@ def volume(**facts: Any) -> Any:
     return SimpleNamespace(**(values | {"attributes": {}, "patient": "", "target_name": None} | facts))
 
 
-def test_what_a_volume_does_not_name_is_said_to_be_not_named() -> None:
+def test_missing_names_are_printed_as_unnamed() -> None:
     assert "  acquisition unnamed, patient unnamed" in list(describe_volume(volume()))
     assert "  acquisition unnamed, patient unnamed" in list(describe_volume(volume(attributes={"acquisition": ""})))
     named = volume(attributes={"acquisition": "AXT2"}, patient="abc")
