@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kspace.io.atomic import atomic_write
 from recon.report.comparison import ComparisonResults
@@ -18,6 +19,8 @@ from recon.report.wording import metric_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
 
 
 def write(comparison: ComparisonResults, folder: Path) -> list[Path]:
@@ -96,6 +99,37 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), per_row))
 
 
+def _panels(figure: Figure, masks: Sequence[str], draw: Callable[[Axes, str], None], x: str, y: str) -> bool:
+    """A panel for each mask, its abscissa logarithmic, and one legend for all."""
+    axes = _axes(figure, 1, len(masks))
+    for ax, mask in zip(axes[0], masks, strict=True):
+        draw(ax, mask)
+        ax.set(xscale="log", title=plain(mask), xlabel=x, ylabel=y)
+    _legend(figure, list(axes[0]))
+    return True
+
+
+def _curves(
+    figure: Figure, theme: Theme, name: str, draw: Callable[[Axes, dict[str, Any], Floats], None], x: str, y: str | None = None
+) -> bool:
+    """Panels of the curves called `name` in ``compare.json``, each drawn with its values ``(point)``, NaN where there is none.
+
+    Without `y`, the ordinate is the metric of the curves.
+    """
+    curves = theme.comparison.about.get(name) or []
+
+    def panel(ax: Axes, mask: str) -> None:
+        for curve in (c for c in curves if c["mask"] == mask):
+            draw(ax, curve, np.array([np.nan if v is None else v for v in curve["values"]], dtype=float))
+
+    masks = list(dict.fromkeys(c["mask"] for c in curves))
+    return bool(masks) and _panels(figure, masks, panel, x, y or axis_label(str(curves[0]["metric"])))
+
+
+def _nearest(points: Sequence[float], value: float) -> int:
+    return int(np.argmin(np.abs(np.asarray(points, dtype=float) - value)))
+
+
 def boxes(figure: Figure, theme: Theme, dataset: str) -> bool:
     """Box plots over volumes: a row per metric, a column per mask."""
     metrics, masks = theme.metrics(dataset), [m for m in theme.masks if any(r.mask == m for r in theme.comparison.results)]
@@ -159,57 +193,41 @@ def speed(figure: Figure, theme: Theme, dataset: str) -> bool:
     timed = [r for r in theme.comparison.results if r.dataset == dataset and (r.seconds_per_slice or 0) > 0]
     if not metrics or not timed:
         return False
-    axes = _axes(figure, 1, len(masks))
-    for ax, mask in zip(axes[0], masks, strict=True):
+
+    def panel(ax: Axes, mask: str) -> None:
         for method in theme.names:
             rows = [r for r in theme.rows(dataset, mask, method, metrics[0]) if r in timed]
             if rows:
                 seconds = np.average([r.seconds_per_slice or 0 for r in rows], weights=[max(1, r.n_slices) for r in rows])
                 style = {**theme.line(method), "linestyle": "none"}
                 ax.plot(seconds, np.mean([r.metrics[metrics[0]] for r in rows]), label=theme.label(method), **style)
-        ax.set(xscale="log", title=plain(mask), xlabel="seconds per slice", ylabel=axis_label(metrics[0]))
-    _legend(figure, list(axes[0]))
-    return True
+
+    return _panels(figure, masks, panel, "seconds per slice", axis_label(metrics[0]))
 
 
 def tuning(figure: Figure, theme: Theme) -> bool:
     """Tuning curves, a panel per mask; a circle marks the weight chosen."""
-    curves = theme.comparison.about.get("tuning") or []
-    masks = list(dict.fromkeys(c["mask"] for c in curves))
-    if not masks:
-        return False
-    axes = _axes(figure, 1, len(masks))
-    for ax, mask in zip(axes[0], masks, strict=True):
-        for curve in (c for c in curves if c["mask"] == mask):
-            values = np.array([np.nan if v is None else v for v in curve["values"]], dtype=float)
-            ax.plot(curve["weights"], values, label=theme.label(curve["method"]), **theme.line(curve["method"]))
-            at = int(np.argmin(np.abs(np.asarray(curve["weights"], dtype=float) - curve["chosen"])))
-            ax.plot(curve["chosen"], values[at], "o", mfc="none", mec="#16202b", mew=1.4, markersize=10)
-        ax.set(xscale="log", title=plain(mask), xlabel="regularisation weight", ylabel=axis_label(str(curves[0]["metric"])))
-    _legend(figure, list(axes[0]))
-    return True
+
+    def draw(ax: Axes, curve: dict[str, Any], values: Floats) -> None:
+        ax.plot(curve["weights"], values, label=theme.label(curve["method"]), **theme.line(curve["method"]))
+        chosen = values[_nearest(curve["weights"], curve["chosen"])]
+        ax.plot(curve["chosen"], chosen, "o", mfc="none", mec="#16202b", mew=1.4, markersize=10)
+
+    return _curves(figure, theme, "tuning", draw, "regularisation weight")
 
 
 def convergence(figure: Figure, theme: Theme) -> bool:
     """Convergence curves, a panel per mask; the marker stands where the method's own rule stops."""
-    curves = theme.comparison.about.get("convergence") or []
-    masks = list(dict.fromkeys(c["mask"] for c in curves))
-    if not masks:
-        return False
-    axes = _axes(figure, 1, len(masks))
-    for ax, mask in zip(axes[0], masks, strict=True):
-        for curve in (c for c in curves if c["mask"] == mask):
-            style = theme.line(curve["method"])
-            values = np.array([np.nan if v is None else v for v in curve["values"]], dtype=float)
-            iterations = np.asarray(curve["iterations"], dtype=float)
-            marker = style.pop("marker")
-            ax.plot(iterations, values, label=theme.label(curve["method"]), **style)
-            if curve.get("stop") is not None:
-                at = int(np.argmin(np.abs(iterations - curve["stop"])))
-                ax.plot(curve["stop"], values[at], marker, color=style["color"], mec="#16202b", mew=1, markersize=8)
-        ax.set(xscale="log", title=plain(mask), xlabel="iteration", ylabel="PSNR, support [dB]")
-    _legend(figure, list(axes[0]))
-    return True
+
+    def draw(ax: Axes, curve: dict[str, Any], values: Floats) -> None:
+        style = theme.line(curve["method"])
+        marker = style.pop("marker")
+        ax.plot(curve["iterations"], values, label=theme.label(curve["method"]), **style)
+        if curve.get("stop") is not None:
+            stop = values[_nearest(curve["iterations"], curve["stop"])]
+            ax.plot(curve["stop"], stop, marker, color=style["color"], mec="#16202b", mew=1, markersize=8)
+
+    return _curves(figure, theme, "convergence", draw, "iteration", "PSNR, support [dB]")
 
 
 def held_out(figure: Figure, theme: Theme, scan: dict[str, Any]) -> bool:
