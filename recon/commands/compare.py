@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from kspace.errors import InputError
 from recon.compare import merge as merging
 from recon.compare import store, tuning
 from recon.compare.cases import make_case
-from recon.compare.folder import begin
+from recon.compare.folder import ComparisonSummary, begin
 from recon.compare.methods import BART, CLASSICAL
 from recon.compare.plan import CompareOptions, ComparisonPlan, make_plan
 from recon.compare.runs import Runner, volume_rows
@@ -48,32 +50,32 @@ def compare(data: list[str], output: Path, options: CompareOptions = CompareOpti
     plan = make_plan(data, output, options)
     summary = begin(plan)
     with _interruptible(output):
-        tune_all(plan, summary)
-        rows = run_all(plan, summary)
-        converge_all(plan, summary)
-        hold_out_all(plan, summary)
+        summary = tune_all(plan, summary)
+        summary, rows = run_all(plan, summary)
+        summary = converge_all(plan, summary)
+        summary = hold_out_all(plan, summary)
         conclude(plan, summary, rows)
     from recon.report import report
 
     print(report.write(output))
 
 
-def tune_all(plan: ComparisonPlan, summary: dict[str, Any]) -> None:
+def tune_all(plan: ComparisonPlan, summary: ComparisonSummary) -> ComparisonSummary:
     """Choose the regularisation weights of the methods that have one, for every mask, where there is something to tune on."""
     if not plan.tuning:
-        return
-    done, metric = summary["tuning"], plan.options.tune_metric
+        return summary
+    done = list(summary.tuning)
 
     def keep() -> None:
-        store.write_summary(plan.output, summary)
+        summary.kept(plan.output, tuning=tuple(done))
 
-    tuning.tune(plan.methods, plan.specs, plan.tuning, metric, done, keep, plan.options.maps)
-    for method, said in zip(plan.methods, summary["methods"], strict=True):
-        said["tuned"] = dict(method.tuned)
+    tuning.tune(plan.methods, plan.specs, plan.tuning, plan.options.tune_metric, done, keep, plan.options.maps)
+    methods = [{**said, "tuned": dict(m.tuned)} for m, said in zip(plan.methods, summary.methods, strict=True)]
+    return replace(summary, tuning=tuple(done), methods=tuple(methods))
 
 
-def run_all(plan: ComparisonPlan, summary: dict[str, Any]) -> list[VolumeRow]:
-    """Every method on every slice of every volume under every mask; the rows of the volumes, merged ones included."""
+def run_all(plan: ComparisonPlan, summary: ComparisonSummary) -> tuple[ComparisonSummary, list[VolumeRow]]:
+    """Run every method on every slice of every volume under every mask; the rows of the volumes, merged ones included."""
     log = SliceLog(plan.output)
     work = [(*group, group[0].slices(plan.options.max_slices)) for group in plan.groups]
     total = sum(len(slices) for *_, slices in work) * len(plan.methods)
@@ -81,7 +83,7 @@ def run_all(plan: ComparisonPlan, summary: dict[str, Any]) -> list[VolumeRow]:
     earlier = store.read_results(plan.output) if (plan.output / store.RESULTS).exists() else []
     before = {(row.group, row.method): row for row in earlier}
     with tqdm(total=total, desc="compare", unit="image", disable=None) as progress:
-        outside = {m["name"]: m["outside"] for m in summary["methods"]}
+        outside = {m["name"]: deepcopy(m["outside"]) for m in summary.methods}
         runner = Runner(plan.output, plan.methods, log, plan.options.maps, progress, outside)
         for volume, spec, group, slices in work:
             n_before = len(log.rows)
@@ -92,15 +94,16 @@ def run_all(plan: ComparisonPlan, summary: dict[str, Any]) -> list[VolumeRow]:
                 continue
             rows += volume_rows(group, len(slices), images, log, plan.methods, plan.conventions)
             store.write_results(plan.output, merging.join(rows, plan.merged))
-            store.write_summary(plan.output, summary)
+            methods = tuple({**m, "outside": deepcopy(outside[m["name"]])} for m in summary.methods)
+            summary = summary.kept(plan.output, methods=methods)
     rows = merging.join(rows, plan.merged)
     store.write_results(plan.output, rows)
-    return rows
+    return summary, rows
 
 
-def converge_all(plan: ComparisonPlan, summary: dict[str, Any]) -> None:
+def converge_all(plan: ComparisonPlan, summary: ComparisonSummary) -> ComparisonSummary:
     """For each iterative method and mask the curve of its convergence, on the middle slice of the first volume."""
-    known = {(entry["method"], entry["mask"]) for entry in summary["convergence"]}
+    known = {(entry["method"], entry["mask"]) for entry in summary.convergence}
     for volume, spec, group in plan.groups[: len(plan.specs)]:  # of the first volume
         wanted = [m for m in plan.methods if m.family == CLASSICAL and m.weight is not None]
         wanted = [m for m in wanted if (m.name, group.mask) not in known]
@@ -111,16 +114,16 @@ def converge_all(plan: ComparisonPlan, summary: dict[str, Any]) -> None:
             case = make_case(volume, number, spec, plan.options.maps)
         except InputError:  # the rows of this slice say why
             continue
-        for method in wanted:
-            curve = tuning.converge(method, group.mask, case, plan.options.tune_metric)
-            if curve is not None:
-                summary["convergence"].append({**curve, "dataset": group.dataset, "volume": group.volume, "slice": number})
-        store.write_summary(plan.output, summary)
+        curves = [tuning.converge(method, group.mask, case, plan.options.tune_metric) for method in wanted]
+        where = {"dataset": group.dataset, "volume": group.volume, "slice": number}
+        new = tuple({**curve, **where} for curve in curves if curve is not None)
+        summary = summary.kept(plan.output, convergence=(*summary.convergence, *new))
+    return summary
 
 
-def hold_out_all(plan: ComparisonPlan, summary: dict[str, Any]) -> None:
+def hold_out_all(plan: ComparisonPlan, summary: ComparisonSummary) -> ComparisonSummary:
     """Judge the methods on the scans without truth by what is held out of them."""
-    known = {entry["scan"] for entry in summary["held_out"]}
+    known = {entry["scan"] for entry in summary.held_out}
     for dataset, path in plan.scans:
         if path.name in known:
             continue
@@ -139,21 +142,21 @@ def hold_out_all(plan: ComparisonPlan, summary: dict[str, Any]) -> None:
         except InputError as error:  # of many scans, one that nothing can be held out of must not cost the others
             entry = {"scan": path.name, "methods": [], "ranking": [], "says": f"{path.name}: {error.what}."}
         bar.close()
-        summary["held_out"].append({"dataset": dataset, **entry})
-        store.write_summary(plan.output, summary)
+        summary = summary.kept(plan.output, held_out=(*summary.held_out, {"dataset": dataset, **entry}))
+    return summary
 
 
-def conclude(plan: ComparisonPlan, summary: dict[str, Any], rows: Sequence[VolumeRow]) -> None:
+def conclude(plan: ComparisonPlan, summary: ComparisonSummary, rows: Sequence[VolumeRow]) -> ComparisonSummary:
     """Statistics, verdict and tables."""
     known = [method.name for method in plan.methods]
     merged = merging.methods_of(plan.merged, plan.options.merge, known)
-    summary["methods"] = [m for m in summary["methods"] if m["name"] in known] + merged
-    classical = [m["name"] for m in summary["methods"] if m["family"] in (CLASSICAL, BART)]
-    summary["statistics"] = statistics(rows, classical, plan.options.tune_metric)
-    summary["verdict"] = verdict(summary)
-    summary["finished"] = True
-    store.write_summary(plan.output, summary)
-    write_tables(plan.output, summary, rows)
+    methods = (*(m for m in summary.methods if m["name"] in known), *merged)
+    classical = [m["name"] for m in methods if m["family"] in (CLASSICAL, BART)]
+    found = tuple(statistics(rows, classical, plan.options.tune_metric))
+    summary = replace(summary, methods=methods, statistics=found)
+    summary = summary.kept(plan.output, verdict=tuple(verdict(summary.content)), finished=True)
+    write_tables(plan.output, summary.content, rows)
+    return summary
 
 
 @contextlib.contextmanager

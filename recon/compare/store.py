@@ -196,7 +196,7 @@ class GroupImages:
 
 
 def write_images(folder: Path, group: GroupImages) -> Path:
-    """Write the images of a volume and mask; the file appears whole or not at all."""
+    """Write the images of a volume and mask, atomically."""
     path = folder / group.group.file
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part, h5py.File(part, "w") as file:

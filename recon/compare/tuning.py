@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def tune(
     masks: Sequence[MaskSpec],
     slices: Sequence[TuningSlice],
     metric: str,
-    done: list[dict[str, Any]],
+    done: list[Mapping[str, Any]],
     keep: Callable[[], None],
     maps: str,
 ) -> None:
