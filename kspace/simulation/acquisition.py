@@ -103,7 +103,10 @@ class Acquisition:
 def cartesian(
     protocol: ScanProtocol, phantom: Phantom, coils: AnalyticCoils, covariance: NDArray[np.complex128] | None = None
 ) -> Acquisition:
-    """A fully sampled Cartesian scan, lines from first to last, slice after slice; no noise where `covariance` is None."""
+    """A fully sampled Cartesian scan, lines from first to last, slice after slice.
+
+    `covariance` is that of the noise, complex128 ``(coil coil)``; None: no noise.
+    """
     nx, ny, nz = protocol.matrix
     encoded = (round(nx * protocol.readout_oversampling), round(ny * protocol.phase_oversampling), nz)
     fov = protocol.fov_m

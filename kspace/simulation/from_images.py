@@ -294,7 +294,7 @@ def crop_to_matrix(image: Tensor, matrix: Sequence[int], source: str = "") -> Te
 
 
 def support(magnitude: Tensor) -> Tensor:
-    """Where the object is: bool ``(..., y, x)``, True where the magnitude, smoothed over 5 x 5 pixels, exceeds a tenth of
+    """Support of the object: bool ``(*batch y x)``, True where the magnitude, smoothed over 5 x 5 pixels, exceeds a tenth of
     its 99th percentile over the slice."""
     smooth = torch.nn.functional.avg_pool2d(magnitude[None], 5, 1, 2, count_include_pad=False)[0]
     # kthvalue instead of quantile, which refuses large images.

@@ -309,7 +309,7 @@ def _planes(source: Source, encoding: int, members: Sequence[ImageIndex]) -> tup
 
 
 def is_full(mask: Tensor) -> bool:
-    """Whether a box around the centre of k-space was sampled completely, and nothing outside: all that an image could need.
+    """Whether a mask ``(*batch ky kx)`` samples a box around the centre of k-space completely, and nothing outside.
 
     A margin that was not measured on either side is resolution that nobody asked for; on one side only it is partial Fourier.
     """

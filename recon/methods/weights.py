@@ -73,7 +73,7 @@ class Card:
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hexadecimal, of the names, types, shapes and values of tensors."""
+    """SHA-256, in hexadecimal, of the names, types, shapes and values of tensors of any shape."""
     found = hashlib.sha256()
     for name in sorted(state):
         x = state[name].detach().cpu().contiguous()
@@ -83,14 +83,14 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = False, force: bool = False) -> Card:
-    """Write weights with their card; the file appears whole or not at all.
+    """Write weights with their card, atomically.
 
     Parameters
     ----------
     path
         Ends in ``.safetensors``. The card takes the file's name.
     state
-        The generator's `state_dict`.
+        The generator's `state_dict`: tensors of any shape.
     card
         Its name and hash are filled in.
     half

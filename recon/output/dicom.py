@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from kspace.container import Header, Image
-from recon.output.geometry import Stack, patient_m, slice_stacks, voxel_m
+from recon.output.geometry import SliceStack, patient_m, slice_stacks, voxel_m
 from recon.output.series import (
     NOTICE,
     RunRecord,
@@ -233,7 +233,7 @@ def _equipment(series: Series, record: RunRecord, now: datetime) -> Dataset:
     return item
 
 
-def _instance(common: Dataset, image: Image, z: int, stack: Stack) -> Dataset:
+def _instance(common: Dataset, image: Image, z: int, stack: SliceStack) -> Dataset:
     """Instance of one slice: identity and position."""
     ds = Dataset()
     ds.update(common)

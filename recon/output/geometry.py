@@ -13,7 +13,7 @@ from kspace.errors import InputError
 
 
 @dataclass(frozen=True)
-class Stack:
+class SliceStack:
     """Parallel, equidistant slices, or a single slice or slab.
 
     Attributes
@@ -62,7 +62,7 @@ def patient_m(image: Image, index: Sequence[float]) -> NDArray[np.float64]:
     return np.asarray(image.header.geometry.position_m, float) + axes_of(image.header.geometry) @ offset
 
 
-def slice_stacks(images: Sequence[Image]) -> list[Stack]:
+def slice_stacks(images: Sequence[Image]) -> list[SliceStack]:
     """Sort the slices of images of one matrix into stacks of parallel, equidistant slices.
 
     Slices of different orientations (a three-plane localiser) and slices with gaps become separate stacks, because no single
@@ -98,7 +98,7 @@ def _same_column(a: Image, b: Image) -> bool:
     return bool((np.abs(between[:2]) < 0.05 * size[:2]).all())
 
 
-def _regular_runs(bundle: list[Image]) -> list[Stack]:
+def _regular_runs(bundle: list[Image]) -> list[SliceStack]:
     along = np.array(bundle[0].header.geometry.slice_dir)
     height = {id(image): float(along @ np.array(image.header.geometry.position_m)) for image in bundle}
     bundle = sorted(bundle, key=lambda image: height[id(image)])
@@ -113,7 +113,7 @@ def _regular_runs(bundle: list[Image]) -> list[Stack]:
         else:
             runs.append([image])
     return [
-        Stack(
+        SliceStack(
             slices=tuple(image.header.index.slice for image in run),
             spacing_m=spacing if len(run) > 1 else float(voxel_m(run[0])[2]),
             image=run[0],

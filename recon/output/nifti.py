@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.container import Image
-from recon.output.geometry import Stack, axes_of, patient_m, slice_stacks, voxel_m
+from recon.output.geometry import SliceStack, axes_of, patient_m, slice_stacks, voxel_m
 from recon.output.series import NOTICE, RunRecord, Volume, pixels, volume_of
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -62,7 +62,7 @@ def volume_list(images: Sequence[Image]) -> list[Volume]:
     return sorted({volume_of(image) for image in images})
 
 
-def affine_mm(stack: Stack, spacing_m: float) -> NDArray[np.float64]:
+def affine_mm(stack: SliceStack, spacing_m: float) -> NDArray[np.float64]:
     """Affine ``(4 4)`` from 0-based voxel ``(x y z)`` to millimetres in RAS, z increasing along the slice direction."""
     dx, dy, _ = voxel_m(stack.image)
     affine = np.eye(4)
@@ -73,7 +73,7 @@ def affine_mm(stack: Stack, spacing_m: float) -> NDArray[np.float64]:
 
 
 def _nifti(
-    stack: Stack, images: Sequence[Image], record: RunRecord, complex_images: bool, warnings: list[str]
+    stack: SliceStack, images: Sequence[Image], record: RunRecord, complex_images: bool, warnings: list[str]
 ) -> nibabel.Nifti1Image:
     header = stack.image.header
     spacing = stack.spacing_m
@@ -95,7 +95,7 @@ def _nifti(
     return file
 
 
-def _voxels(stack: Stack, images: Sequence[Image], complex_images: bool, warnings: list[str]) -> NDArray[Any]:
+def _voxels(stack: SliceStack, images: Sequence[Image], complex_images: bool, warnings: list[str]) -> NDArray[Any]:
     """Voxels ``(x y z volume)``, zero for missing slices."""
     volumes = volume_list(images)
     number = {volume: v for v, volume in enumerate(volumes)}
@@ -119,7 +119,7 @@ def _voxels(stack: Stack, images: Sequence[Image], complex_images: bool, warning
     return out.transpose(3, 2, 1, 0)
 
 
-def _check_moved(image: Image, stack: Stack, z: int, warnings: list[str]) -> None:
+def _check_moved(image: Image, stack: SliceStack, z: int, warnings: list[str]) -> None:
     """Warn if slices moved between volumes, because NIfTI has one affine for all volumes."""
     along = np.array(stack.image.header.geometry.slice_dir)
     expected = patient_m(stack.image, (0, 0, 0)) + z * stack.spacing_m * along

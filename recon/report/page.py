@@ -40,7 +40,7 @@ def build(comparison: ComparisonResults, megabytes: float) -> str:
         "plotly": _plotly(),
         "data": in_script(_data(comparison)),
     }
-    empty = selection.Held(selection.BITS[-1], n_total=sum(len(v.slices) for v in found))
+    empty = selection.PageImages(selection.BITS[-1], n_total=sum(len(v.slices) for v in found))
     base = len(_fill({**parts, "images": in_script(selection.describe(found, empty)), "blocks": ""}).encode())
     held = selection.hold(found, max(0, int(megabytes * 1e6) - base))
     blocks = "".join(selection.wrap(key, content) for key, content in held.blocks.items())

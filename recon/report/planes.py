@@ -20,7 +20,7 @@ HEADROOM = 1.25
 
 
 @dataclass(frozen=True)
-class Scale:
+class Quantisation:
     """How the planes of one volume become codes.
 
     Attributes
@@ -66,7 +66,7 @@ def encode(codes: NDArray[np.int32]) -> bytes:
 
 
 def predict(codes: NDArray[np.int32]) -> NDArray[np.int32]:
-    """What each code is expected to be, given those on its left and above; in the first row and column there is but one."""
+    """Prediction of each code of a plane ``(y x)`` from its left and upper neighbours, as far as there are any."""
     expected = np.zeros_like(codes)
     expected[0, 1:], expected[1:, 0] = codes[0, :-1], codes[:-1, 0]
     left, up, corner = codes[1:, :-1], codes[:-1, 1:], codes[:-1, :-1]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from recon.report.comparison import ImageFile
-from recon.report.planes import Scale, encode, encode_mask, text
+from recon.report.planes import Quantisation, encode, encode_mask, text
 
 BITS = (12, 11, 10)
 """Bits of a code, tried in this order: fewer bits before fewer slices, but not fewer than these."""
@@ -38,7 +38,7 @@ class VolumeImages:
 
 
 @dataclass
-class Held:
+class PageImages:
     """What the page holds of the images.
 
     Attributes
@@ -101,10 +101,10 @@ def in_turn(found: Sequence[VolumeImages]) -> list[tuple[VolumeImages, int]]:
     return [q[i] for i in range(longest) for q in queues if i < len(q)]
 
 
-def hold(found: Sequence[VolumeImages], budget: int) -> Held:
+def hold(found: Sequence[VolumeImages], budget: int) -> PageImages:
     """Choose bits and slices so that all blocks together have at most `budget` characters."""
     order = in_turn(found)
-    held = Held(_choose_bits(order, budget), n_total=len(order))
+    held = PageImages(_choose_bits(order, budget), n_total=len(order))
     used = 0
     for volume, number in order:
         new = _encoded(volume, number, held.bits)
@@ -137,7 +137,7 @@ def _size(planes: Sequence[Encoded], there: Container[str] = ()) -> int:
 
 def _encoded(volume: VolumeImages, number: int, bits: int) -> list[Encoded]:
     """Place, name and content of every plane of a slice."""
-    scale = Scale(volume.reference, bits)
+    scale = Quantisation(volume.reference, bits)
     return [
         ((file.path.name, number, series), *_named(encode(scale.codes(file.read(series, number)))))
         for file in volume.files
@@ -155,7 +155,7 @@ def wrap(key: str, content: str) -> str:
     return f'<script type="text/plain" id="b{key}">{content}</script>\n'
 
 
-def _hold_sampling(held: Held, found: Sequence[VolumeImages], budget: int) -> None:
+def _hold_sampling(held: PageImages, found: Sequence[VolumeImages], budget: int) -> None:
     """Masks are small; those that do not fit any more are left out."""
     for file in (file for volume in found for file in volume.files):
         mask = file.sampling()
@@ -169,14 +169,14 @@ def _hold_sampling(held: Held, found: Sequence[VolumeImages], budget: int) -> No
             held.sampling[file.path.name] = (key, (int(mask.shape[0]), int(mask.shape[1])))
 
 
-def describe(found: Sequence[VolumeImages], held: Held) -> dict[str, Any]:
+def describe(found: Sequence[VolumeImages], held: PageImages) -> dict[str, Any]:
     """What the viewer must know, as JSON."""
     files = [_describe_file(volume, file, held) for volume in found for file in volume.files]
     return {"bits": held.bits, "held": held.n_slices, "total": held.n_total, "files": files}
 
 
-def _describe_file(volume: VolumeImages, file: ImageFile, held: Held) -> dict[str, Any]:
-    scale = Scale(volume.reference, held.bits)
+def _describe_file(volume: VolumeImages, file: ImageFile, held: PageImages) -> dict[str, Any]:
+    scale = Quantisation(volume.reference, held.bits)
     name = file.path.name
     numbers = [s for s in sorted(file.planes) if (name, s, file.series[0]) in held.planes]
     return {

@@ -179,7 +179,7 @@ def _converted(path: Path, convert: Callable[[Path, Path], tuple[str, ...]], kin
             raise InputError(error.what, path, error.fix) from error  # a person knows the file that they gave
 
 
-class MrdSource:
+class MrdSource(Source):
     """An ISMRMRD file; `original` is the file that it was converted from, where it was."""
 
     format = "mrd"
@@ -255,7 +255,7 @@ class MrdSource:
         return describe_scan(self.scan)
 
 
-class FastmriSource:
+class FastmriSource(Source):
     """A fastMRI volume."""
 
     kind = "fastMRI"

@@ -109,7 +109,10 @@ def fit(
 
 
 def loss(network: MrFeatures, images: Tensor, tumour: Tensor, box: Tensor, turns: Tensor) -> Tensor:
-    """Cross entropies of class and rotation, and ten times the L1 error of the box, whose fractions are small numbers."""
+    """Cross entropies of class and rotation, and ten times the L1 error of the box, whose fractions are small numbers.
+
+    `images` ``(n 1 y x)``, `tumour` and `turns` ``(n,)``, `box` ``(n 4)``.
+    """
     with torch.autocast("cpu", torch.bfloat16):
         out = network(images)
     return (

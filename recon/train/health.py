@@ -56,7 +56,10 @@ def _score(discriminator: nn.Module, image: Tensor, roi: Tensor | None) -> Tenso
 
 @torch.no_grad()
 def diversity(generator: nn.Module, batch: Example, image: Tensor) -> Tensor | None:
-    """Relative difference between two runs on the same data: what the generator makes of its noise. None if it takes none."""
+    """Relative difference between `image` ``(*batch y x)`` and a second run on the same data: the effect of generator noise.
+
+    None where the generator takes no noise.
+    """
     again: Tensor = generator(batch.y, batch.op)
     difference = torch.linalg.vector_norm(again - image)
     return difference / torch.linalg.vector_norm(image) if bool(difference > 0) else None

@@ -122,7 +122,10 @@ def _lines(plan: ReadoutPlan, heads: np.ndarray, numbers: np.ndarray) -> Iterabl
 def image_header(
     path: Path, heads: np.ndarray, plan: ReadoutPlan, index: ImageIndex, header: MrdHeader, warnings: list[str]
 ) -> Header:
-    """Header of one image: sizes from its encoding, geometry and counters from its central readout."""
+    """Header of one image: sizes from its encoding, geometry and counters from its central readout.
+
+    `heads` are the acquisition headers ``(readout,)`` of the file.
+    """
     encoding, numbers = plan.encoding, plan.images[index]
     ny, nz = encoding.encoded_matrix[1:]
     distance = np.abs(plan.ky[numbers] - ny // 2) + np.abs(plan.kz[numbers] - nz // 2)

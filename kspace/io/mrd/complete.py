@@ -23,7 +23,8 @@ def find_incomplete(plan: ReadoutPlan, heads: np.ndarray, warnings: list[str]) -
     beginning, and no more, of that of another image of the same contrast and set, or stops short of the header's limits.
     An acquisition that was cut off lacks its last lines in time: lines that are missing elsewhere are partial Fourier, which
     is added to `warnings`. Images of one scan may well differ in their lines: calibration in the first repetition only, other
-    numbers of averages. An image is absent if the header's limits announce it and no readout belongs to it.
+    numbers of averages. An image is absent if the header's limits announce it and no readout belongs to it. `heads` are the
+    acquisition headers ``(readout,)``.
     """
     reasons = dict.fromkeys(_absent(plan), f"no readouts; {plan.encoding.n_readouts} others are there")
     begun: dict[tuple[int, int], set[bytes]] = {}

@@ -201,7 +201,7 @@ def _check_acquisitions(dataset: h5py.Dataset, path: Path) -> None:
 
 
 def blocks(readouts: np.ndarray, readout_bytes: int) -> Iterator[slice]:
-    """Cut sorted readout numbers into few strided slices of bounded size, in order.
+    """Cut sorted readout numbers ``(n,)`` into few strided slices of bounded size, in order.
 
     Interleaved slices or repetitions are every n-th readout: a strided read of HDF5 is as fast as a contiguous one.
     """

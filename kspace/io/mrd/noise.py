@@ -19,6 +19,8 @@ def read_noise_readouts(
 ) -> Noise | None:
     """Noise from the readouts of an open file that are flagged as noise scan; None where there are none.
 
+    `heads` are the acquisition headers ``(readout,)`` of the file.
+
     Raises
     ------
     InputError

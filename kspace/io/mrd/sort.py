@@ -77,7 +77,7 @@ def plan_encoding(encoding: Encoding, header: MrdHeader, heads: np.ndarray, path
 
 
 def check_heads(heads: np.ndarray, header: MrdHeader, path: Path) -> None:
-    """Refuse files without a readout that could become an image line.
+    """Refuse acquisition headers ``(readout,)`` none of which could become an image line.
 
     Raises
     ------
@@ -318,8 +318,11 @@ def _refuse_first(numbers: np.ndarray, wrong: np.ndarray, text: str, path: Path,
 
 
 def calibration_of(plan: ReadoutPlan, heads: np.ndarray, index: ImageIndex) -> np.ndarray:
-    """Separate calibration readouts that serve an image: those of its slice, and as far as there are any, of its contrast,
-    set, phase and repetition; otherwise those of the first one that has them."""
+    """Numbers ``(n,)`` of the separate calibration readouts that serve an image.
+
+    Those of its slice, and as far as there are any, of its contrast, set, phase and repetition; otherwise those of the first
+    one that has them. `heads` are the acquisition headers ``(readout,)``.
+    """
     numbers = plan.calibration
     for name in ("slice", "contrast", "set", "phase", "repetition"):
         counters = heads["idx"][name][numbers]

@@ -207,11 +207,11 @@ class RawWriter:
         samples: Sequence[NDArray[np.complex64]],
         trajectories: Sequence[NDArray[np.float32]] | None = None,
     ) -> None:
-        """Write readouts behind those that are there; arguments and errors as `write_raw`."""
+        """Append readouts: acquisition headers ``(readout,)``, samples ``(coil sample)`` each; errors as `write_raw`."""
         self.append_rows(_rows(self._path, heads, samples, trajectories))
 
     def append_rows(self, rows: NDArray[np.void]) -> None:
-        """As `append`, structured as they are stored."""
+        """Append readouts ``(readout,)`` structured as they are stored."""
         if "data" not in self._group:
             self._group.create_dataset("data", data=rows, dtype=rows.dtype, maxshape=(None,))
             return

@@ -70,7 +70,7 @@ def test_codes_survive_storage(ny: int, nx: int, bits: int, seed: int) -> None:
 @pytest.mark.parametrize("bits", selection.BITS)
 @pytest.mark.parametrize("unit", [1e-7, 1.0, 1e6])
 def test_values_are_off_by_half_a_step_at_most(bits: int, unit: float) -> None:
-    scale = planes.Scale(reference=unit, bits=bits)
+    scale = planes.Quantisation(reference=unit, bits=bits)
     values = (unit * np.linspace(0, 1.25, 5001)).astype(np.float32)[None]
     codes = scale.codes(values)
     assert codes.max() < scale.above
@@ -79,7 +79,7 @@ def test_values_are_off_by_half_a_step_at_most(bits: int, unit: float) -> None:
 
 
 def test_values_above_the_range_and_no_numbers_are_told_apart() -> None:
-    scale = planes.Scale(1.0, 10)
+    scale = planes.Quantisation(1.0, 10)
     codes = scale.codes(np.array([[np.nan, np.inf, 1.3, 1e9, 1.25, -0.1]], np.float32))
     assert codes.tolist() == [[scale.invalid, scale.invalid, scale.above, scale.above, scale.above - 1, 0]]
 
