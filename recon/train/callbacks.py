@@ -1,4 +1,4 @@
-"""What happens beside the game: pictures, weights on disk, random state, and an end in good order."""
+"""What happens beside the game: images, weights on disk, random state, and an end in good order."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Keeper(Callback):
 
 
 class Panels(Callback):
-    """A picture of a few validation slices after each validation: a PNG file, and TensorBoard's.
+    """An image of a few validation slices after each validation: a PNG file, and TensorBoard's.
 
     Parameters
     ----------

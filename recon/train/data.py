@@ -21,7 +21,7 @@ from recon.datasets.example import Example
 from recon.datasets.image_dataset import SimulatedDataset
 from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes, open_volumes, split_by_patient
 from recon.datasets.patients import PatientFiles, group_files, split_groups
-from recon.train.examples import Examples, Kept, PlainImages, Simulations, Strips
+from recon.train.examples import CroppedReadouts, Examples, Kept, PlainImages, Simulations
 from recon.train.supervision import Split
 
 T = TypeVar("T")
@@ -40,14 +40,14 @@ class DataOptions:
     val_path
         Volumes to validate with, in place of a part of `path`.
     images
-        Folder of pictures that multi-coil scans are simulated from, in place of `path`.
+        Folder of images that multi-coil scans are simulated from, in place of `path`.
     plain
-        Take the pictures as published presets expect them, in place of simulated scans: one coil, no noise, no phase,
+        Take the images as published presets expect them, in place of simulated scans: one coil, no noise, no phase,
         magnitudes in [0, 1].
     group_size
         Pictures of a folder whose numbers lie within this many consecutive ones are one patient.
     val_fraction
-        Share of the patients (with `group_size`, of each folder's pictures) to validate with.
+        Share of the patients (with `group_size`, of each folder's images) to validate with.
     gap
         Pictures before those of validation that are left out of everything; goes with `group_size`.
     supervision
@@ -80,7 +80,7 @@ class DataOptions:
     phase_std
         Standard deviation of that smooth phase, in radians.
     variants
-        Scans simulated of each picture in each epoch.
+        Scans simulated of each image in each epoch.
     maps
         How coil maps are made from the undersampled centre: espirit or jsense.
     calibration_width
@@ -137,10 +137,10 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.images is None):
-            raise InputError("nothing to train on" if self.path is None else "volumes and pictures at once", "--data",
-                             "give --data.path (fastMRI-style volumes) or --data.images (a folder of pictures)")  # fmt: skip
+            raise InputError("nothing to train on" if self.path is None else "volumes and images at once", "--data",
+                             "give --data.path (fastMRI-style volumes) or --data.images (a folder of images)")  # fmt: skip
         if self.plain and (self.images is None or self.strip or self.augment or self.cache):
-            raise InputError("plain pictures", "--data.plain", "needs --data.images, and no strip, augmentation or cache")
+            raise InputError("plain images", "--data.plain", "needs --data.images, and no strip, augmentation or cache")
         if self.supervision == "self" and (self.path is None or self.freeze or self.augment):
             raise InputError("self-supervision", "--data.supervision", "needs --data.path, and neither freeze nor augment")
         if not 0 < self.hold_out < 1:
@@ -194,9 +194,7 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
     masks = [MaskSpec.parse(text) for text in options.masks]
     val_masks = [MaskSpec.parse(text) for text in options.val_masks or options.masks]
     if mask_per == "batch" and not options.plain:
-        raise InputError(
-            "one mask per batch is for plain pictures", "schedule.mask_per", "choose slice or run, or --data.plain"
-        )
+        raise InputError("one mask per batch is for plain images", "schedule.mask_per", "choose slice or run, or --data.plain")
     sources: list[Any] = [OneMask(mask) for mask in masks] if mask_per == "run" else list(masks)
     if options.plain:
         train, val, summary = _from_plain(options, masks, val_masks, mask_per)
@@ -206,7 +204,7 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
         make = _from_images if options.images is not None else _from_volumes
         train, val, summary = make(options, sources, val_masks)
     if options.strip:
-        train = Strips(train, options.strip, options.strips, options.seed)
+        train = CroppedReadouts(train, options.strip, options.strips, options.seed)
         if not any(train.lines):
             raise InputError(
                 "strips need masks of whole lines", "--data.strip", "leave it out, or choose masks such as random1d:4"

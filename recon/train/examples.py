@@ -1,4 +1,4 @@
-"""Data sets that wrap data sets: mixed simulations, examples kept on disk, and strips of examples."""
+"""Data sets that wrap data sets: mixed simulations, examples kept on disk, and cropped readouts."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ class Examples(Protocol):
 
 
 class Simulations(torch.utils.data.Dataset[Example]):
-    """Every picture as `variants` scans that differ in number of coils, mask, SNR, phase and noise.
+    """Every image as `variants` scans that differ in number of coils, mask, SNR, phase and noise.
 
-    Which coils and which mask an item has is a function of seed, picture and variant, so that batches of equal shape can be
+    Which coils and which mask an item has is a function of seed, image and variant, so that batches of equal shape can be
     planned; everything else is drawn anew in each epoch with `resample`.
 
     Parameters
     ----------
     groups
-        Patients and their pictures.
+        Patients and their images.
     options
         As for `SimulatedDataset`; its number of coils does not matter.
     coils, masks
         To choose from, evenly.
     variants
-        Scans of each picture.
+        Scans of each image.
     resample
         False: the same scans in every epoch.
     more
@@ -105,14 +105,14 @@ class Simulations(torch.utils.data.Dataset[Example]):
 class PlainImages(torch.utils.data.Dataset[Example]):
     """Pictures as published presets expect them: one coil of sensitivity 1, no noise, no phase, magnitudes in [0, 1].
 
-    8-bit pictures are divided by 255, others by their own maximum. Nothing here resembles a scan.
+    8-bit images are divided by 255, others by their own maximum. Nothing here resembles a scan.
 
     Parameters
     ----------
     groups
-        Patients and their pictures.
+        Patients and their images.
     matrix
-        Points (y, x); larger pictures are cut in k-space.
+        Points (y, x); larger images are cut in k-space.
     masks
         One of these draws the mask of an example.
     mask_per
@@ -147,7 +147,7 @@ class PlainImages(torch.utils.data.Dataset[Example]):
         group, path = self.items[index]
         stored = read_image(path)
         if len(stored) != 1:
-            raise InputError(f"{len(stored)} slices in one file, expected a picture", path)
+            raise InputError(f"{len(stored)} slices in one file, expected an image", path)
         picture = torch.from_numpy(stored[0])
         peak = 255.0 if stored.dtype.itemsize == 1 else float(picture.abs().max()) or 1.0
         image = crop_to_matrix(picture.float() / peak, self.matrix, str(path))
@@ -207,8 +207,8 @@ class Kept(torch.utils.data.Dataset[Example]):
         return read_example(path)  # so that the first epoch sees the numbers that the others do
 
 
-class Strips(torch.utils.data.Dataset[Example]):
-    """A strip of each line-sampled example, along all of y and `width` points of x.
+class CroppedReadouts(torch.utils.data.Dataset[Example]):
+    """Each line-sampled example with its readout cropped in image space to `width` points of x.
 
     Where whole lines along kx are sampled, undersampling acts along ky alone: columns of the image do not see each other, and a
     strip of it is what a scan of a narrower object would have given, exactly. Each such example is several items. Examples
@@ -253,18 +253,18 @@ class Strips(torch.utils.data.Dataset[Example]):
         high = min(n_x, last + self.width // 4) - self.width
         start = min(low, n_x - self.width) if high <= low else None
         rng = generator(self.seed, index, copy, epoch, "strip")
-        return cut_strip(
+        return crop_readout(
             example, int(torch.randint(low, high + 1, (), generator=rng)) if start is None else max(0, start), self.width
         )
 
 
-def cut_strip(example: Example, start: int, width: int) -> Example:
+def crop_readout(example: Example, start: int, width: int) -> Example:
     """Columns `start` to `start` + `width` of one example that is sampled in whole lines along kx.
 
     The transform along x is orthonormal on either matrix, so the noise keeps its standard deviation.
     """
     if example.op.mask.shape[-1] != 1:
-        raise ValueError("only an example that is sampled in whole lines can be cut into strips")
+        raise ValueError("only an example that is sampled in whole lines can have its readout cropped")
     n_x = example.y.shape[-1]
     width = min(width, n_x)
     columns = slice(start, start + width)

@@ -129,17 +129,17 @@ def measure(network: MrFeatures, labelled: LabelledImages) -> dict[str, float]:
     The overlap is intersection over union.
     """
     network.eval()
-    right, turned, overlap, n = 0.0, 0.0, 0.0, 0
+    right, rotated, overlap, n = 0.0, 0.0, 0.0, 0
     for which in torch.arange(len(labelled.images)).split(32):
         for k in range(4):
             turns = torch.full_like(which, k)
             images, tumour, box = labelled.batch(which, turns, halved=False)
             out = network(images)
             right += float((out["tumour"].argmax(1) == tumour).sum())
-            turned += float((out["rotation"].argmax(1) == k).sum())
+            rotated += float((out["rotation"].argmax(1) == k).sum())
             overlap += float(intersection_over_union(out["box"], box).sum())
             n += len(which)
-    return {"tumour_accuracy": right / n, "rotation_accuracy": turned / n, "box_overlap": overlap / n}
+    return {"tumour_accuracy": right / n, "rotation_accuracy": rotated / n, "box_overlap": overlap / n}
 
 
 def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def _cut(x: Tensor, crop: tuple[int, int]) -> Array:
 
 def panel(results: Sequence[SliceResult], titles: Sequence[str] = ()) -> Any:
     """A figure with one row per slice: zero-filled, SENSE, output, target, and the errors of SENSE and output, five times."""
-    # Imported here: nobody who trains without pictures should wait for it.
+    # Imported here: nobody who trains without images should wait for it.
     from matplotlib.figure import Figure
 
     columns = ("zero-filled", "SENSE", "output", "target", "5x |SENSE - target|", "5x |output - target|")

@@ -30,7 +30,7 @@ from recon.methods import classical
 from recon.metrics import image as metrics
 from recon.train import health, validation
 from recon.train.data import DataOptions, make_data
-from recon.train.examples import Kept, PlainImages, Simulations, Strips, cut_strip, read_example, write_example
+from recon.train.examples import CroppedReadouts, Kept, PlainImages, Simulations, crop_readout, read_example, write_example
 from recon.train.loaders import Stream
 from recon.train.validation import Recorder, SliceResult
 from tests.support.scans import scan
@@ -41,7 +41,7 @@ from tests.support.training import Scans, pictures, small
 
 def test_a_strip_is_the_scan_of_a_narrower_object() -> None:
     whole = Scans(1, (32, 24), 3, noise=0.0)[Draw(0)]
-    strip = cut_strip(whole, 5, 10)
+    strip = crop_readout(whole, 5, 10)
     assert strip.target is not None
     assert whole.target is not None
     torch.testing.assert_close(strip.target, whole.target[:, 5:15])
@@ -50,7 +50,7 @@ def test_a_strip_is_the_scan_of_a_narrower_object() -> None:
 
 def test_reconstructing_a_strip_is_the_strip_of_the_reconstruction() -> None:
     whole = Scans(1, (32, 24), 3, noise=0.1)[Draw(0)]
-    strip = cut_strip(whole, 7, 9)
+    strip = crop_readout(whole, 7, 9)
     full = data_consistency(torch.zeros(32, 24, dtype=torch.complex64), whole.y, whole.op, 0.01)
     part = data_consistency(torch.zeros(32, 9, dtype=torch.complex64), strip.y, strip.op, 0.01)
     torch.testing.assert_close(part, full[:, 7:16], atol=1e-4, rtol=1e-3)
@@ -59,18 +59,18 @@ def test_reconstructing_a_strip_is_the_strip_of_the_reconstruction() -> None:
 def test_noise_keeps_its_standard_deviation_in_a_strip() -> None:
     whole = Scans(1, (64, 64), 8, noise=1.0)[Draw(0)]
     noise = replace(whole, y=whole.y - whole.op.forward(whole.target))  # type: ignore[arg-type]
-    sampled = cut_strip(noise, 11, 16).y[:, whole.op.mask[0, :, 0]]
+    sampled = crop_readout(noise, 11, 16).y[:, whole.op.mask[0, :, 0]]
     assert float(sampled.abs().square().mean()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_boxes_move_with_the_strip() -> None:
     whole = replace(Scans(1)[Draw(0)], boxes=(torch.tensor([[1.0, 2, 3, 8, 9], [2.0, 0, 0, 4, 4]]),))
-    assert cut_strip(whole, 5, 8).boxes[0].tolist() == [[1, 2, 0, 8, 4]]
+    assert crop_readout(whole, 5, 8).boxes[0].tolist() == [[1, 2, 0, 8, 4]]
 
 
 def test_strips_lie_over_the_object_and_move_with_the_epoch() -> None:
     source = Scans(2, (32, 64))
-    strips = Strips(source, 16)
+    strips = CroppedReadouts(source, 16)
     assert strips.shapes == [(2, 32, 16)] * 8, "each slice as often as strips fit into it"
     sums = {float(strips[Draw(0, epoch)].truth.sum()) for epoch in range(12)}  # type: ignore[union-attr]
     assert len(sums) > 3
@@ -79,15 +79,15 @@ def test_strips_lie_over_the_object_and_move_with_the_epoch() -> None:
     assert not torch.equal(strips[Draw(0, 4)].y, strips[Draw(1, 4)].y), "strips of one slice lie in different places"
     assert strips[Draw(5, 0)].keys == strips[Draw(4, 0)].keys
     assert strips[Draw(3, 0)].keys != strips[Draw(4, 0)].keys
-    assert len(Strips(source, 16, copies=2)) == 4
-    assert Strips(source, 100)[Draw(0)].y.shape == (2, 32, 64), "wider than the image is the image"
+    assert len(CroppedReadouts(source, 16, copies=2)) == 4
+    assert CroppedReadouts(source, 100)[Draw(0)].y.shape == (2, 32, 64), "wider than the image is the image"
 
 
 def test_points_cannot_be_cut() -> None:
     y, op, _ = scan(lines=False, batch=())
     example = replace(Scans(1)[Draw(0)], y=y, op=op)
     with pytest.raises(ValueError, match="sampled in whole lines"):
-        cut_strip(example, 0, 8)
+        crop_readout(example, 0, 8)
 
 
 # ----------------------------------------------------------------------------------------------------------- kept examples
