@@ -10,7 +10,7 @@ export RECON_DATA ?= $(abspath ../shared/data)
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow test-gpu test-soak lint format demo bench results system-packages clean
+.PHONY: help install docs test test-slow test-gpu test-soak lint format demo bench results system-packages clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -45,6 +45,10 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## the documentation site with reference and examples, in build/docs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(TEST_ENV) $(BIN)/python docs/site/build.py
+
 demo: $(STAMP)  ## make a synthetic multi-coil scan, reconstruct it, say where the images are
 	$(BIN)/recon demo -o demo --force
 
@@ -55,4 +59,4 @@ system-packages:  ## (Debian, root) programs that some tests and benchmarks comp
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q bart ismrmrd-tools dicom3tools chromium
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) demo build .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,5 +1,7 @@
 """MRI reconstruction from raw k-space, from Python and from the command line.
 
+::
+
     import recon
 
     with recon.open("scan.h5") as scan:

@@ -1,4 +1,6 @@
-"""Python interface: open a scan, reconstruct it, look at the images, save them. The same pipeline as the command ``recon``.
+"""Python interface: open a scan, reconstruct it, look at the images, save them. The same pipeline as the command.
+
+::
 
     import recon
 
