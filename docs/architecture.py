@@ -21,7 +21,7 @@ MOST_FILES = 16
 ARRAYS = re.compile(r"\b(Tensor|ndarray|NDArray)\b")
 # ``(coil y x)``, ``(*batch ny, nx)``, ``(n,)``; or a word for something without axes, or of any shape.
 SHAPE = re.compile(
-    r"\(\*?[a-z_0-9][a-z_0-9*]*(?:[ ,]+[a-z_0-9*]+)*,?\)|[Ss]calar|any shape|shape of|same shape|matri|like `|of `|shaped"
+    r"\(\*?[a-z_0-9][a-z_0-9*]*(?:[ ,]+[a-z_0-9*|]+)*,?\)|[Ss]calar|any shape|shape of|same shape|matri|like `|of `|shaped"
 )
 
 

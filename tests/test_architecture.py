@@ -91,6 +91,17 @@ def test_folders_hold_at_most_sixteen_files(layout: ModuleType) -> None:
     assert {folder: n for folder, n in layout.files_per_folder().items() if n > layout.MOST_FILES} == {}
 
 
+def test_public_types_have_names_of_their_own(layout: ModuleType) -> None:
+    assert layout.homonyms() == {}
+
+
+def test_public_definitions_are_documented_with_shapes(layout: ModuleType) -> None:
+    silent, shapeless, n = layout.undocumented()
+    assert n > 500
+    assert silent == []
+    assert shapeless == []
+
+
 def test_the_table_of_the_documentation_has_every_measure(layout: ModuleType) -> None:
     page = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
     for name, _ in layout.table():

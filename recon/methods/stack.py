@@ -97,7 +97,7 @@ def prior_weight(evidence: Evidence) -> float:
 
 
 def combine(evidence: Evidence | None, prior: Tensor) -> Tensor:
-    """Weights of the candidates: those of the held-out errors, shrunk towards `prior`; without errors, the prior.
+    """Weights ``(candidate,)``: those of the held-out errors, shrunk towards `prior`; without errors, the prior.
 
     Shrinking adds ``k d ||a - prior||^2`` with d the mean curvature of the held-out error over the simplex, so that
     k = `prior_weight` has no unit: at k = 1 both count alike.
@@ -114,7 +114,8 @@ def combine(evidence: Evidence | None, prior: Tensor) -> Tensor:
 def gain(evidence: Evidence, prior: Tensor, few: bool, best: int) -> tuple[float, float]:
     """By how much a stack predicts better than candidate `best`, relative to that one's error, and the standard error.
 
-    Each fold is predicted with weights from the others: a stack is not judged by what chose it.
+    `prior` are weights ``(candidate,)``. Each fold is predicted with weights from the others: a stack is not judged by what
+    chose it.
     """
     differences = torch.zeros(len(evidence.fold), dtype=torch.float64)
     for fold in evidence.fold.unique():
