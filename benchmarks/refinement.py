@@ -1,0 +1,148 @@
+"""Generators on fully sampled real scans: as they come, refined and stacked, against the best tuned classical method.
+
+    python -m benchmarks.refinement [--data FOLDER] [--weights FILE] [--scans brain,fruit,ulf] [--masks ...] [--draws 3]
+
+``--data`` (default: $RECON_DATA) is a folder with ``fastmri_style/{brain_8ch,ge_fruit_8ch,ulf_*}.h5``. PSNR in dB on the
+support of each slice, against the root sum of squares of all samples. L1-wavelet and TV are tuned for each mask: for the ULF
+scans on the other patient, else on the middle slice by its own truth, which favours them. Draws of the mask are repeated
+measures of the same scans: the spread that is printed is over draws and slices, not over subjects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kspace.masks import MaskSpec
+from recon.compare.cases import Case, FullVolume, find_data, make_case, spread
+from recon.compare.metrics import slice_figure
+from recon.methods import generator
+from recon.methods.classical import L1Wavelet, Reconstructor, TotalVariation
+from recon.methods.refine import RefinedGenerator
+from recon.methods.stack import SLICES, Stack
+
+MASKS = ("random1d:4", "random1d:8", "uniform1d:4", "poisson2d:4", "poisson2d:8")
+GRID = tuple(1e-3 * 2.0**i for i in range(-2, 5))
+ULF_SLICES = 2  # of each volume
+CLASSICAL = {"l1-wavelet": L1Wavelet, "tv": TotalVariation}
+
+Row = tuple[str, float, str, str]
+
+
+def volumes(folder: Path, name: str) -> list[FullVolume]:
+    """The volumes of ``brain``, ``fruit`` or ``ulf``."""
+    pattern = {"brain": "brain_8ch.h5", "fruit": "ge_fruit_8ch.h5", "ulf": "ulf_*.h5"}[name]
+    return find_data([str(folder / "fastmri_style" / pattern)])[0]
+
+
+def psnr(case: Case, reconstruct: Reconstructor) -> float:
+    """PSNR on the support."""
+    return slice_figure("psnr_support", case.truth, case.deliver(reconstruct(case.y, case.op)))
+
+
+def tuned(cases: Sequence[Case]) -> dict[str, Reconstructor]:
+    """L1-wavelet and TV with the weights that are best by the mean over `cases`; refused at the edge of the grid."""
+    found: dict[str, Reconstructor] = {}
+    for name, method in CLASSICAL.items():
+        scores = [float(np.mean([psnr(case, method(lamda=w)) for case in cases])) for w in GRID]
+        best = int(np.argmax(scores))
+        if best in (0, len(GRID) - 1):
+            print(f"  note: {name}: best weight {GRID[best]:g} lies at the edge of the grid", flush=True)
+        found[name] = method(lamda=GRID[best])
+    return found
+
+
+def of_spec(text: str, draw: int) -> MaskSpec:
+    """A mask, by the number of its draw."""
+    return replace(MaskSpec.parse(text), seed=draw)
+
+
+def measure(
+    volume: FullVolume, spec: MaskSpec, slices: Sequence[int], methods: dict[str, Reconstructor], stack: Stack
+) -> tuple[dict[str, list[float]], str]:
+    """PSNR of every method on some slices of a volume, and what the stack says of itself."""
+    cases = [make_case(volume, i, spec) for i in slices]
+    looked_at = [cases[slices.index(i)] for i in spread(slices, SLICES)]
+    fitted = stack.fitted([(case.y, case.op) for case in looked_at])
+    assert fitted.fit is not None
+    every = {**methods, "stack": fitted}
+    return {name: [psnr(case, method) for case in cases] for name, method in every.items()}, fitted.fit.says
+
+
+def rows(folder: Path, scans: Sequence[str], masks: Sequence[str], draws: int, weights: str, most: int | None) -> Iterator[Row]:
+    """A row for every scan, mask and method: mean over draws and slices."""
+    network = generator.load(weights, "cuda" if torch.cuda.is_available() else "cpu", precision="auto")
+    generated: dict[str, Reconstructor] = {"network": network, "residual": RefinedGenerator(network)}
+    for scan in scans:
+        members = volumes(folder, scan)
+        for mask in masks:
+            values: dict[str, list[float]] = {}
+            for patient, others in _patients(members, scan):
+                first = [make_case(v, v.n_slices // 2, of_spec(mask, 0)) for v in others]
+                methods = {**tuned(first), **generated}
+                for volume in patient:
+                    slices = volume.slices(ULF_SLICES if scan == "ulf" else most)
+                    for draw in range(draws):
+                        found, says = measure(volume, of_spec(mask, draw), slices, methods, Stack(network))
+                        print(f"  {volume.name} {mask} draw {draw}: {says}", flush=True)
+                        for name, numbers in found.items():
+                            values.setdefault(name, []).extend(numbers)
+            yield from _summary(f"{scan} {mask}", values)
+
+
+def _patients(members: Sequence[FullVolume], scan: str) -> Iterator[tuple[list[FullVolume], list[FullVolume]]]:
+    """Volumes to report, and volumes to tune on."""
+    if scan != "ulf":
+        yield list(members), list(members)
+        return
+    for own in ("6A", "6B"):
+        yield [v for v in members if own in v.name], [v for v in members if own not in v.name]
+
+
+def _summary(name: str, values: dict[str, list[float]]) -> Iterator[Row]:
+    arrays = {method: np.array(numbers) for method, numbers in values.items()}
+    best = max(CLASSICAL, key=lambda method: arrays[method].mean())
+    for method, array in arrays.items():
+        difference = array - arrays[best]
+        note = (
+            ""
+            if method in CLASSICAL
+            else f"{difference.mean():+.2f} dB to {best}, least {difference.min():+.2f}, n = {len(array)}"
+        )
+        yield f"{name}: {method}", float(array.mean()), "dB", note
+
+
+def run() -> Iterator[Row]:
+    """Rows of (what, figure, unit, remark), for one draw of each mask."""
+    yield from rows(
+        Path(os.environ.get("RECON_DATA", "../shared/data")), ("brain", "fruit", "ulf"), MASKS, 1, "refinegan", None
+    )
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("RECON_DATA", "../shared/data")))
+    parser.add_argument("--weights", default="refinegan")
+    parser.add_argument("--scans", default="brain,fruit,ulf")
+    parser.add_argument("--masks", default=None)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--max-slices", type=int, default=None)
+    a = parser.parse_args()
+    masks = a.masks.split(";") if a.masks else MASKS
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    start = time.perf_counter()
+    for what, value, unit, note in rows(a.data, a.scans.split(","), masks, a.draws, a.weights, a.max_slices):
+        print(f"{what:<40} {value:>7.2f} {unit:<3} {note}", flush=True)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
