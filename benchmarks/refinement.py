@@ -29,7 +29,7 @@ from recon.methods.refine import RefinedGenerator
 from recon.methods.stack import SLICES, Stack
 
 MASKS = ("random1d:4", "random1d:8", "uniform1d:4", "poisson2d:4", "poisson2d:8")
-GRID = tuple(1e-3 * 2.0**i for i in range(-2, 5))
+GRID = tuple(1e-3 * 2.0**i for i in range(-1, 4))
 ULF_SLICES = 2  # of each volume
 CLASSICAL = {"l1-wavelet": L1Wavelet, "tv": TotalVariation}
 

@@ -20,10 +20,12 @@ from recon.compare.folder import ComparisonSummary, begin
 from recon.compare.methods import BART, CLASSICAL
 from recon.compare.plan import CompareOptions, ComparisonPlan, make_plan
 from recon.compare.runs import Runner, volume_rows
-from recon.compare.statistics import statistics
+from recon.compare.statistics import over_draws, statistics
 from recon.compare.store import SliceLog, VolumeRow
 from recon.compare.tables import write_tables
 from recon.compare.verdict import verdict
+
+HOLDING_DRAWS = 5  # of a scan without truth, where their number is not given
 
 
 def compare(data: list[str], output: Path, options: CompareOptions = CompareOptions()) -> None:
@@ -69,9 +71,15 @@ def tune_all(plan: ComparisonPlan, summary: ComparisonSummary) -> ComparisonSumm
     def keep() -> None:
         summary.kept(plan.output, tuning=tuple(done))
 
-    tuning.tune(plan.methods, plan.specs, plan.tuning, plan.options.tune_metric, done, keep, plan.options.maps)
+    own = [spec for spec in plan.specs if str(spec) not in plan.drawn]  # further draws share the weights of the first
+    tuning.tune(plan.methods, own, plan.tuning, plan.options.tune_metric, done, keep, plan.options.maps)
+    for method in plan.methods:
+        method.tuned.update({d: method.tuned[mask] for d, mask in plan.drawn.items() if mask in method.tuned})
+    warnings = (*plan.warnings, *tuning.at_edge(done))
+    for warning in warnings:
+        tqdm.write(f"recon: warning: {warning}", file=sys.stderr)
     methods = [{**said, "tuned": dict(m.tuned)} for m, said in zip(plan.methods, summary.methods, strict=True)]
-    return replace(summary, tuning=tuple(done), methods=tuple(methods))
+    return replace(summary, tuning=tuple(done), methods=tuple(methods), warnings=warnings)
 
 
 def run_all(plan: ComparisonPlan, summary: ComparisonSummary) -> tuple[ComparisonSummary, list[VolumeRow]]:
@@ -84,7 +92,9 @@ def run_all(plan: ComparisonPlan, summary: ComparisonSummary) -> tuple[Compariso
     before = {(row.group, row.method): row for row in earlier}
     with tqdm(total=total, desc="compare", unit="image", disable=None) as progress:
         outside = {m["name"]: deepcopy(m["outside"]) for m in summary.methods}
-        runner = Runner(plan.output, plan.methods, log, plan.options.maps, progress, outside)
+        fits = {m["name"]: deepcopy(m["fits"]) for m in summary.methods}
+        noise = dict(summary.noise)
+        runner = Runner(plan.output, plan.methods, log, plan.options.maps, progress, outside, noise, fits)
         for volume, spec, group, slices in work:
             n_before = len(log.rows)
             images = runner.run(volume, slices, spec, group)
@@ -94,8 +104,9 @@ def run_all(plan: ComparisonPlan, summary: ComparisonSummary) -> tuple[Compariso
                 continue
             rows += volume_rows(group, len(slices), images, log, plan.methods, plan.conventions)
             store.write_results(plan.output, merging.join(rows, plan.merged))
-            methods = tuple({**m, "outside": deepcopy(outside[m["name"]])} for m in summary.methods)
-            summary = summary.kept(plan.output, methods=methods)
+            said = {m: {"outside": deepcopy(outside.get(m, {})), "fits": deepcopy(fits.get(m, {}))} for m in outside}
+            methods = tuple({**m, **said[m["name"]]} for m in summary.methods)
+            summary = summary.kept(plan.output, methods=methods, noise=dict(noise))
     rows = merging.join(rows, plan.merged)
     store.write_results(plan.output, rows)
     return summary, rows
@@ -136,7 +147,11 @@ def hold_out_all(plan: ComparisonPlan, summary: ComparisonSummary) -> Comparison
             bar.set_postfix_str(what)
 
         methods = {method.name: method.reconstruct for method in plan.methods}
-        settings: dict[str, Any] = {"draws": plan.options.draws, "seed": plan.options.seed, "maps": plan.options.maps}
+        settings: dict[str, Any] = {
+            "draws": plan.options.draws or HOLDING_DRAWS,
+            "seed": plan.options.seed,
+            "maps": plan.options.maps,
+        }
         try:
             entry = compare_scan(path, methods, max_slices=plan.options.max_slices, progress=advance, **settings)
         except InputError as error:  # of many scans, one that nothing can be held out of must not cost the others
@@ -153,7 +168,8 @@ def conclude(plan: ComparisonPlan, summary: ComparisonSummary, rows: Sequence[Vo
     methods = (*(m for m in summary.methods if m["name"] in known), *merged)
     classical = [m["name"] for m in methods if m["family"] in (CLASSICAL, BART)]
     found = tuple(statistics(rows, classical, plan.options.tune_metric))
-    summary = replace(summary, methods=methods, statistics=found)
+    draws = tuple(over_draws(rows, plan.drawn, classical, plan.options.tune_metric))
+    summary = replace(summary, methods=methods, statistics=found, draws=draws)
     summary = summary.kept(plan.output, verdict=tuple(verdict(summary.content)), finished=True)
     write_tables(plan.output, summary.content, rows)
     return summary

@@ -83,6 +83,8 @@ class Case:
         Points ``(y x)`` of the image delivered.
     maps_seconds
         Wall time of the estimation of the maps.
+    full
+        The scan before it was undersampled; no method sees it.
     """
 
     y: Tensor
@@ -90,6 +92,7 @@ class Case:
     truth: NDArray[np.float32]
     shape: tuple[int, int]
     maps_seconds: float
+    full: KSpace | None = field(default=None, repr=False)
 
     def deliver(self, image: Tensor) -> NDArray[np.float32]:
         """The magnitude of an image ``(y x)``, cut to `shape`."""
@@ -125,7 +128,7 @@ def case_of(k: KSpace, mask: Tensor, maps: str = "espirit") -> Case:
     seconds = time.perf_counter() - start
     op = Sense(sensitivities, acquired.mask, k.header.noise_std or 1.0, acquired.n_averages)
     shape = delivered_shape(k)
-    return Case(acquired.data, op, resize(rss(k.data), shape).float().numpy(), shape, seconds)
+    return Case(acquired.data, op, resize(rss(k.data), shape).float().numpy(), shape, seconds, k)
 
 
 def delivered_shape(k: KSpace) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,20 @@ class ComparisonSummary:
         Specifications of the masks, method of the coil maps, metric that weights are tuned by.
     methods
         For each method ``name``, ``label``, ``family``, ``details``, ``weights_sha256``, ``options``, ``tuned`` (weight by
-        mask), ``outside`` (differences to the training by mask); ``merged_from`` of another comparison.
+        mask), ``outside`` (differences to the training by mask), ``fits`` (weights of a stack by volume and mask);
+        ``merged_from`` of another comparison.
     not_measured
         Metrics that are missing, and why.
     tuning, convergence, statistics, held_out
         Entries of `recon.compare.tuning`, `recon.compare.statistics` and `recon.compare.held_out`.
     verdict
         Sentences of `recon.compare.verdict`.
+    draws
+        Entries of `recon.compare.statistics.over_draws`.
+    warnings
+        In what the tuning data may not suit.
+    noise
+        By volume, how its noise is known.
     """
 
     recon: str
@@ -76,6 +83,9 @@ class ComparisonSummary:
     statistics: Entries = ()
     held_out: Entries = ()
     verdict: tuple[str, ...] = ()
+    draws: Entries = ()
+    warnings: tuple[str, ...] = ()
+    noise: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -143,7 +153,10 @@ def begin(plan: ComparisonPlan) -> ComparisonSummary:
 
 def _restored(before: Sequence[Mapping[str, Any]], methods: Sequence[ComparedMethod]) -> Entries:
     outside = {m["name"]: m.get("outside", {}) for m in before}
-    return tuple(method.says() | {"outside": outside.get(method.name, {})} for method in methods)
+    fits = {m["name"]: m.get("fits", {}) for m in before}
+    return tuple(
+        method.says() | {"outside": outside.get(method.name, {}), "fits": fits.get(method.name, {})} for method in methods
+    )
 
 
 def _new_summary(plan: ComparisonPlan) -> ComparisonSummary:

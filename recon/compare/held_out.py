@@ -200,7 +200,7 @@ class HeldOutComparison:
         if image is None:
             self.reasons.setdefault(name, reason or "no image")
             return
-        if _has_no_phase(image):
+        if has_no_phase(image):
             self.notes[name] = "its images have no phase: judged with that of the zero-filled image"
             image = image * torch.sgn(op.adjoint(torch.where(op.mask, k.data, 0)))
         held = held.expand(*op.mask.shape[:-2], *held.shape[-2:])
@@ -248,7 +248,7 @@ def _energy(y: Tensor, where: Tensor) -> float:
     return float(torch.where(where, y, 0).abs().double().square().sum())
 
 
-def _has_no_phase(image: Tensor) -> bool:
+def has_no_phase(image: Tensor) -> bool:
     """Whether the image is a magnitude: what networks give that know magnitudes only."""
     return bool((image.imag == 0).all() and (image.real >= 0).all() and (image.real > 0).any())
 

@@ -71,7 +71,7 @@ def methods_of(rows: Sequence[VolumeRow], files: Sequence[Path], known: Sequence
     for row in rows:
         if row.method not in known:
             plain: dict[str, Any] = {"name": row.method, "label": row.label, "family": _family(row.method), "details": {}}
-            plain |= {"weights_sha256": None, "options": {}, "tuned": {}, "outside": {}}
+            plain |= {"weights_sha256": None, "options": {}, "tuned": {}, "outside": {}, "fits": {}}
             found[row.method] = said.get(row.method, plain)
     return list(found.values())
 

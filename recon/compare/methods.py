@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from recon.methods import classical
 from recon.methods.classical import Reconstructor
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.precision import Precision
+from recon.methods.refine import Refinement
 
 CLASSICAL, GENERATOR, BART = "classical", "generator", "bart"
 LABELS = {
@@ -29,6 +30,7 @@ LABELS = {
     "bart-l1-wavelet": "BART L1-wavelet",
     "bart-tv": "BART TV",
 }
+REFINED: dict[str, Refinement] = {"+residual": "residual", "+stack": "stack"}
 # Weights that suit whitened brains; they are tuned where --tune-on says on what.
 BARTS: dict[str, Callable[[], bart_program.Pics]] = {
     "bart-l1-wavelet": lambda: bart_program.Pics("W", 3e-3),
@@ -74,8 +76,9 @@ class ComparedMethod:
 
     @property
     def generator(self) -> GeneratorReconstructor | None:
-        """The network, where it is one."""
-        return self.reconstruct if isinstance(self.reconstruct, GeneratorReconstructor) else None
+        """The network, where there is one, refined or not."""
+        network = getattr(self.reconstruct, "network", self.reconstruct)
+        return network if isinstance(network, GeneratorReconstructor) else None
 
     def at(self, weight: float) -> Reconstructor:
         """The reconstructor with another regularisation weight."""
@@ -97,6 +100,7 @@ class ComparedMethod:
             "options": self.options,
             "tuned": dict(self.tuned),
             "outside": {},
+            "fits": {},
         }
 
 
@@ -105,7 +109,8 @@ def choose(
 ) -> list[ComparedMethod]:
     """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
 
-    Without names: every classical method, every generator that ships, and those of `weights`.
+    Without names: every classical method, every generator that ships, and those of `weights`. A generator may be followed by
+    ``+residual`` or ``+stack`` (`recon.methods.refine`, `recon.methods.stack`).
 
     Raises
     ------
@@ -122,20 +127,20 @@ def choose(
     chosen += [name for name in BARTS if bart and name not in chosen]
     if twice := next((name for name in chosen if chosen.count(name) > 1), None):
         raise InputError(f"{twice} is given twice", "--methods", "leave one out")
-    if unused := [name for name in own if name not in chosen]:
+    if unused := [name for name in own if name not in map(_base, chosen)]:
         raise InputError(f"weights for {unused[0]}, which is none of the methods", "--weights", "name it in --methods too")
     if not chosen:
         raise InputError("no methods", "--methods", "name some, e.g. --methods sense,tv")
     known = list(dict.fromkeys([*classical.METHODS, *BARTS, *shipped(), *own]))
     for name in chosen:  # all names before any weights are read
-        if name not in known:
+        if _base(name) not in known or (name != _base(name) and _base(name) in (*classical.METHODS, *BARTS)):
             raise InputError(
                 f"there is no method '{name}'", "--methods", f"choose from {', '.join(known)}, or --weights name=FILE"
             )
-    return [_make(name, own.get(name), device, precision) for name in chosen]
+    return [_make(name, own, device, precision) for name in chosen]
 
 
-def _make(name: str, own: Path | None, device: str, precision: Precision) -> ComparedMethod:
+def _make(name: str, weights: Mapping[str, Path], device: str, precision: Precision) -> ComparedMethod:
     label = _label(name)
     if name in classical.METHODS:
         made = classical.make(name)
@@ -146,9 +151,13 @@ def _make(name: str, own: Path | None, device: str, precision: Precision) -> Com
             name, label, BART, pics, {"command": f"bart pics -S {' '.join(pics.options)}", "bart": bart_program.version()}
         )
     from recon.methods.choose import choose as choose_one
+    from recon.methods.choose import refined
 
+    base = _base(name)
+    refine = REFINED.get(name.removeprefix(base), "none")
+    own = weights.get(base)
     if own is None:
-        network = choose_one(name, device=device, precision=precision).generator
+        network = choose_one(base, device=device, precision=precision).generator
     else:
         from recon.methods import generator
 
@@ -161,14 +170,22 @@ def _make(name: str, own: Path | None, device: str, precision: Precision) -> Com
         "weights": card.name,
         "precision": network.precision,
         "envelope": str(dict(card.envelope)),
+        "refine": refine,
     }
-    return ComparedMethod(name, label, GENERATOR, network, details)
+    return ComparedMethod(name, label, GENERATOR, refined(network, refine), details)
+
+
+def _base(name: str) -> str:
+    """A method's name without what follows it."""
+    return next((name.removesuffix(suffix) for suffix in REFINED if name.endswith(suffix)), name)
 
 
 def _label(name: str) -> str:
     """Name of a method in tables: declared by its class, or by the system that its bundled weights are of."""
     if name in classical.METHODS:
         return str(getattr(classical.METHODS[name], "label", LABELS.get(name, name)))
+    if name != (base := _base(name)):
+        return f"{_label(base)} + {name.removeprefix(base).strip('+')}"
     presets = find_systems().get(name)
     return LABELS.get(name, name) if presets is None else presets["raw"].label
 

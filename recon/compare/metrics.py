@@ -24,7 +24,7 @@ PERCEPTUAL = {
     "lpips": perceptual.lpips,
     "dists": perceptual.dists,
 }
-SMALLER_IS_BETTER = ("nmse", "hfen", "mr_distance", "lpips", "dists", "lesion_contrast_error")
+SMALLER_IS_BETTER = ("nmse", "nmse_missing", "hfen", "mr_distance", "lpips", "dists", "lesion_contrast_error")
 WHOLE_IMAGE = tuple(MEASURED.metrics)
 
 

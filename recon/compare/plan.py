@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +53,8 @@ class CompareOptions:
     maps
         Coil maps, one set for all methods: espirit or jsense, from the acquired samples.
     draws
-        How often lines are held out of a scan without truth.
+        How often each mask is drawn for a volume (default 1), repeated measures with an interval over the draws; and how often
+        lines are held out of a scan without truth (default 5).
     merge
         results.csv of an earlier comparison, to stand beside the new rows. May be given several times.
     device
@@ -76,7 +77,7 @@ class CompareOptions:
     max_slices: int | None = None
     seed: int = 0
     maps: Literal["espirit", "jsense"] = "espirit"
-    draws: int = 5
+    draws: int | None = None
     merge: tuple[Path, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
@@ -99,6 +100,10 @@ class ComparisonPlan:
         Every volume under every mask.
     tuning
         The slices to tune on.
+    drawn
+        Masks that are further draws of another one, and which.
+    warnings
+        What to know of the tuning data.
     merged
         Rows of earlier comparisons.
     identity
@@ -114,6 +119,8 @@ class ComparisonPlan:
     scans: list[tuple[str, Path]]
     groups: list[tuple[FullVolume, MaskSpec, MaskedVolume]]
     tuning: list[tuning.TuningSlice]
+    drawn: dict[str, str]
+    warnings: list[str]
     merged: list[VolumeRow]
     identity: dict[str, Any]
 
@@ -131,6 +138,7 @@ def make_plan(data: Sequence[str], output: Path, options: CompareOptions) -> Com
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"{value} is too few", f"--{name.replace('_', '-')}", "give 1 or more")
     specs, others = parse_masks(options.masks, options.seed), conventions(options.conventions)
+    specs, drawn = draws_of(specs, options.draws or 1)
     methods = choose(options.methods, options.weights, options.bart, options.device, options.precision)
     volumes, scans = find_data(data, output, options.max_volumes)
     tuned: list[tuning.TuningSlice] = []
@@ -141,9 +149,23 @@ def make_plan(data: Sequence[str], output: Path, options: CompareOptions) -> Com
         tuning.check_apart(apart, volumes)
         tuned = tuning.tuning_slices(apart, options.tune_slices)
     groups = [group for volume in volumes for group in groups_of(volume, specs)]
+    differing = tuning.unlike(tuned, volumes) if tuned else []
     merged = merging.read_merged(options.merge, [group for *_, group in groups])
     identity = _identity(options, methods, specs, volumes, scans, tuned)
-    return ComparisonPlan(output, options, methods, specs, others, volumes, scans, groups, tuned, merged, identity)
+    return ComparisonPlan(
+        output, options, methods, specs, others, volumes, scans, groups, tuned, drawn, differing, merged, identity
+    )
+
+
+def draws_of(specs: Sequence[MaskSpec], n: int) -> tuple[list[MaskSpec], dict[str, str]]:
+    """Each mask with its `n` draws, by the seeds that follow its own; and which mask each further draw is one of."""
+    every: list[MaskSpec] = []
+    drawn: dict[str, str] = {}
+    for spec in specs:
+        more = [replace(spec, seed=spec.seed + i) for i in range(1, n)]
+        drawn |= {str(one): str(spec) for one in more}
+        every += [spec, *more]
+    return every, drawn
 
 
 def _identity(

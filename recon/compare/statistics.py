@@ -129,6 +129,60 @@ def statistics(rows: Sequence[VolumeRow], classical: Sequence[str], metric: str)
     return found
 
 
+def over_draws(
+    rows: Sequence[VolumeRow], drawn: Mapping[str, str], classical: Sequence[str], metric: str
+) -> list[dict[str, Any]]:
+    """For every data set, mask and method the mean of `metric` over draws, and the difference to the best classical method.
+
+    Draws are repeated measures of the same volumes: their interval says how a figure hangs on the mask, nothing of other scans.
+
+    Returns
+    -------
+    list
+        ``dataset, mask, metric, method, n_draws, n_volumes, mean, low, high, reference, difference, diff_low, diff_high``: a
+        draw counts as the mean over the volumes that all methods have in it; intervals are Student's t over draws, None for
+        one. Empty where each mask was drawn once.
+    """
+    if not drawn:
+        return []
+    tables: dict[tuple[str, str], dict[str, dict[str, dict[str, float]]]] = {}
+    for row in rows:
+        if metric in row.metrics:
+            mask = drawn.get(row.mask, row.mask)
+            of_draw = tables.setdefault((row.dataset, mask), {}).setdefault(row.mask, {})
+            of_draw.setdefault(row.method, {})[row.volume] = row.metrics[metric]
+    found = []
+    for (dataset, mask), draws in tables.items():
+        methods = list(dict.fromkeys(method for of_draw in draws.values() for method in of_draw))
+        means = {m: np.array([_mean(of_draw, m) for of_draw in draws.values()]) for m in methods}
+        whole = {m: values for m, values in means.items() if np.isfinite(values).all()}
+        reference: str | None = None
+        for name in classical:
+            if name in whole and (reference is None or is_better(metric, whole[name].mean(), whole[reference].mean())):
+                reference = name
+        about = {"dataset": dataset, "mask": mask, "metric": metric, "n_draws": len(draws), "reference": reference}
+        about["n_volumes"] = len({v for of_draw in draws.values() for m in of_draw.values() for v in m})
+        found += [
+            {**about, "method": m, **_entry(v, None if reference is None else whole[reference])} for m, v in whole.items()
+        ]
+    return found
+
+
+def _mean(of_draw: Mapping[str, Mapping[str, float]], method: str) -> float:
+    volumes = set.intersection(*(set(values) for values in of_draw.values()))
+    values = [of_draw[method][v] for v in sorted(volumes)] if method in of_draw else []
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _entry(values: Float, reference: Float | None) -> dict[str, Any]:
+    low, high = interval(values) or (None, None)
+    entry: dict[str, Any] = {"mean": float(values.mean()), "low": low, "high": high}
+    difference = None if reference is None or reference is values else values - reference
+    diff_low, diff_high = (None, None) if difference is None else interval(difference) or (None, None)
+    mean = None if difference is None else float(difference.mean())
+    return entry | {"difference": mean, "diff_low": diff_low, "diff_high": diff_high}
+
+
 def best_of(table: Mapping[str, Mapping[str, VolumeRow]], names: Sequence[str], metric: str) -> str | None:
     """The method with the best mean of `metric`, among those of `names` that have it on most volumes; None if none has."""
     means = {

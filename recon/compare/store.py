@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,8 @@ class SliceRow:
         Memory on top of what was in use before the call (`recon.compare.timing`).
     started
         When, ISO 8601, UTC.
+    missing_error, missing_signal, missing_noise
+        Energies at the samples that the mask left out (`recon.metrics.missing`).
     """
 
     dataset: str
@@ -106,6 +108,9 @@ class SliceRow:
     peak_cpu_mb: float | None = None
     peak_gpu_mb: float | None = None
     started: str = ""
+    missing_error: float | None = None
+    missing_signal: float | None = None
+    missing_noise: float | None = None
 
     @property
     def group(self) -> MaskedVolume:
@@ -351,7 +356,7 @@ def _read_cells(kind: type, cells: Mapping[str, str], path: Path) -> dict[str, A
         for f in fields(kind):
             if f.name == "metrics":
                 continue
-            text = cells[f.name]
+            text = cells[f.name] if f.default is MISSING else cells.get(f.name, "")  # tables of earlier versions have fewer
             if f.type == "str":
                 values[f.name] = text
             elif "None" in str(f.type):

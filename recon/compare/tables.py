@@ -10,6 +10,7 @@ from kspace.io.atomic import atomic_write
 from recon.compare.metrics import MEASURED
 from recon.compare.statistics import BOOTSTRAP, ENOUGH, STUDENT, can_be_significant
 from recon.compare.store import VolumeRow
+from recon.metrics.missing import METRIC as MISSING_METRIC
 
 UNITS = {"psnr": " dB"}
 FORMATS = {"psnr": ".2f", "ssim": ".4f", "nmse": ".4f", "hfen": ".3f", "mr_distance": ".4f", "lpips": ".4f", "dists": ".4f"}
@@ -45,7 +46,34 @@ def markdown(summary: Summary, rows: Sequence[VolumeRow]) -> str:
         cells = [[text.replace("|", "\\|") for text in line] for line in (head, *body)]
         parts += [f"### {title}", "", f"| {' | '.join(cells[0])} |", "|" + "---|" * len(head)]
         parts += [f"| {' | '.join(line)} |" for line in cells[1:]] + [""]
+    parts += _draws(summary)
     return "\n".join([*parts, *(f"* {note}" for note in notes(summary, rows)), ""])
+
+
+def _draws(summary: Summary) -> list[str]:
+    """Tables over the draws of a mask."""
+    entries = summary.get("draws", [])
+    labels = {m["name"]: m["label"] for m in summary["methods"]}
+    parts: list[str] = []
+    for dataset, mask in dict.fromkeys((e["dataset"], e["mask"]) for e in entries):
+        here = [e for e in entries if (e["dataset"], e["mask"]) == (dataset, mask)]
+        n, volumes = here[0]["n_draws"], here[0]["n_volumes"]
+        title = (
+            f"### {dataset}, {mask}: {n} draws of the mask, repeated measures of the same {volumes} volume{'s' * (volumes > 1)}"
+        )
+        metric = here[0]["metric"]
+        parts += [
+            title,
+            "",
+            f"| method | {named(metric)} [95 % over draws] | to best classical [95 % over draws] |",
+            "|---|---|---|",
+        ]
+        for e in here:
+            mean = _with_interval(metric, e["mean"], e["low"], e["high"])
+            difference = _with_interval(metric, e["difference"], e["diff_low"], e["diff_high"], "+")
+            parts.append(f"| {labels.get(e['method'], e['method'])} | {mean} | {difference or 'reference'} |")
+        parts.append("")
+    return parts
 
 
 def latex(summary: Summary, rows: Sequence[VolumeRow]) -> str:
@@ -134,6 +162,8 @@ def _cost_cells(rows: Sequence[VolumeRow]) -> list[str]:
 
 def named(metric: str) -> str:
     """A metric as people call it."""
+    if metric == MISSING_METRIC:
+        return "NMSE of samples left out, noise subtracted"
     base, where = (metric.removesuffix("_support"), " on support") if metric.endswith("_support") else (metric, "")
     if base.startswith("roi_"):
         base, where = base.removeprefix("roi_"), " in boxes"
@@ -168,6 +198,16 @@ def notes(summary: Summary, rows: Sequence[VolumeRow]) -> list[str]:
         found.append("Regularisation weights: tuned for each mask on slices that are not reported.")
     else:
         found.append("Regularisation weights: the defaults, not tuned.")
+    found += [f"Warning: {warning}." for warning in summary.get("warnings", [])]
+    if summary.get("draws"):
+        found.append(
+            "Intervals over draws: Student's t over masks of one family on the same volumes; they say nothing of others."
+        )
+    if noise := sorted(set(summary.get("noise", {}).values())):
+        found.append(
+            "NMSE of samples left out: squared error of all coils' samples that the mask left out, the expected noise "
+            f"subtracted from it and from their energy (docs/REFINEMENT.md); {'; '.join(noise)}."
+        )
     primary = [e for e in summary["statistics"] if e["metric"] == summary["metric"] and e["smallest_p"] is not None]
     if primary and all(not can_be_significant(e) for e in primary):
         n = max(e["n_paired"] for e in primary)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from kspace.container import KSpace
 from kspace.errors import InputError
+from kspace.fourier import ifft
 from kspace.io.checksums import sha256
 from kspace.masks import MaskSpec
 from recon.compare.cases import Case, FullVolume, make_case, spread
+from recon.compare.holding import NoiseLevel
 from recon.compare.methods import CLASSICAL, ComparedMethod, call
 from recon.compare.metrics import is_better, slice_figure
 from recon.methods.classical import CgSense, L1Wavelet, Reconstructor, TotalVariation
@@ -25,6 +28,8 @@ REACH = 3  # steps of the grid on either side of the default
 FURTHER = 4  # steps on top of that, one by one, while the best weight is the outermost
 BEYOND = 3  # times the iteration at which a method stops, for the curve of its convergence
 POINTS = 16  # of that curve
+MATRIX_FACTOR = 1.25  # by which data to tune on may differ from those reported
+NOISE_FACTOR = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +73,47 @@ def check_apart(tuning: Sequence[FullVolume], reported: Sequence[FullVolume]) ->
         for other in sizes.get(volume.path.stat().st_size, set()):  # files of other lengths have other contents
             if sha256(volume.path) == sha256(other):
                 raise InputError(f"{volume.path.name} holds the same as {other.name}, which is reported", "--tune-on", fix)
+
+
+def at_edge(tuning: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for every tuned weight that is the outermost of its grid: the best may lie beyond."""
+    return [
+        f"{entry['method']} under {entry['mask']}: the best weight, {entry['chosen']:g}, lies at the edge of the grid"
+        for entry in tuning
+        if entry["at_edge"]
+    ]
+
+
+def unlike(tuned: Sequence[TuningSlice], volumes: Sequence[FullVolume]) -> list[str]:
+    """Sentences that say in what the data to tune on differ from those that are reported, matrix and noise.
+
+    The noise is that of a sample over the largest pixel of the coil-combined image, where it is known; factors of
+    `MATRIX_FACTOR` and `NOISE_FACTOR` count as different.
+    """
+    own = [_measured(s.volume.plane(s.number)) for s in tuned]
+    found = []
+    for volume in volumes:
+        points, noise = _measured(volume.plane(volume.slices(1)[0]))
+        matrices = [p for p, _ in own]
+        if not any(_alike(matrix, points, MATRIX_FACTOR) for matrix in matrices):
+            said = ", ".join(sorted({f"{ky} x {kx}" for ky, kx in matrices}))
+            found.append(f"{volume.name} has a matrix of {points[0]} x {points[1]}; tuned on {said}")
+        levels = [level for _, level in own if level is not None]
+        if noise is not None and levels and not any(_alike((level,), (noise,), NOISE_FACTOR) for level in levels):
+            said = f"{min(levels):.2g} to {max(levels):.2g}"
+            found.append(f"{volume.name} has noise of {noise:.2g} of its brightest pixel; tuned on {said}")
+    return found
+
+
+def _measured(k: KSpace) -> tuple[tuple[int, int], float | None]:
+    level = NoiseLevel.of(k)
+    peak = float(ifft(k.data).abs().square().sum(-3).amax()) ** 0.5
+    noise = None if level.variance is None or peak == 0 else float(level.variance.mean()) ** 0.5 / peak
+    return (k.data.shape[-2], k.data.shape[-1]), noise
+
+
+def _alike(a: Sequence[float], b: Sequence[float], factor: float) -> bool:
+    return all(max(x, y) <= factor * min(x, y) for x, y in zip(a, b, strict=True))
 
 
 def tune(

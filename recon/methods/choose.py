@@ -101,7 +101,7 @@ def choose(
     return _generator(name, weights, device, precision, refine)
 
 
-def refined(network: GeneratorReconstructor, refine: Refinement | None) -> Callable[[Tensor, Sense], Tensor]:
+def refined(network: GeneratorReconstructor, refine: Refinement | None) -> classical.Reconstructor:
     """The generator with what follows it.
 
     Raises
