@@ -249,7 +249,7 @@ def _energy(y: Tensor, where: Tensor) -> float:
 
 
 def has_no_phase(image: Tensor) -> bool:
-    """Whether the image is a magnitude: what networks give that know magnitudes only."""
+    """Whether an image, complex ``(*batch y x)``, is a magnitude: what networks give that know magnitudes only."""
     return bool((image.imag == 0).all() and (image.real >= 0).all() and (image.real > 0).any())
 
 
