@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kspace import __version__
+
 if TYPE_CHECKING:
     from models.contract import ContractError, Preset
     from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, total
@@ -33,6 +35,7 @@ __all__ = [
     "RawOptions",
     "Schedule",
     "Step",
+    "__version__",
     "build",
     "build_generator",
     "find_systems",

@@ -15,31 +15,26 @@ Python warning of class `ReconWarning`, and stays on the result.
 
 from __future__ import annotations
 
-import html
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from kspace.container import Geometry, Header, Image, ImageIndex, KSpace
 from kspace.errors import InputError
+from recon.images import Images, ReconWarning, checked, facts_table, upright
 from recon.run.input import Source, open_source
-from recon.run.options import FORMATS, RunOptions
+from recon.run.options import RunOptions
 
 if TYPE_CHECKING:  # a scan is opened and described without torch
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from kspace.noise import Noise
     from kspace.operators import Sense
     from recon.methods.precision import Precision
-    from recon.run.pipeline import Result
 
 __all__ = [
     "Image",
@@ -55,10 +50,6 @@ __all__ = [
     "open",
     "upright",
 ]
-
-
-class ReconWarning(UserWarning):
-    """What a person has to know about a reconstruction: also in `Images.warnings` and in the JSON record."""
 
 
 class ReconstructOptions(TypedDict, total=False):
@@ -304,7 +295,7 @@ class Scan:
 
     def _repr_html_(self) -> str:
         facts = {"state": "closed"} if self.closed else self._facts() | {"warnings": "\n".join(self.warnings)}
-        return _table(str(self.path), facts)
+        return facts_table(str(self.path), facts)
 
     def _facts(self) -> dict[str, str]:
         z, y, x = self.shape
@@ -345,139 +336,6 @@ class Scan:
         return lambda k: prepare(k, noise, resolved, log), MapMaker(self._source, noise, resolved, log).of
 
 
-class Images(Sequence[Image]):
-    """Reconstructed images of a scan: a sequence of `Image`, in order of volume, then slice.
-
-    ``images[0].numpy()`` has the pixels, ``images[0].header`` and ``images[0].geometry`` what belongs to them.
-    """
-
-    def __init__(self, results: Sequence[Result], source: Source, options: RunOptions) -> None:
-        self._results, self._source, self._options = tuple(results), source, options
-        everything = [image for result in self._results for image in result.images]
-        self._main = tuple(image for image in everything if image.role == "main")
-        self._beside = tuple(image for image in everything if image.role != "main")
-
-    @property
-    def method(self) -> str:
-        """Name of the reconstruction."""
-        return self._options.method
-
-    @property
-    def generated(self) -> bool:
-        """Whether a trained generator made the images."""
-        return any(result.record.generated for result in self._results)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a person has to know about the images."""
-        return tuple(dict.fromkeys(message for result in self._results for message in result.record.warnings))
-
-    @property
-    def records(self) -> tuple[dict[str, Any], ...]:
-        """Per encoding: method, parameters, versions, checksum of the raw file, masks, seconds and warnings."""
-        return tuple(asdict(result.record) for result in self._results)
-
-    @property
-    def beside(self) -> tuple[Image, ...]:
-        """Classical images of the same data that go with generated ones, in the same order; empty for a classical method."""
-        return self._beside
-
-    def numpy(self) -> NDArray[np.complex64 | np.float32]:
-        """All images in one array ``(image y x)``, or ``(image z y x)`` of slabs.
-
-        Raises
-        ------
-        InputError
-            If the images differ in matrix.
-        """
-        import numpy as np
-
-        arrays = [image.numpy() for image in self]
-        if len({array.shape for array in arrays}) > 1:
-            raise InputError("the images differ in matrix", self._source.path, "take them one by one")
-        return np.stack(arrays)
-
-    def save(
-        self,
-        output: str | PathLike[str],
-        formats: Sequence[str] = FORMATS,
-        *,
-        complex: bool = False,
-        mrd_pixels: Literal["float32", "uint16"] = "float32",
-        force: bool = False,
-    ) -> list[Path]:
-        """Write the images and their JSON record as ``recon run`` does: all files of an encoding appear together, or none.
-
-        Parameters
-        ----------
-        output
-            Folder, made where it does not exist.
-        formats
-            Of ``mrd``, ``dicom``, ``nifti``, ``png``.
-        complex
-            Complex values into MRD and NIfTI, instead of magnitudes.
-        mrd_pixels
-            How MRD files store magnitudes.
-        force
-            Replace outputs of the same names.
-
-        Returns
-        -------
-        list of Path
-            What was written.
-
-        Raises
-        ------
-        InputError
-            If an output exists and `force` is not given, a format is unknown, or the folder cannot be written.
-        """
-        from recon.run.pipeline import check_room, choose_method, save_results
-
-        chosen = (formats,) if isinstance(formats, str) else tuple(formats)
-        options = _checked(replace(self._options, format=",".join(chosen), complex=complex, mrd_pixels=mrd_pixels, force=force))
-        if complex:
-            choose_method(options)  # refuses it for magnitudes
-        roles = ("main", *dict.fromkeys(image.role for image in self._beside))
-        check_room(self._source, Path(output), options, roles)
-        said: list[str] = []
-        stated = {"format": options.format, "complex": complex, "mrd_pixels": mrd_pixels}
-        results = [_restated(result, stated) for result in self._results]
-        written = save_results(results, self._source, Path(output), options, said.append)
-        for message in said:
-            warnings.warn(message, ReconWarning, stacklevel=2)
-        return written
-
-    @overload
-    def __getitem__(self, item: int) -> Image: ...
-    @overload
-    def __getitem__(self, item: slice) -> tuple[Image, ...]: ...
-    def __getitem__(self, item: int | slice) -> Image | tuple[Image, ...]:
-        return self._main[item]
-
-    def __len__(self) -> int:
-        return len(self._main)
-
-    def __iter__(self) -> Iterator[Image]:
-        return iter(self._main)
-
-    def __repr__(self) -> str:
-        return f"<Images {', '.join(self._facts().values())}>"
-
-    def _repr_html_(self) -> str:
-        return _table("images", self._facts() | {"warnings": "\n".join(self.warnings)})
-
-    def _facts(self) -> dict[str, str]:
-        shapes = sorted({" x ".join(map(str, image.numpy().shape[::-1])) for image in self})
-        said = f"{len(self.warnings)} warning{'s' * (len(self.warnings) != 1)}"
-        return {
-            "source": self._source.path.name,
-            "method": self.method + (" (trained generator)" if self.generated else ""),
-            "images": f"{len(self)} of {' and '.join(shapes)}",
-            "said": said,
-            "notice": "NOT FOR DIAGNOSTIC USE",
-        }
-
-
 def method_names() -> tuple[str, ...]:
     """Names of the methods that can be asked for without a file of weights: classical ones, and bundled weights."""
     from recon.methods import classical
@@ -485,22 +343,6 @@ def method_names() -> tuple[str, ...]:
     from recon.methods.weights import shipped
 
     return RSS, *classical.METHODS, *shipped()
-
-
-def upright(image: Image, z: int | None = None) -> NDArray[np.float32]:
-    """Magnitude of an image, float32, turned as radiologists look at it: anterior up, the patient's right on the left.
-
-    Parameters
-    ----------
-    image
-        Of a scan.
-    z
-        Plane of a slab; None: the middle one.
-    """
-    from recon.output.png import view_of
-
-    plane = image.data[image.data.shape[0] // 2 if z is None else z].abs()
-    return view_of(image.geometry).apply(plane.detach().cpu().float().numpy())
 
 
 def example_scan(
@@ -556,42 +398,4 @@ def _resolve(method: str, options: dict[str, Any]) -> RunOptions:
             options[name] = ",".join(str(int(n)) for n in ([value] if isinstance(value, int) else value))
     if "maps" in options:
         options["maps"] = str(options["maps"])
-    return _checked(RunOptions(method=method, **options))
-
-
-def _checked(options: RunOptions) -> RunOptions:
-    """`options`, whose values a parser has not seen, or an `InputError` that names the one that does not fit."""
-    for name, hint in get_type_hints(RunOptions).items():
-        value = getattr(options, name)
-        alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        if not any(_fits(value, one) for one in alternatives):
-            wanted = " or ".join(_in_words(one) for one in alternatives)
-            raise InputError(f"{value!r} is a {type(value).__name__}, expected {wanted}", name, "correct it")
-    return options
-
-
-def _fits(value: object, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _in_words(kind: Any) -> str:
-    return ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else getattr(kind, "__name__", str(kind))
-
-
-def _restated(result: Result, parameters: dict[str, Any]) -> Result:
-    record = replace(result.record, parameters=result.record.parameters | parameters)
-    return replace(result, record=record)
-
-
-def _table(title: str, facts: dict[str, str]) -> str:
-    cells = (
-        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-        f"<td style='text-align:left'>{html.escape(value).replace(chr(10), '<br>')}</td></tr>"
-        for name, value in facts.items()
-        if value
-    )
-    return f"<table><caption>{html.escape(title)}</caption>{''.join(cells)}</table>"
+    return checked(RunOptions(method=method, **options))

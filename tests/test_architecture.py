@@ -48,7 +48,13 @@ def test_imports(name: str) -> None:
     if package == "models":
         assert "recon" not in roots
         ours = {m for m in modules if m.startswith("kspace.")}
-        allowed = "kspace.__version__", "kspace.operators", "kspace.data_consistency", "kspace.fourier", "kspace.errors"
+        allowed = (
+            "kspace.__version__",
+            "kspace.operators",
+            "kspace.data_consistency",
+            "kspace.fourier",
+            "kspace.errors",
+        )
         assert all(m.startswith(allowed) for m in ours), ours
     for library, owners in OWNERS.items():
         assert library not in roots or name.startswith(owners), f"{name} imports {library}, which {owners} own"
