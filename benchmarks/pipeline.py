@@ -122,10 +122,10 @@ def write_repetitions(path: Path, n_repetitions: int, matrix: int = 256, n_coils
     protocol = ScanProtocol(matrix=(matrix, matrix, 1), fov_m=(0.24, 0.24, 0.005))
     scan = cartesian(protocol, head_phantom(), head_coils(n_coils))
     lines = measure(scan)
-    heads = np.tile(scan.heads, n_repetitions)
-    heads["idx"]["repetition"] = np.repeat(np.arange(n_repetitions), len(lines))
+    headers = np.tile(scan.headers, n_repetitions)
+    headers["idx"]["repetition"] = np.repeat(np.arange(n_repetitions), len(lines))
     limits = {"kspace_encoding_step_1": (0, matrix - 1, matrix // 2), "repetition": (0, n_repetitions - 1, 0)}
-    write_raw(path, header_xml([replace(scan.spaces[0], limits=limits)]), heads, lines * n_repetitions)
+    write_raw(path, header_xml([replace(scan.spaces[0], limits=limits)]), headers, lines * n_repetitions)
 
 
 def peak_bytes(path: Path, method: str) -> int:

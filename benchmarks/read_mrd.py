@@ -53,7 +53,7 @@ def _write(path: Path, n_repetitions: int) -> None:
     import h5py
     import ismrmrd.hdf5
 
-    from kspace.io.mrd.write import Space, header_xml, new_heads
+    from kspace.io.mrd.write import Space, header_xml, new_acquisition_headers
 
     space = Space(
         encoded_matrix=(SAMPLES, LINES, 1),
@@ -68,7 +68,7 @@ def _write(path: Path, n_repetitions: int) -> None:
         group.create_dataset("xml", (1,), h5py.special_dtype(vlen=bytes))[0] = header_xml((space,), {}).encode()
         data = group.create_dataset("data", (n_repetitions * LINES,), rows.dtype, maxshape=(None,), chunks=(1,))
         for repetition in range(n_repetitions):
-            rows["head"] = new_heads(LINES, COILS, SAMPLES)
+            rows["head"] = new_acquisition_headers(LINES, COILS, SAMPLES)
             rows["head"]["idx"]["kspace_encode_step_1"] = np.arange(LINES)
             rows["head"]["idx"]["repetition"] = repetition
             for line in range(LINES):

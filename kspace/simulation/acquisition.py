@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kspace.container import Geometry, Matrix, Vector
 from kspace.io.mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGING, LAST, NOISE, REVERSE, flag
-from kspace.io.mrd.write import Space, new_heads
+from kspace.io.mrd.write import Space, new_acquisition_headers
 from kspace.simulation.phantom import AnalyticCoils, Phantom
 
 Rows = NDArray[np.intp]
@@ -66,10 +66,11 @@ class Acquisition:
         Three-dimensional, in patient coordinates (LPS, metres).
     covariance
         Complex ``(coil, coil)``: E n n^H of a sample with dwell time `dwell_s`; variance is inversely proportional to dwell.
-    heads
+    headers
         Acquisition headers in the order of acquisition, `kspace.io.mrd.write.HEAD_DTYPE`.
     gain
-        ``(len(heads),)``: factor of the signal in each readout (contrasts, scaled calibration lines, empty slices).
+        ``(readout,)``: factor of the signal in each readout (contrasts, scaled calibration lines, empty
+        slices).
     spaces
         Encoding spaces as the file's header describes them; their limits are filled in by `write_scan` where `limits` is True.
     centres
@@ -86,7 +87,7 @@ class Acquisition:
     coils: AnalyticCoils
     covariance: NDArray[np.complex128]
     dwell_s: float
-    heads: NDArray[np.void]
+    headers: NDArray[np.void]
     gain: NDArray[np.float64]
     spaces: tuple[Space, ...]
     centres: tuple[tuple[int, int], ...]
@@ -97,7 +98,7 @@ class Acquisition:
     @property
     def imaging(self) -> NDArray[np.bool_]:
         """Which readouts carry lines of the image or of its calibration."""
-        return (self.heads["flags"] & ~(REVERSE | CALIBRATION | CALIBRATION_AND_IMAGING | LAST)) == 0
+        return (self.headers["flags"] & ~(REVERSE | CALIBRATION | CALIBRATION_AND_IMAGING | LAST)) == 0
 
 
 def cartesian(
@@ -120,7 +121,7 @@ def cartesian(
     slices = []
     for s in range(protocol.n_slices):
         offset = (s - (protocol.n_slices - 1) / 2) * protocol.slice_spacing_m
-        heads = new_heads(
+        headers = new_acquisition_headers(
             encoded[1] * nz,
             coils.n_coils,
             encoded[0],
@@ -130,20 +131,20 @@ def cartesian(
             phase_dir=g.phase_dir,
             slice_dir=g.slice_dir,
         )
-        heads["patient_table_position"] = np.asarray(g.table_position_m) * 1e3
-        heads["idx"]["kspace_encode_step_1"] = np.tile(np.arange(encoded[1]), nz)
-        heads["idx"]["kspace_encode_step_2"] = np.repeat(np.arange(nz), encoded[1])
-        heads["idx"]["slice"] = s
-        slices.append(heads)
-    heads = np.concatenate(slices)
+        headers["patient_table_position"] = np.asarray(g.table_position_m) * 1e3
+        headers["idx"]["kspace_encode_step_1"] = np.tile(np.arange(encoded[1]), nz)
+        headers["idx"]["kspace_encode_step_2"] = np.repeat(np.arange(nz), encoded[1])
+        headers["idx"]["slice"] = s
+        slices.append(headers)
+    headers = np.concatenate(slices)
     silent = np.zeros((coils.n_coils, coils.n_coils), np.complex128)
     return Acquisition(
         phantom=phantom,
         coils=coils,
         covariance=silent if covariance is None else covariance,
         dwell_s=protocol.dwell_s,
-        heads=heads,
-        gain=np.ones(len(heads)),
+        headers=headers,
+        gain=np.ones(len(headers)),
         spaces=(space,),
         centres=((encoded[1] // 2, nz // 2),),
     )
@@ -183,20 +184,20 @@ def accelerate(
         ``interleaved``: repetition r is shifted by r lines. None: nothing stands in the header.
     """
     y, z = _from_centre(scan)
-    shift = scan.heads["idx"]["repetition"].astype(int) if mode == "interleaved" else 0
+    shift = scan.headers["idx"]["repetition"].astype(int) if mode == "interleaved" else 0
     grid = ((y - shift) % factor == 0) & (z % factor_z == 0)
     half = calibration // 2
-    deep = np.array([space.encoded_matrix[2] > 1 for space in scan.spaces])[scan.heads["encoding_space_ref"]]
+    deep = np.array([space.encoded_matrix[2] > 1 for space in scan.spaces])[scan.headers["encoding_space_ref"]]
     centre = (-half <= y) & (y < calibration - half) & (~deep | ((-half <= z) & (z < calibration - half)))
     others = ~scan.imaging
     marked = _copy(scan)
     if mode == "separate":
         lines = _take(scan, np.flatnonzero(centre & ~others))
-        lines.heads["flags"] |= CALIBRATION
+        lines.headers["flags"] |= CALIBRATION
         marked = _concatenate(replace(lines, gain=lines.gain * calibration_gain), _take(scan, np.flatnonzero(grid | others)))
     else:
-        marked.heads["flags"][centre & ~grid & ~others] |= CALIBRATION
-        marked.heads["flags"][centre & grid & ~others] |= CALIBRATION_AND_IMAGING
+        marked.headers["flags"][centre & ~grid & ~others] |= CALIBRATION
+        marked.headers["flags"][centre & grid & ~others] |= CALIBRATION_AND_IMAGING
         marked = _take(marked, np.flatnonzero(grid | centre | others))
     factors = (factor, factor_z)
     return replace(marked, spaces=tuple(replace(s, acceleration=factors, calibration_mode=mode) for s in scan.spaces))
@@ -209,15 +210,15 @@ def partial_fourier(
 
     With `rebase` the counters start again from 0, as scanners write them; the centre of k-space then has a lower counter.
     """
-    e1, e2 = (scan.heads["idx"][f"kspace_encode_step_{i}"].astype(int) for i in (1, 2))
+    e1, e2 = (scan.headers["idx"][f"kspace_encode_step_{i}"].astype(int) for i in (1, 2))
     y0, y1 = lines or (0, 65536)
     z0, z1 = partitions or (0, 65536)
     kept = _take(scan, np.flatnonzero(~scan.imaging | ((y0 <= e1) & (e1 < y1) & (z0 <= e2) & (e2 < z1))))
     if not rebase:
         return kept
     imaging = kept.imaging
-    kept.heads["idx"]["kspace_encode_step_1"][imaging] -= np.uint16(y0)
-    kept.heads["idx"]["kspace_encode_step_2"][imaging] -= np.uint16(z0)
+    kept.headers["idx"]["kspace_encode_step_1"][imaging] -= np.uint16(y0)
+    kept.headers["idx"]["kspace_encode_step_2"][imaging] -= np.uint16(z0)
     return replace(kept, centres=tuple((y - y0, z - z0) for y, z in scan.centres))
 
 
@@ -225,16 +226,16 @@ def asymmetric_echo(scan: Acquisition, missing: int) -> Acquisition:
     """Leave out the first `missing` samples of every line: the echo comes earlier in the readout."""
     cut = _copy(scan)
     imaging = cut.imaging
-    cut.heads["number_of_samples"][imaging] -= np.uint16(missing)
-    cut.heads["center_sample"][imaging] -= np.uint16(missing)
+    cut.headers["number_of_samples"][imaging] -= np.uint16(missing)
+    cut.headers["center_sample"][imaging] -= np.uint16(missing)
     return cut
 
 
 def discard(scan: Acquisition, pre: int, post: int) -> Acquisition:
     """Mark the first `pre` and last `post` samples of every line as to be discarded; they will hold garbage."""
     marked = _copy(scan)
-    marked.heads["discard_pre"][marked.imaging] = pre
-    marked.heads["discard_post"][marked.imaging] = post
+    marked.headers["discard_pre"][marked.imaging] = pre
+    marked.headers["discard_post"][marked.imaging] = post
     return marked
 
 
@@ -245,12 +246,12 @@ def reverse_readouts(scan: Acquisition, every: int = 2) -> Acquisition:
     and so do the numbers of samples to discard.
     """
     turned = _copy(scan)
-    rows = turned.imaging & (turned.heads["idx"]["kspace_encode_step_1"] % every == every - 1)
-    part = turned.heads[rows]
+    rows = turned.imaging & (turned.headers["idx"]["kspace_encode_step_1"] % every == every - 1)
+    part = turned.headers[rows]
     part["flags"] |= REVERSE
     part["center_sample"] = part["number_of_samples"] - 1 - part["center_sample"]
     part["discard_pre"], part["discard_post"] = part["discard_post"].copy(), part["discard_pre"].copy()
-    turned.heads[rows] = part
+    turned.headers[rows] = part
     return turned
 
 
@@ -262,16 +263,16 @@ def repeat(scan: Acquisition, counter: str, gains: Sequence[float]) -> Acquisiti
     copies = []
     for i, gain in enumerate(gains):
         copy = _copy(scan)
-        copy.heads["idx"][counter] = i
+        copy.headers["idx"][counter] = i
         copies.append(replace(copy, gain=copy.gain * gain))
     return _concatenate(*copies)
 
 
 def interleave_slices(scan: Acquisition) -> Acquisition:
     """Acquire line by line, in each of them first the even and then the odd slices."""
-    slices = scan.heads["idx"]["slice"].astype(int)
+    slices = scan.headers["idx"]["slice"].astype(int)
     place = np.where(slices % 2 == 0, slices, slices + 65536)
-    lines = scan.heads["idx"]["kspace_encode_step_1"].astype(int)
+    lines = scan.headers["idx"]["kspace_encode_step_1"].astype(int)
     return _take(scan, np.lexsort((place, lines)))
 
 
@@ -281,29 +282,29 @@ def add_lines(scan: Acquisition, name: str, n: int = 3, gain: float = 10.0) -> A
     They hold the centre of k-space times `gain`: an image that contains them cannot pass a test.
     """
     lines = _take(scan, np.flatnonzero(scan.imaging)[np.zeros(n, int)])
-    lines.heads["flags"] = flag(f"IS_{name}")
-    lines.heads["idx"]["kspace_encode_step_1"], lines.heads["idx"]["kspace_encode_step_2"] = scan.centres[0]
+    lines.headers["flags"] = flag(f"IS_{name}")
+    lines.headers["idx"]["kspace_encode_step_1"], lines.headers["idx"]["kspace_encode_step_2"] = scan.centres[0]
     lines = replace(lines, gain=np.full(n, gain))
-    half = len(scan.heads) // 2
-    rest = np.arange(len(scan.heads))
+    half = len(scan.headers) // 2
+    rest = np.arange(len(scan.headers))
     return _concatenate(lines, _take(scan, rest[:half]), lines, _take(scan, rest[half:]))
 
 
 def add_noise_scan(scan: Acquisition, n_readouts: int = 32, n_samples: int = 128, dwell_s: float = 2e-5) -> Acquisition:
     """Acquire a noise scan first, with its own length and dwell time."""
-    first = scan.heads[0]
-    heads = new_heads(n_readouts, scan.coils.n_coils, n_samples, center_sample=0, dwell_s=dwell_s)
-    heads["flags"] = NOISE
+    first = scan.headers[0]
+    headers = new_acquisition_headers(n_readouts, scan.coils.n_coils, n_samples, center_sample=0, dwell_s=dwell_s)
+    headers["flags"] = NOISE
     for name in GEOMETRY:
-        heads[name] = first[name]
-    return _concatenate(replace(scan, heads=heads, gain=np.zeros(n_readouts)), scan)
+        headers[name] = first[name]
+    return _concatenate(replace(scan, headers=headers, gain=np.zeros(n_readouts)), scan)
 
 
 def state_centre_in_user_counters(scan: Acquisition) -> Acquisition:
     """Write the true centre of k-space to ``idx.user[5]`` and ``idx.user[6]`` of every line, as Siemens does."""
     stated = _copy(scan)
-    centres = np.array(scan.centres)[stated.heads["encoding_space_ref"]]
-    stated.heads["idx"]["user"][..., 5:7] = np.where(stated.imaging[:, None], centres, 0)
+    centres = np.array(scan.centres)[stated.headers["encoding_space_ref"]]
+    stated.headers["idx"]["user"][..., 5:7] = np.where(stated.imaging[:, None], centres, 0)
     return stated
 
 
@@ -331,7 +332,7 @@ def kill_coil(scan: Acquisition, coil: int, level: float = 1e-5) -> Acquisition:
 
 def empty_slice(scan: Acquisition, index: int) -> Acquisition:
     """Let slice `index` show nothing but noise."""
-    return replace(scan, gain=np.where(scan.heads["idx"]["slice"] == index, 0.0, scan.gain))
+    return replace(scan, gain=np.where(scan.headers["idx"]["slice"] == index, 0.0, scan.gain))
 
 
 def join(first: Acquisition, *others: Acquisition) -> Acquisition:
@@ -347,7 +348,7 @@ def join(first: Acquisition, *others: Acquisition) -> Acquisition:
     parts, spaces, centres = [_copy(first)], first.spaces, first.centres
     for other in others:
         copy = _copy(other)
-        copy.heads["encoding_space_ref"] += np.uint16(len(spaces))
+        copy.headers["encoding_space_ref"] += np.uint16(len(spaces))
         parts.append(copy)
         spaces, centres = spaces + other.spaces, centres + other.centres
     return replace(_concatenate(*parts), spaces=spaces, centres=centres)
@@ -356,12 +357,12 @@ def join(first: Acquisition, *others: Acquisition) -> Acquisition:
 def mark_last(scan: Acquisition) -> Acquisition:
     """Flag the last line of every image, of every repetition and of the measurement, as scanners (mostly) do."""
     marked = _copy(scan)
-    idx, imaging = marked.heads["idx"], np.flatnonzero(marked.imaging)
-    keys = np.stack([marked.heads["encoding_space_ref"], *(idx[c] for c in COUNTERS if c != "average")], -1)[imaging]
+    idx, imaging = marked.headers["idx"], np.flatnonzero(marked.imaging)
+    keys = np.stack([marked.headers["encoding_space_ref"], *(idx[c] for c in COUNTERS if c != "average")], -1)[imaging]
     for columns, name in ((slice(None), "LAST_IN_SLICE"), ([0, 4], "LAST_IN_REPETITION"), ([], "LAST_IN_MEASUREMENT")):
         chosen = keys[:, columns].tolist()
         last = {tuple(key): row for key, row in zip(chosen, imaging, strict=True)}
-        marked.heads["flags"][list(last.values())] |= flag(name)
+        marked.headers["flags"][list(last.values())] |= flag(name)
     return marked
 
 
@@ -370,7 +371,7 @@ def with_limits(scan: Acquisition) -> tuple[Space, ...]:
     names = {"kspace_encode_step_1": "kspace_encoding_step_1", "kspace_encode_step_2": "kspace_encoding_step_2"}
     spaces = []
     for i, (space, centre) in enumerate(zip(scan.spaces, scan.centres, strict=True)):
-        idx = scan.heads["idx"][scan.imaging & (scan.heads["encoding_space_ref"] == i)]
+        idx = scan.headers["idx"][scan.imaging & (scan.headers["encoding_space_ref"] == i)]
         centres = dict(zip(names, centre, strict=True))
         limits = {
             names.get(name, name): (int(idx[name].min()), int(idx[name].max()), centres.get(name, 0))
@@ -381,19 +382,19 @@ def with_limits(scan: Acquisition) -> tuple[Space, ...]:
 
 
 def _from_centre(scan: Acquisition) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    centres = np.array(scan.centres)[scan.heads["encoding_space_ref"]]
-    y, z = (scan.heads["idx"][f"kspace_encode_step_{i + 1}"].astype(np.int64) - centres[:, i] for i in (0, 1))
+    centres = np.array(scan.centres)[scan.headers["encoding_space_ref"]]
+    y, z = (scan.headers["idx"][f"kspace_encode_step_{i + 1}"].astype(np.int64) - centres[:, i] for i in (0, 1))
     return y, z
 
 
 def _copy(scan: Acquisition) -> Acquisition:
-    return replace(scan, heads=scan.heads.copy(), gain=scan.gain.copy())
+    return replace(scan, headers=scan.headers.copy(), gain=scan.gain.copy())
 
 
 def _take(scan: Acquisition, rows: Rows) -> Acquisition:
-    return replace(scan, heads=scan.heads[rows].copy(), gain=scan.gain[rows].copy())
+    return replace(scan, headers=scan.headers[rows].copy(), gain=scan.gain[rows].copy())
 
 
 def _concatenate(*scans: Acquisition) -> Acquisition:
-    heads = np.concatenate([scan.heads for scan in scans])
-    return replace(scans[0], heads=heads, gain=np.concatenate([scan.gain for scan in scans]))
+    headers = np.concatenate([scan.headers for scan in scans])
+    return replace(scans[0], headers=headers, gain=np.concatenate([scan.gain for scan in scans]))

@@ -25,12 +25,12 @@ GARBAGE = 1e3  # what samples hold that the header says to discard: an image tha
 
 def measure(scan: Acquisition, seed: int = 0) -> list[NDArray[np.complex64]]:
     """The samples of every readout, noise included: complex64 ``(coil, n_samples)``, in k-space units of `Phantom.kspace`."""
-    signals = [np.zeros((scan.coils.n_coils, int(n)), np.complex64) for n in scan.heads["number_of_samples"]]
-    bearing = np.flatnonzero((scan.heads["flags"] & NOISE) == 0)
-    for rows in _planes(scan.heads[bearing]):
+    signals = [np.zeros((scan.coils.n_coils, int(n)), np.complex64) for n in scan.headers["number_of_samples"]]
+    bearing = np.flatnonzero((scan.headers["flags"] & NOISE) == 0)
+    for rows in _planes(scan.headers[bearing]):
         _measure_plane(scan, bearing[rows], signals)
     _add_noise(scan, signals, np.random.default_rng(seed))
-    for head, signal in zip(scan.heads, signals, strict=True):
+    for head, signal in zip(scan.headers, signals, strict=True):
         pre, post = int(head["discard_pre"]), int(head["discard_post"])
         signal[:, :pre] = GARBAGE
         signal[:, signal.shape[1] - post :] = GARBAGE
@@ -39,10 +39,10 @@ def measure(scan: Acquisition, seed: int = 0) -> list[NDArray[np.complex64]]:
 
 def write_scan(scan: Acquisition, path: str | os.PathLike[str], seed: int = 0) -> None:
     """Measure the scan and write it as an ISMRMRD file. `seed` chooses the noise."""
-    heads = scan.heads.copy()
-    heads["scan_counter"] = np.arange(1, len(heads) + 1)
+    headers = scan.headers.copy()
+    headers["scan_counter"] = np.arange(1, len(headers) + 1)
     # Ticks of 2.5 ms, as Siemens counts them: one readout every 5 ms, from noon on.
-    heads["acquisition_time_stamp"] = 12 * 3600 * 400 + 2 * np.arange(len(heads))
+    headers["acquisition_time_stamp"] = 12 * 3600 * 400 + 2 * np.arange(len(headers))
     system: dict[str, object] = {"systemVendor": "simulated", "systemModel": "analytic phantom", "systemFieldStrength_T": 3.0}
     if scan.noise_bandwidth is not None:
         system["relativeReceiverNoiseBandwidth"] = scan.noise_bandwidth
@@ -52,7 +52,7 @@ def write_scan(scan: Acquisition, path: str | os.PathLike[str], seed: int = 0) -
         **scan.sections,
     }
     spaces = with_limits(scan) if scan.limits else scan.spaces
-    write_raw(path, header_xml(spaces, sections), heads, measure(scan, seed))
+    write_raw(path, header_xml(spaces, sections), headers, measure(scan, seed))
 
 
 def true_image(
@@ -77,7 +77,7 @@ def true_image(
         Complex64 ``(coil, z, y, x)``, band-limited, in units of the phantom's intensities times the readouts' gain.
     """
     row = _first_line(scan, encoding, counters)
-    space, head = scan.spaces[encoding], scan.heads[row]
+    space, head = scan.spaces[encoding], scan.headers[row]
     k = [(np.arange(n) - n // 2) / fov for n, fov in zip(space.encoded_matrix, space.encoded_fov_m, strict=True)]
     y = _kspace(scan.phantom, coils or uniform_coil(), space, head, k[0], *np.meshgrid(k[1], k[2])) * scan.gain[row]
     nx, ny, nz = space.encoded_matrix
@@ -89,16 +89,16 @@ def true_image(
 
 def true_maps(scan: Acquisition, encoding: int = 0, **counters: int) -> NDArray[np.complex64]:
     """The coils' sensitivities on the recon matrix of an image, complex64 ``(coil, z, y, x)``; arguments as `true_image`."""
-    head, space = scan.heads[_first_line(scan, encoding, counters)], scan.spaces[encoding]
+    head, space = scan.headers[_first_line(scan, encoding, counters)], scan.spaces[encoding]
     x, y, z = ((np.arange(n) - n // 2) * fov / n for n, fov in zip(space.recon_matrix, space.recon_fov_m, strict=True))
     coils = scan.coils.section(head["position"] * 1e-3, head["read_dir"], head["phase_dir"], head["slice_dir"])
     return coils.maps(x, y[:, None], z[:, None, None]).astype(np.complex64)
 
 
 def _first_line(scan: Acquisition, encoding: int, counters: Mapping[str, int]) -> int:
-    wanted = scan.imaging & (scan.heads["encoding_space_ref"] == encoding) & ((scan.heads["flags"] & CALIBRATION) == 0)
+    wanted = scan.imaging & (scan.headers["encoding_space_ref"] == encoding) & ((scan.headers["flags"] & CALIBRATION) == 0)
     for name, value in counters.items():
-        wanted &= scan.heads["idx"][name] == value
+        wanted &= scan.headers["idx"][name] == value
     if not wanted.any():
         raise ValueError(f"the scan has no image of encoding {encoding} with {counters}")
     return int(np.flatnonzero(wanted)[0])
@@ -125,18 +125,18 @@ def _kspace(
 
 def _measure_plane(scan: Acquisition, rows: Rows, signals: list[NDArray[np.complex64]]) -> None:
     """Fill in the signals of readouts that share encoding and geometry. A line that is acquired often is computed once."""
-    heads = scan.heads[rows]
-    encoding = int(heads["encoding_space_ref"][0])
+    headers = scan.headers[rows]
+    encoding = int(headers["encoding_space_ref"][0])
     space = scan.spaces[encoding]
-    n = heads["number_of_samples"].astype(int)
-    turned = (heads["flags"] & REVERSE) != 0
-    centre = heads["center_sample"].astype(int)
+    n = headers["number_of_samples"].astype(int)
+    turned = (headers["flags"] & REVERSE) != 0
+    centre = headers["center_sample"].astype(int)
     centre = np.where(turned, n - 1 - centre, centre)
     left, right = centre.max(), (n - centre).max()
-    steps = np.stack([heads["idx"][f"kspace_encode_step_{i}"].astype(int) for i in (1, 2)], -1) - scan.centres[encoding]
+    steps = np.stack([headers["idx"][f"kspace_encode_step_{i}"].astype(int) for i in (1, 2)], -1) - scan.centres[encoding]
     lines, place = np.unique(steps, axis=0, return_inverse=True)
     ky, kz = (lines[:, i] / space.encoded_fov_m[i + 1] for i in (0, 1))
-    y = _kspace(scan.phantom, scan.coils, space, heads[0], np.arange(-left, right) / space.encoded_fov_m[0], ky, kz)
+    y = _kspace(scan.phantom, scan.coils, space, headers[0], np.arange(-left, right) / space.encoded_fov_m[0], ky, kz)
     for i, row in enumerate(rows):
         readout = y[:, place.ravel()[i], left - centre[i] : left - centre[i] + n[i]] * scan.gain[row]
         signals[row][:] = readout[:, ::-1] if turned[i] else readout
@@ -145,7 +145,7 @@ def _measure_plane(scan: Acquisition, rows: Rows, signals: list[NDArray[np.compl
 def _add_noise(scan: Acquisition, signals: list[NDArray[np.complex64]], rng: np.random.Generator) -> None:
     values, vectors = np.linalg.eigh(scan.covariance)
     root = vectors * np.sqrt(np.maximum(values, 0))
-    for head, signal in zip(scan.heads, signals, strict=True):
+    for head, signal in zip(scan.headers, signals, strict=True):
         variance = scan.dwell_s * 1e6 / float(head["sample_time_us"])
         if head["flags"] & NOISE:
             variance *= scan.noise_bandwidth or 1.0
@@ -153,8 +153,8 @@ def _add_noise(scan: Acquisition, signals: list[NDArray[np.complex64]], rng: np.
         signal += np.sqrt(variance) * (root @ (white[0] + 1j * white[1]))
 
 
-def _planes(heads: NDArray[np.void]) -> list[Rows]:
+def _planes(headers: NDArray[np.void]) -> list[Rows]:
     """Indices of the readouts that share encoding and geometry, one array for each such plane (or volume)."""
-    keys = np.concatenate([heads["encoding_space_ref"][:, None], *(heads[name] for name in GEOMETRY)], axis=1)
+    keys = np.concatenate([headers["encoding_space_ref"][:, None], *(headers[name] for name in GEOMETRY)], axis=1)
     _, place = np.unique(keys, axis=0, return_inverse=True)
     return [np.flatnonzero(place.ravel() == i) for i in range(place.max(initial=-1) + 1)]

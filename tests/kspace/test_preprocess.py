@@ -227,7 +227,7 @@ def test_asymmetric_echo_after_removing_oversampling(tmp_path: Path, missing: in
 
 def test_reversed_lines_lose_one_edge_sample_and_keep_the_rest(tmp_path: Path) -> None:
     scan = plain()
-    scan.heads["flags"][1::2] |= acquire.REVERSE
+    scan.headers["flags"][1::2] |= acquire.REVERSE
     k = preprocess.remove_oversampling(load(scan, tmp_path)[0])
     assert k.mask[0, 0::2].all()
     assert k.mask[0, 1::2, 1:].all()

@@ -37,9 +37,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from recon.commands.demo import head_scan
 
     scan = head_scan(matrix=48, n_slices=1, n_coils=3, factor=1)
-    imaging = [r for r in range(len(scan.heads)) if not scan.heads["flags"][r] & np.uint64(1 << 18)]
+    imaging = [r for r in range(len(scan.headers)) if not scan.headers["flags"][r] & np.uint64(1 << 18)]
     target = tmp_path_factory.mktemp("bare") / "bare.h5"
-    write_scan(replace(scan, heads=scan.heads[imaging]), target)
+    write_scan(replace(scan, headers=scan.headers[imaging]), target)
     return target
 
 

@@ -66,11 +66,11 @@ class Case:
 
     def geometry(self, **which: int) -> Geometry:
         """Position and directions in the headers of an image's readouts."""
-        heads = self.scan.heads[self.scan.imaging]
+        headers = self.scan.headers[self.scan.imaging]
         for name, value in which.items():
-            heads = heads[(heads["encoding_space_ref"] if name == "encoding" else heads["idx"][name]) == value]
-        vectors = {name: tuple(heads[0][name].astype(float).tolist()) for name in ("read_dir", "phase_dir", "slice_dir")}
-        return Geometry(position_m=tuple((heads[0]["position"].astype(float) * 1e-3).tolist()), **vectors)
+            headers = headers[(headers["encoding_space_ref"] if name == "encoding" else headers["idx"][name]) == value]
+        vectors = {name: tuple(headers[0][name].astype(float).tolist()) for name in ("read_dir", "phase_dir", "slice_dir")}
+        return Geometry(position_m=tuple((headers[0]["position"].astype(float) * 1e-3).tolist()), **vectors)
 
     def points(self, **which: int) -> np.ndarray:
         """Patient coordinates (LPS, metres) of every voxel of an image, ``(3, z, y, x)``, from the headers."""

@@ -30,7 +30,7 @@ CENTRAL_VECTORS = (
 
 
 def load_image(
-    group: h5py.Group, path: Path, heads: np.ndarray, plan: ReadoutPlan, index: ImageIndex, header: Header
+    group: h5py.Group, path: Path, headers: np.ndarray, plan: ReadoutPlan, index: ImageIndex, header: Header
 ) -> KSpace:
     """Read the readouts of one image, and nothing else, onto the grid of the encoded matrix.
 
@@ -42,10 +42,10 @@ def load_image(
     import torch
 
     numbers = plan.images[index]
-    calibration = calibration_of(plan, heads, index)
+    calibration = calibration_of(plan, headers, index)
     _check_memory(plan, path, 2 if len(calibration) else 1)
-    data, count = _place(group, path, heads, plan, numbers)
-    separate = _place(group, path, heads, plan, calibration)[0] if len(calibration) else None
+    data, count = _place(group, path, headers, plan, numbers)
+    separate = _place(group, path, headers, plan, calibration)[0] if len(calibration) else None
     n_averages = torch.from_numpy(count)
     return KSpace(
         data=_squeeze(plan, data),
@@ -79,7 +79,7 @@ def _check_memory(plan: ReadoutPlan, path: Path, n_grids: int) -> None:
 
 
 def _place(
-    group: h5py.Group, path: Path, heads: np.ndarray, plan: ReadoutPlan, numbers: np.ndarray
+    group: h5py.Group, path: Path, headers: np.ndarray, plan: ReadoutPlan, numbers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the readouts on the grid ``(kz coil ky kx)``, and how often each sample was measured.
 
@@ -91,7 +91,7 @@ def _place(
     count = np.zeros((nz, 1, ny, 1 if whole else nx), np.int32)
     measured = np.zeros((nz, ny), np.int32).tolist()  # lists: a scalar of an array costs more than the copy of a line
     for line, (_, samples) in zip(
-        _lines(plan, heads, numbers), mrd_file.read_samples(group, path, heads, numbers), strict=True
+        _lines(plan, headers, numbers), mrd_file.read_samples(group, path, headers, numbers), strict=True
     ):
         z, y, first, stop, pre, end, reverse = line
         kept = samples[:, pre:end][:, ::-1] if reverse else samples[:, pre:end]
@@ -110,9 +110,9 @@ def _place(
     return grid, count if plan.encoding.is_3d else count[0]
 
 
-def _lines(plan: ReadoutPlan, heads: np.ndarray, numbers: np.ndarray) -> Iterable[tuple[int, int, int, int, int, int, bool]]:
+def _lines(plan: ReadoutPlan, headers: np.ndarray, numbers: np.ndarray) -> Iterable[tuple[int, int, int, int, int, int, bool]]:
     """For each readout, in their order: kz, ky, first and last column, first and last sample to keep, whether reversed."""
-    chosen = heads[numbers]
+    chosen = headers[numbers]
     end = chosen["number_of_samples"].astype(np.int64) - chosen["discard_post"]
     reverse = (chosen["flags"] & REVERSE) != 0
     columns = plan.kz[numbers], plan.ky[numbers], plan.first[numbers], plan.stop[numbers], chosen["discard_pre"], end, reverse
@@ -120,17 +120,17 @@ def _lines(plan: ReadoutPlan, heads: np.ndarray, numbers: np.ndarray) -> Iterabl
 
 
 def image_header(
-    path: Path, heads: np.ndarray, plan: ReadoutPlan, index: ImageIndex, header: MrdHeader, warnings: list[str]
+    path: Path, headers: np.ndarray, plan: ReadoutPlan, index: ImageIndex, header: MrdHeader, warnings: list[str]
 ) -> Header:
     """Header of one image: sizes from its encoding, geometry and counters from its central readout.
 
-    `heads` are the acquisition headers ``(readout,)`` of the file.
+    `headers` are the acquisition headers ``(readout,)`` of the file.
     """
     encoding, numbers = plan.encoding, plan.images[index]
     ny, nz = encoding.encoded_matrix[1:]
     distance = np.abs(plan.ky[numbers] - ny // 2) + np.abs(plan.kz[numbers] - nz // 2)
-    centre = heads[int(numbers[np.argmin(distance)])]
-    spread = np.ptp(heads["position"][numbers], axis=0).max()
+    centre = headers[int(numbers[np.argmin(distance)])]
+    spread = np.ptp(headers["position"][numbers], axis=0).max()
     if spread > 0.1:
         warnings.append(f"{_name(index)}: positions of its readouts differ by {spread:g} mm; that of the central one is used")
     study: dict[str, Any] = {

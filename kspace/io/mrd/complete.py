@@ -15,7 +15,7 @@ from kspace.io.mrd.sort import IMAGE_COUNTERS, ReadoutPlan
 MOST_NAMED = 10_000  # absent images; beyond it the limits are nonsense
 
 
-def find_incomplete(plan: ReadoutPlan, heads: np.ndarray, warnings: list[str]) -> list[tuple[ImageIndex, str]]:
+def find_incomplete(plan: ReadoutPlan, headers: np.ndarray, warnings: list[str]) -> list[tuple[ImageIndex, str]]:
     """Images that are announced or begun and not there, each with the reason, in order.
 
     Only an image that was under way when the scan ended can have been cut off. It is incomplete if its last readout is not
@@ -23,30 +23,30 @@ def find_incomplete(plan: ReadoutPlan, heads: np.ndarray, warnings: list[str]) -
     beginning, and no more, of that of another image of the same contrast and set, or stops short of the header's limits.
     An acquisition that was cut off lacks its last lines in time: lines that are missing elsewhere are partial Fourier, which
     is added to `warnings`. Images of one scan may well differ in their lines: calibration in the first repetition only, other
-    numbers of averages. An image is absent if the header's limits announce it and no readout belongs to it. `heads` are the
+    numbers of averages. An image is absent if the header's limits announce it and no readout belongs to it. `headers` are the
     acquisition headers ``(readout,)``.
     """
     reasons = dict.fromkeys(_absent(plan), f"no readouts; {plan.encoding.n_readouts} others are there")
     begun: dict[tuple[int, int], set[bytes]] = {}
-    orders = {index: _order(heads, numbers) for index, numbers in plan.images.items()}
+    orders = {index: _order(headers, numbers) for index, numbers in plan.images.items()}
     for index, order in orders.items():
         begun.setdefault((index.contrast, index.set), set()).add(order)
     finished = {(index.contrast, index.set, orders[index]) for index in plan.images if not _under_way(plan, index)}
     for index, numbers in plan.images.items():
         order = orders[index]
-        if (index.contrast, index.set, order) in finished or heads["flags"][numbers[-1]] & LAST:
+        if (index.contrast, index.set, order) in finished or headers["flags"][numbers[-1]] & LAST:
             continue
         longer = [len(o) for o in begun[index.contrast, index.set] if len(o) > len(order) and o.startswith(order)]
         if longer:
             reasons[index] = f"the scan stopped after {len(numbers)} of its {max(longer) // 24} readouts"
-        elif short := _short_of_limits(plan.encoding, heads, numbers, warnings):
+        elif short := _short_of_limits(plan.encoding, headers, numbers, warnings):
             reasons[index] = f"the scan stopped after {len(numbers)} readouts of it: {short}"
     return sorted(reasons.items())
 
 
-def _order(heads: np.ndarray, numbers: np.ndarray) -> bytes:
+def _order(headers: np.ndarray, numbers: np.ndarray) -> bytes:
     """The lines of an image in order of acquisition, 24 bytes each."""
-    idx = heads["idx"][numbers]
+    idx = headers["idx"][numbers]
     names = ("kspace_encode_step_1", "kspace_encode_step_2", "average")
     return np.stack([idx[name].astype(np.int64) for name in names], axis=1).tobytes()
 
@@ -70,15 +70,15 @@ def _under_way(plan: ReadoutPlan, index: ImageIndex) -> bool:
     return bool(plan.imaging[-1] - numbers[-1] <= 1.5 * pace)
 
 
-def _short_of_limits(encoding: Encoding, heads: np.ndarray, numbers: np.ndarray, warnings: list[str]) -> str | None:
+def _short_of_limits(encoding: Encoding, headers: np.ndarray, numbers: np.ndarray, warnings: list[str]) -> str | None:
     """How far an acquisition stopped short of the header's limits; None where it did not, or nothing can be said.
 
     Only gapless lattices can be judged: of randomly undersampled k-space nobody knows what is missing.
     """
-    lattice = numbers[(heads["flags"][numbers] & CALIBRATION) == 0]
+    lattice = numbers[(headers["flags"][numbers] & CALIBRATION) == 0]
     if not len(lattice):
         return None
-    idx = heads["idx"][lattice]
+    idx = headers["idx"][lattice]
     steps = [np.unique(idx[f"kspace_encode_step_{s}"].astype(np.int64)) for s in (1, 2)]
     for s, lines in zip((1, 2), steps, strict=True):
         limit = encoding.limits.get(f"kspace_encoding_step_{s}")

@@ -1,4 +1,4 @@
-"""ISMRMRD HDF5 files, read only: heads in one read, samples in contiguous or strided blocks.
+"""ISMRMRD HDF5 files, read only: acquisition headers in one read, samples in contiguous or strided blocks.
 
 Nothing here writes, creates, locks for writing or changes a time stamp (``ismrmrd.Dataset(path)`` does, by default). Sizes are
 checked before memory is asked for, since a damaged file may claim anything.
@@ -106,8 +106,8 @@ def read_xml(group: h5py.Group, path: Path) -> bytes:
     return value
 
 
-def read_heads(group: h5py.Group, path: Path) -> np.ndarray:
-    """Acquisition heads ``(readout,)``, structured as ISMRMRD defines them, without any samples.
+def read_acquisition_headers(group: h5py.Group, path: Path) -> np.ndarray:
+    """Acquisition headers ``(readout,)``, structured as ISMRMRD defines them, without any samples.
 
     Raises
     ------
@@ -131,26 +131,28 @@ def read_heads(group: h5py.Group, path: Path) -> np.ndarray:
     with guard(path):
         raw = plain and plist.get_layout() == h5py.h5d.CHUNKED
         records = _raw_records(dataset) if raw else dataset.fields("head")[:]
-    heads = records["head"] if raw else records
-    sizes = heads["active_channels"].astype(np.int64) * heads["number_of_samples"]
+    headers = records["head"] if raw else records
+    sizes = headers["active_channels"].astype(np.int64) * headers["number_of_samples"]
     if raw:
-        _refuse_lengths(2 * sizes, records["data"]["length"], heads, path)
+        _refuse_lengths(2 * sizes, records["data"]["length"], headers, path)
         with guard(path):
             for name in set(LISTS) & set(records.dtype.names or ()):
                 check_heaps(group.file, path, records[name])
     claimed = 8 * int(np.sum(sizes))
     if claimed > size:
         raise InputError(
-            f"the heads claim {claimed} bytes of samples, the file has {size}", path, "copy it again from the scanner"
+            f"the acquisition headers claim {claimed} bytes of samples, the file has {size}",
+            path,
+            "copy it again from the scanner",
         )
-    return np.ascontiguousarray(heads)
+    return np.ascontiguousarray(headers)
 
 
 def _raw_records(dataset: h5py.Dataset) -> np.ndarray:
     """The records as they lie in the file, the lists of samples as their descriptors (length, address, index).
 
-    HDF5 fetches all samples even where only the heads are asked for, which made opening a scan as slow as reading it; and it
-    follows a damaged descriptor wherever it points, so its length is checked first.
+    HDF5 fetches all samples even where only the acquisition headers are asked for, which made opening a scan as slow as
+    reading it; and it follows a damaged descriptor wherever it points, so its length is checked first.
     """
     file_type, n = dataset.id.get_type(), dataset.shape[0]
     names = [file_type.get_member_name(i).decode() for i in range(file_type.get_nmembers())]
@@ -173,11 +175,11 @@ def _is_list(member: h5py.h5t.TypeID) -> bool:
     return bool(member.get_class() == h5py.h5t.VLEN and member.get_size() == LIST.itemsize)
 
 
-def _refuse_lengths(expected: np.ndarray, stored: np.ndarray, heads: np.ndarray, path: Path) -> None:
+def _refuse_lengths(expected: np.ndarray, stored: np.ndarray, headers: np.ndarray, path: Path) -> None:
     wrong = np.flatnonzero(expected != stored)
     if len(wrong):
         i = int(wrong[0])
-        n_coils, n = int(heads["active_channels"][i]), int(heads["number_of_samples"][i])
+        n_coils, n = int(headers["active_channels"][i]), int(headers["number_of_samples"][i])
         raise InputError(
             f"readout {i} holds {int(stored[i])} numbers, its head says 2 x {n_coils} channels x {n} samples",
             path,
@@ -215,7 +217,7 @@ def blocks(readouts: np.ndarray, readout_bytes: int) -> Iterator[slice]:
         i += n
 
 
-def read_samples(group: h5py.Group, path: Path, heads: np.ndarray, readouts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def read_samples(group: h5py.Group, path: Path, headers: np.ndarray, readouts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield ``(readout number, complex64 (coil, sample))`` for the given readouts in ascending order.
 
     Only these readouts are read, block by block, and no block outlives the next.
@@ -228,11 +230,11 @@ def read_samples(group: h5py.Group, path: Path, heads: np.ndarray, readouts: np.
     wanted = np.unique(np.asarray(readouts, dtype=np.int64))
     if not len(wanted):
         return
-    sizes = heads["active_channels"].astype(np.int64) * heads["number_of_samples"]
+    sizes = headers["active_channels"].astype(np.int64) * headers["number_of_samples"]
     shapes = dict(
         zip(
             wanted.tolist(),
-            zip(*(heads[n][wanted].tolist() for n in ("active_channels", "number_of_samples")), strict=True),
+            zip(*(headers[n][wanted].tolist() for n in ("active_channels", "number_of_samples")), strict=True),
             strict=True,
         )
     )
@@ -245,7 +247,7 @@ def read_samples(group: h5py.Group, path: Path, heads: np.ndarray, readouts: np.
             shape = shapes[number]
             if values.size != 2 * shape[0] * shape[1]:
                 one = np.array([number])
-                _refuse_lengths(2 * sizes[one], np.array([values.size]), heads[one], path)
+                _refuse_lengths(2 * sizes[one], np.array([values.size]), headers[one], path)
             yield number, values.view(np.complex64).reshape(shape)
 
 

@@ -108,7 +108,7 @@ def write_images(path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], 
     OSError
         If the file cannot be written.
     """
-    heads: dict[int, list[NDArray[Any]]] = {}
+    headers: dict[int, list[NDArray[Any]]] = {}
     texts: dict[int, list[str]] = {}
     with create_h5(path) as file:
         root = file.create_group(GROUP)
@@ -120,12 +120,12 @@ def write_images(path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], 
             text = _attributes(image)
             head = np.frombuffer(image.getHead(), image_header_dtype).copy()
             head["attribute_string_len"] = len(text)
-            heads.setdefault(number, []).append(head)
+            headers.setdefault(number, []).append(head)
             texts.setdefault(number, []).append(text)
             _append(root.require_group(f"image_{number}"), image, path)
-        for number in heads:
+        for number in headers:
             group = root[f"image_{number}"]
-            group.create_dataset("header", data=np.concatenate(heads[number]), maxshape=(None,))
+            group.create_dataset("header", data=np.concatenate(headers[number]), maxshape=(None,))
             text_type = h5py.special_dtype(vlen=str)
             group.create_dataset("attributes", (len(texts[number]),), text_type, maxshape=(None,))[:] = texts[number]
 
@@ -204,11 +204,11 @@ def _read_series(group: h5py.Group, path: str | os.PathLike[str]) -> list[Stored
     missing = {"header", "data", "attributes"} - set(group)
     if missing:
         raise InputError(f"{group.name} lacks {', '.join(sorted(missing))}", path, "write the file again")
-    heads, data, attributes = group["header"][:], group["data"], group["attributes"][:]
+    headers, data, attributes = group["header"][:], group["data"], group["attributes"][:]
     if data.ndim != 5 or data.shape[1] != 1:
         raise InputError(f"{group.name} has data of shape {data.shape}, expected (image, channel 1, z, y, x)", path)
     found = []
-    for head, text, i in zip(heads, attributes, range(len(data)), strict=True):
+    for head, text, i in zip(headers, attributes, range(len(data)), strict=True):
         values = data[i, 0]
         if values.dtype.names is not None:
             values = np.ascontiguousarray(values).view(np.complex64)

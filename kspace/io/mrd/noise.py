@@ -15,22 +15,22 @@ from kspace.noise import Noise, noise_covariance
 
 
 def read_noise_readouts(
-    group: h5py.Group, path: Path, heads: np.ndarray, relative_bandwidth: float | None, warnings: list[str]
+    group: h5py.Group, path: Path, headers: np.ndarray, relative_bandwidth: float | None, warnings: list[str]
 ) -> Noise | None:
     """Noise from the readouts of an open file that are flagged as noise scan; None where there are none.
 
-    `heads` are the acquisition headers ``(readout,)`` of the file.
+    `headers` are the acquisition headers ``(readout,)`` of the file.
 
     Raises
     ------
     InputError
         If these readouts contradict each other in channels or dwell time.
     """
-    numbers = np.flatnonzero(heads["flags"] & NOISE)
-    numbers = numbers[heads["number_of_samples"][numbers] > 0]
+    numbers = np.flatnonzero(headers["flags"] & NOISE)
+    numbers = numbers[headers["number_of_samples"][numbers] > 0]
     if not len(numbers):
         return None
-    channels, dwells = np.unique(heads["active_channels"][numbers]), np.unique(heads["sample_time_us"][numbers])
+    channels, dwells = np.unique(headers["active_channels"][numbers]), np.unique(headers["sample_time_us"][numbers])
     if len(channels) > 1:
         raise InputError(
             f"noise readouts have {' and '.join(map(str, channels))} channels, expected one number",
@@ -44,14 +44,14 @@ def read_noise_readouts(
         )
     if relative_bandwidth is None:
         warnings.append("no relativeReceiverNoiseBandwidth in the header: taken as 1 (Siemens receivers have about 0.79)")
-    covariance, n_samples = noise_covariance(_inner(group, path, heads, numbers))
+    covariance, n_samples = noise_covariance(_inner(group, path, headers, numbers))
     return Noise(covariance, _dwell(float(dwells[0])), n_samples, relative_bandwidth or 1.0, str(path))
 
 
-def _inner(group: h5py.Group, path: Path, heads: np.ndarray, numbers: np.ndarray) -> Iterable[np.ndarray]:
-    """The samples that the heads do not tell to discard."""
-    for number, samples in mrd_file.read_samples(group, path, heads, numbers):
-        pre, post = int(heads["discard_pre"][number]), int(heads["discard_post"][number])
+def _inner(group: h5py.Group, path: Path, headers: np.ndarray, numbers: np.ndarray) -> Iterable[np.ndarray]:
+    """The samples that the acquisition headers do not tell to discard."""
+    for number, samples in mrd_file.read_samples(group, path, headers, numbers):
+        pre, post = int(headers["discard_pre"][number]), int(headers["discard_post"][number])
         if pre + post >= samples.shape[1]:
             raise InputError(
                 f"noise readout {number} discards {pre} + {post} of its {samples.shape[1]} samples",

@@ -17,21 +17,21 @@ from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
 from kspace.io.mrd.noise import read_noise_readouts
-from kspace.io.mrd.sort import ReadoutPlan, check_heads, plan_encoding
+from kspace.io.mrd.sort import ReadoutPlan, check_readouts, plan_encoding
 from kspace.noise import Noise
 
 
 class MrdScan:
-    """A raw scan: what is in it, known from its heads; samples are read when an image is loaded.
+    """A raw scan: what is in it, known from its acquisition headers; samples are read when an image is loaded.
 
     Made by `open_scan`. The file is opened for each read and closed again, always read only.
     """
 
-    def __init__(self, path: Path, group: str, header: MrdHeader, heads: np.ndarray, noise: Noise | None) -> None:
-        self._path, self._group, self._header, self._heads, self._noise = path, group, header, heads, noise
+    def __init__(self, path: Path, group: str, header: MrdHeader, headers: np.ndarray, noise: Noise | None) -> None:
+        self._path, self._group, self._header, self._heads, self._noise = path, group, header, headers, noise
         self._warnings = list(header.warnings)
-        self._plans = tuple(plan_encoding(e, header, heads, path, self._warnings) for e in header.encodings)
-        self._incomplete = [find_incomplete(plan, heads, self._warnings) for plan in self._plans]
+        self._plans = tuple(plan_encoding(e, header, headers, path, self._warnings) for e in header.encodings)
+        self._incomplete = [find_incomplete(plan, headers, self._warnings) for plan in self._plans]
         self._digest: str | None = None
 
     @property
@@ -164,7 +164,7 @@ class MrdScan:
 
 
 def open_scan(path: str | PathLike[str], group: str | None = None) -> MrdScan:
-    """Open an ISMRMRD file (HDF5, version 1): its XML header, the heads of its readouts and its noise scan.
+    """Open an ISMRMRD file (HDF5, version 1): its XML header, the acquisition headers of its readouts and its noise scan.
 
     Parameters
     ----------
@@ -184,11 +184,11 @@ def open_scan(path: str | PathLike[str], group: str | None = None) -> MrdScan:
     with mrd_file.open_file(path) as file:
         found = mrd_file.find_group(file, path, group)
         header = parse_header(mrd_file.read_xml(found, path), str(path))
-        heads = mrd_file.read_heads(found, path)
-        check_heads(heads, header, path)
-        noise = read_noise_readouts(found, path, heads, header.relative_bandwidth, warnings)
+        headers = mrd_file.read_acquisition_headers(found, path)
+        check_readouts(headers, header, path)
+        noise = read_noise_readouts(found, path, headers, header.relative_bandwidth, warnings)
         name = found.name.lstrip("/")
-    scan = MrdScan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), heads, noise)
+    scan = MrdScan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), headers, noise)
     used = [encoding for encoding in scan.encodings if encoding.n_readouts]
     if all(encoding.refusal is not None for encoding in used):
         raise InputError(used[0].refusal or "", path, "only Cartesian scans can be reconstructed")
@@ -209,10 +209,10 @@ def read_noise(path: str | PathLike[str]) -> Noise:
     with mrd_file.open_file(path) as file:
         found = mrd_file.find_group(file, path, None)
         header = parse_header(mrd_file.read_xml(found, path), str(path))
-        heads = mrd_file.read_heads(found, path)
-        noise = read_noise_readouts(found, path, heads, header.relative_bandwidth, [])
+        headers = mrd_file.read_acquisition_headers(found, path)
+        noise = read_noise_readouts(found, path, headers, header.relative_bandwidth, [])
     if noise is None:
-        raise InputError(f"no noise readouts (flag 19) among {len(heads)}", path, "give a file with a noise scan")
+        raise InputError(f"no noise readouts (flag 19) among {len(headers)}", path, "give a file with a noise scan")
     return noise
 
 

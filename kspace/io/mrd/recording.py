@@ -90,8 +90,8 @@ class _Batch:
 
     def write(self) -> None:
         if self._kept:
-            heads = np.array([readout.head for readout in self._kept], HEAD_DTYPE)
-            self._writer.append(heads, [r.samples for r in self._kept], [r.trajectory for r in self._kept])
+            headers = np.array([readout.head for readout in self._kept], HEAD_DTYPE)
+            self._writer.append(headers, [r.samples for r in self._kept], [r.trajectory for r in self._kept])
         self._kept, self._n_bytes = [], 0
 
 

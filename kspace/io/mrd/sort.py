@@ -1,4 +1,4 @@
-"""Which readout belongs where: image lines, calibration lines, their places on the grid. Works on the heads alone."""
+"""Sorting of readouts by their acquisition headers alone: image lines, calibration lines, places on the grid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReadoutPlan:
     Attributes
     ----------
     encoding
-        The encoding, with everything filled in that the heads tell.
+        The encoding, with everything filled in that the acquisition headers tell.
     imaging, calibration
         Numbers of the readouts that are lines of images, and of those that serve coil maps only, in order of acquisition.
     ky, kz
@@ -43,40 +43,40 @@ class ReadoutPlan:
     images: dict[ImageIndex, np.ndarray]
 
 
-def plan_encoding(encoding: Encoding, header: MrdHeader, heads: np.ndarray, path: Path, warnings: list[str]) -> ReadoutPlan:
+def plan_encoding(encoding: Encoding, header: MrdHeader, headers: np.ndarray, path: Path, warnings: list[str]) -> ReadoutPlan:
     """Sort the readouts of one encoding.
 
     Raises
     ------
     InputError
-        If the heads contradict each other, the header or the encoded matrix.
+        If the acquisition headers contradict each other, the header or the encoded matrix.
     """
-    flags = heads["flags"]
-    mine = (heads["encoding_space_ref"] == encoding.index) & ((flags & EXCLUDED) == 0)
+    flags = headers["flags"]
+    mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & EXCLUDED) == 0)
     numbers = np.flatnonzero(mine)
-    imaging, calibration = _split_calibration(encoding, heads, numbers, warnings)
+    imaging, calibration = _split_calibration(encoding, headers, numbers, warnings)
     if encoding.refusal is not None or not len(imaging):
         # Columns and rows of a spiral mean nothing; `refusal` is raised when somebody asks for its images.
         none = np.empty(0, np.int64)
         return ReadoutPlan(replace(encoding, n_readouts=len(imaging)), imaging, calibration, none, none, none, none, {})
     both = np.concatenate([imaging, calibration])
-    _check_channels(header, heads, both, path)
-    _check_lengths(heads, both, path)
-    centre, ky, kz = _rows(encoding, heads, imaging, calibration, path, warnings)
-    first, stop = _columns(encoding, heads, both, path, warnings)
+    _check_channels(header, headers, both, path)
+    _check_lengths(headers, both, path)
+    centre, ky, kz = _rows(encoding, headers, imaging, calibration, path, warnings)
+    first, stop = _columns(encoding, headers, both, path, warnings)
     calibrated = bool(np.any(flags[imaging] & (CALIBRATION | CALIBRATION_AND_IMAGING)))
     encoding = replace(
         encoding,
         centre=centre,
-        n_coils=int(heads["active_channels"][imaging[0]]),
+        n_coils=int(headers["active_channels"][imaging[0]]),
         n_readouts=len(imaging),
-        dwell_s=_dwell(encoding, heads, imaging, warnings),
+        dwell_s=_dwell(encoding, headers, imaging, warnings),
         calibration="separate" if len(calibration) else "embedded" if calibrated else "none",
     )
-    return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(heads, imaging))
+    return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(headers, imaging))
 
 
-def check_heads(heads: np.ndarray, header: MrdHeader, path: Path) -> None:
+def check_readouts(headers: np.ndarray, header: MrdHeader, path: Path) -> None:
     """Refuse acquisition headers ``(readout,)`` none of which could become an image line.
 
     Raises
@@ -84,16 +84,16 @@ def check_heads(heads: np.ndarray, header: MrdHeader, path: Path) -> None:
     InputError
         Naming what the readouts are instead, or the encoding that they refer to and the header does not have.
     """
-    flags = heads["flags"]
+    flags = headers["flags"]
     if np.any(flags & COMPRESSED):
         raise InputError("the samples are compressed (ISMRMRD flags 53 to 56)", path, "decompress them first")
     left = (flags & EXCLUDED) == 0
     if not left.any():
         counts = {name: int(np.count_nonzero(flags & bit)) for bit, name in NOT_IMAGING.items()}
         found = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-        only = "only noise: " if counts["noise"] == len(heads) else ""
-        raise InputError(f"{only}no imaging readouts among {len(heads)} ({found})", path, "give the imaging scan")
-    highest = int(heads["encoding_space_ref"][left].max())
+        only = "only noise: " if counts["noise"] == len(headers) else ""
+        raise InputError(f"{only}no imaging readouts among {len(headers)} ({found})", path, "give the imaging scan")
+    highest = int(headers["encoding_space_ref"][left].max())
     if highest >= len(header.encodings):
         raise InputError(
             f"readouts refer to encoding {highest}, the header has {len(header.encodings)}", path, "convert the scan again"
@@ -101,16 +101,16 @@ def check_heads(heads: np.ndarray, header: MrdHeader, path: Path) -> None:
 
 
 def _split_calibration(
-    encoding: Encoding, heads: np.ndarray, numbers: np.ndarray, warnings: list[str]
+    encoding: Encoding, headers: np.ndarray, numbers: np.ndarray, warnings: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image lines, and lines for coil maps only. The header's calibrationMode decides first, flags second."""
-    flags = heads["flags"][numbers]
+    flags = headers["flags"][numbers]
     only = ((flags & CALIBRATION) != 0) & ((flags & CALIBRATION_AND_IMAGING) == 0)
     if not only.any():
         return numbers, numbers[:0]
     mode = (encoding.calibration_mode or "").lower()
     # A separate calibration measures lines that the image has as well; an embedded one fills its gaps.
-    places = _places(heads, numbers)
+    places = _places(headers, numbers)
     overlap = bool(np.isin(places[only], places[~only]).any())
     if mode in ("embedded", "interleaved"):
         separate = False
@@ -129,16 +129,16 @@ def _split_calibration(
     return (numbers[~only], numbers[only]) if separate else (numbers, numbers[:0])
 
 
-def _places(heads: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def _places(headers: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """One number for the image and the line that a readout belongs to, whatever its average."""
-    idx = heads["idx"][numbers]
+    idx = headers["idx"][numbers]
     names = (*IMAGE_COUNTERS, "kspace_encode_step_1", "kspace_encode_step_2")
     columns = np.stack([idx[name].astype(np.int64) for name in names], axis=1)
     return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _group(heads: np.ndarray, imaging: np.ndarray) -> dict[ImageIndex, np.ndarray]:
-    idx = heads["idx"][imaging]
+def _group(headers: np.ndarray, imaging: np.ndarray) -> dict[ImageIndex, np.ndarray]:
+    idx = headers["idx"][imaging]
     columns = np.stack([idx[name].astype(np.int64) for name in IMAGE_COUNTERS], axis=1)
     keys, inverse = np.unique(columns, axis=0, return_inverse=True)
     order = np.argsort(inverse.reshape(-1), kind="stable")
@@ -147,8 +147,8 @@ def _group(heads: np.ndarray, imaging: np.ndarray) -> dict[ImageIndex, np.ndarra
     return {ImageIndex(*(int(v) for v in key)): group for key, group in zip(keys, groups, strict=True)}
 
 
-def _check_channels(header: MrdHeader, heads: np.ndarray, numbers: np.ndarray, path: Path) -> None:
-    channels = heads["active_channels"][numbers]
+def _check_channels(header: MrdHeader, headers: np.ndarray, numbers: np.ndarray, path: Path) -> None:
+    channels = headers["active_channels"][numbers]
     expected = int(channels[0]) if header.receiver_channels is None else header.receiver_channels
     wrong = np.flatnonzero(channels != expected)
     if len(wrong):
@@ -160,11 +160,11 @@ def _check_channels(header: MrdHeader, heads: np.ndarray, numbers: np.ndarray, p
         raise InputError(f"the readouts have {expected} channels", path, "convert the scan again")
 
 
-def _check_lengths(heads: np.ndarray, numbers: np.ndarray, path: Path) -> None:
+def _check_lengths(headers: np.ndarray, numbers: np.ndarray, path: Path) -> None:
     """Echoes of one scan may differ in length, lines of one echo may not."""
-    lengths = heads["number_of_samples"][numbers]
-    separate = (heads["flags"][numbers] & CALIBRATION) != 0
-    kind = heads["idx"]["contrast"][numbers].astype(np.int64) * 2 + separate
+    lengths = headers["number_of_samples"][numbers]
+    separate = (headers["flags"][numbers] & CALIBRATION) != 0
+    kind = headers["idx"]["contrast"][numbers].astype(np.int64) * 2 + separate
     for one in np.unique(kind):
         here = np.flatnonzero(kind == one)
         wrong = here[lengths[here] != lengths[here[0]]]
@@ -176,8 +176,8 @@ def _check_lengths(heads: np.ndarray, numbers: np.ndarray, path: Path) -> None:
             )
 
 
-def _dwell(encoding: Encoding, heads: np.ndarray, imaging: np.ndarray, warnings: list[str]) -> float | None:
-    dwells = np.unique(heads["sample_time_us"][imaging])
+def _dwell(encoding: Encoding, headers: np.ndarray, imaging: np.ndarray, warnings: list[str]) -> float | None:
+    dwells = np.unique(headers["sample_time_us"][imaging])
     if len(dwells) > 1:
         shown = ", ".join(f"{dwell:g}" for dwell in dwells)
         warnings.append(f"encoding {encoding.index}: dwell times differ between readouts ({shown} us); each image uses its own")
@@ -187,15 +187,15 @@ def _dwell(encoding: Encoding, heads: np.ndarray, imaging: np.ndarray, warnings:
 
 
 def _rows(
-    encoding: Encoding, heads: np.ndarray, imaging: np.ndarray, calibration: np.ndarray, path: Path, warnings: list[str]
+    encoding: Encoding, headers: np.ndarray, imaging: np.ndarray, calibration: np.ndarray, path: Path, warnings: list[str]
 ) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
     """Centre counters, and the grid rows of all readouts: counter ``c`` lies at row ``c - centre + n // 2``."""
     centres, rows = [], []
     for step, axis in ((1, 1), (2, 2)):
         name = f"kspace_encode_step_{step}"
-        counters = heads["idx"][name].astype(np.int64)
+        counters = headers["idx"][name].astype(np.int64)
         n = encoding.encoded_matrix[axis]
-        user = np.unique(heads["idx"]["user"][imaging, 4 + step])
+        user = np.unique(headers["idx"]["user"][imaging, 4 + step])
         centre = _centre(encoding, step, n, counters[imaging], user, path, warnings)
         row = counters - centre + n // 2
         outside = calibration[(row[calibration] < 0) | (row[calibration] >= n)]
@@ -257,7 +257,7 @@ def _centre(
 
 
 def _columns(
-    encoding: Encoding, heads: np.ndarray, numbers: np.ndarray, path: Path, warnings: list[str]
+    encoding: Encoding, headers: np.ndarray, numbers: np.ndarray, path: Path, warnings: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Grid columns ``[first, stop)`` of the readouts `numbers` (others stay 0), after discarding and reversing.
 
@@ -268,7 +268,8 @@ def _columns(
     over the field of view, against the lines that were not reversed.
     """
     n, pre, post, centre = (
-        heads[name].astype(np.int64)[numbers] for name in ("number_of_samples", "discard_pre", "discard_post", "center_sample")
+        headers[name].astype(np.int64)[numbers]
+        for name in ("number_of_samples", "discard_pre", "discard_post", "center_sample")
     )
     width = encoding.encoded_matrix[0]
     kept = n - pre - post
@@ -280,7 +281,7 @@ def _columns(
             f"encoding {encoding.index}: center_sample is 0 in every readout, taken as not given: centre {width // 2}"
         )
         centre = pre + width // 2
-    reverse = (heads["flags"][numbers] & REVERSE) != 0
+    reverse = (headers["flags"][numbers] & REVERSE) != 0
     before = np.where(reverse, n - 1 - centre, centre)
     lead = np.where(reverse, post, pre)
     whole_first = width // 2 - before
@@ -305,7 +306,7 @@ def _columns(
         centre,
         np.full_like(n, width),
     )
-    all_first, all_stop = np.zeros(len(heads), np.int64), np.zeros(len(heads), np.int64)
+    all_first, all_stop = np.zeros(len(headers), np.int64), np.zeros(len(headers), np.int64)
     all_first[numbers], all_stop[numbers] = first, stop
     return all_first, all_stop
 
@@ -317,15 +318,15 @@ def _refuse_first(numbers: np.ndarray, wrong: np.ndarray, text: str, path: Path,
         raise InputError(f"readout {numbers[i]} {what}", path, "correct the header or convert the scan again")
 
 
-def calibration_of(plan: ReadoutPlan, heads: np.ndarray, index: ImageIndex) -> np.ndarray:
+def calibration_of(plan: ReadoutPlan, headers: np.ndarray, index: ImageIndex) -> np.ndarray:
     """Numbers ``(n,)`` of the separate calibration readouts that serve an image.
 
     Those of its slice, and as far as there are any, of its contrast, set, phase and repetition; otherwise those of the first
-    one that has them. `heads` are the acquisition headers ``(readout,)``.
+    one that has them. `headers` are the acquisition headers ``(readout,)``.
     """
     numbers = plan.calibration
     for name in ("slice", "contrast", "set", "phase", "repetition"):
-        counters = heads["idx"][name][numbers]
+        counters = headers["idx"][name][numbers]
         if not len(numbers):
             break
         wanted = getattr(index, name)

@@ -117,7 +117,7 @@ def _encoding(element: ElementTree.Element, space: Space) -> None:
             ElementTree.SubElement(part, "calibrationMode").text = space.calibration_mode
 
 
-def new_heads(
+def new_acquisition_headers(
     n: int,
     n_coils: int,
     n_samples: int,
@@ -150,23 +150,23 @@ def new_heads(
     ndarray
         Structured array of `HEAD_DTYPE`, shape ``(n,)``; ``scan_counter`` counts from 1.
     """
-    heads = np.zeros(n, HEAD_DTYPE)
-    heads["version"] = 1
-    heads["measurement_uid"] = measurement_uid
-    heads["scan_counter"] = np.arange(1, n + 1)
-    heads["number_of_samples"] = n_samples
-    heads["available_channels"] = heads["active_channels"] = n_coils
-    heads["center_sample"] = n_samples // 2 if center_sample is None else center_sample
-    heads["sample_time_us"] = dwell_s * 1e6
-    heads["position"] = np.asarray(position_m) * 1e3
-    heads["read_dir"], heads["phase_dir"], heads["slice_dir"] = read_dir, phase_dir, slice_dir
-    return heads
+    headers = np.zeros(n, HEAD_DTYPE)
+    headers["version"] = 1
+    headers["measurement_uid"] = measurement_uid
+    headers["scan_counter"] = np.arange(1, n + 1)
+    headers["number_of_samples"] = n_samples
+    headers["available_channels"] = headers["active_channels"] = n_coils
+    headers["center_sample"] = n_samples // 2 if center_sample is None else center_sample
+    headers["sample_time_us"] = dwell_s * 1e6
+    headers["position"] = np.asarray(position_m) * 1e3
+    headers["read_dir"], headers["phase_dir"], headers["slice_dir"] = read_dir, phase_dir, slice_dir
+    return headers
 
 
 def write_raw(
     path: str | os.PathLike[str],
     header_xml: str | bytes,
-    heads: NDArray[np.void],
+    headers: NDArray[np.void],
     samples: Sequence[NDArray[np.complex64]],
     trajectories: Sequence[NDArray[np.float32]] | None = None,
 ) -> None:
@@ -178,7 +178,7 @@ def write_raw(
         File to write; an existing one is replaced.
     header_xml
         The scan's ISMRMRD header, an XML document.
-    heads
+    headers
         Structured array of `HEAD_DTYPE`, shape ``(n,)``, n at least 1.
     samples
         n arrays, complex64 ``(coil, n_samples)``, as many of each as the header of the readout says.
@@ -190,7 +190,7 @@ def write_raw(
     InputError
         If the samples contradict their headers, or the file cannot be written.
     """
-    rows = _rows(path, heads, samples, trajectories)
+    rows = _rows(path, headers, samples, trajectories)
     with raw_writer(path, header_xml) as writer:
         writer.append_rows(rows)
 
@@ -203,12 +203,12 @@ class RawWriter:
 
     def append(
         self,
-        heads: NDArray[np.void],
+        headers: NDArray[np.void],
         samples: Sequence[NDArray[np.complex64]],
         trajectories: Sequence[NDArray[np.float32]] | None = None,
     ) -> None:
         """Append readouts: acquisition headers ``(readout,)``, samples ``(coil sample)`` each; errors as `write_raw`."""
-        self.append_rows(_rows(self._path, heads, samples, trajectories))
+        self.append_rows(_rows(self._path, headers, samples, trajectories))
 
     def append_rows(self, rows: NDArray[np.void]) -> None:
         """Append readouts ``(readout,)`` structured as they are stored."""
@@ -252,16 +252,16 @@ def raw_writer(
 
 def _rows(
     path: str | os.PathLike[str],
-    heads: NDArray[np.void],
+    headers: NDArray[np.void],
     samples: Sequence[NDArray[np.complex64]],
     trajectories: Sequence[NDArray[np.float32]] | None,
 ) -> NDArray[np.void]:
-    if len(samples) != len(heads) or (trajectories is not None and len(trajectories) != len(heads)):
-        raise InputError(f"{len(heads)} acquisition headers but {len(samples)} readouts", path, "give one header per readout")
-    rows = np.empty(len(heads), ismrmrd.hdf5.acquisition_dtype)
-    rows["head"] = heads
+    if len(samples) != len(headers) or (trajectories is not None and len(trajectories) != len(headers)):
+        raise InputError(f"{len(headers)} acquisition headers but {len(samples)} readouts", path, "give one header per readout")
+    rows = np.empty(len(headers), ismrmrd.hdf5.acquisition_dtype)
+    rows["head"] = headers
     nothing = np.zeros(0, np.float32)
-    for i, (head, readout) in enumerate(zip(heads, samples, strict=True)):
+    for i, (head, readout) in enumerate(zip(headers, samples, strict=True)):
         expected = (int(head["active_channels"]), int(head["number_of_samples"]))
         if readout.shape != expected:
             raise InputError(f"readout {i} has (coil, sample) {readout.shape}, its header says {expected}", path)

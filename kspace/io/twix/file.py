@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kspace.errors import InputError
 from kspace.io.mrd.flags import flag
-from kspace.io.mrd.write import new_heads, write_raw
+from kspace.io.mrd.write import new_acquisition_headers, write_raw
 from kspace.io.twix.header import TwixProtocol, header_xml, read_protocol
 
 ACQEND, SYNCDATA = 1 << 0, 1 << 5
@@ -266,7 +266,7 @@ def _samples(raw: mmap.mmap, part: TwixMeasurement) -> list[NDArray[np.complex64
 
 def _acquisition_headers(part: TwixMeasurement) -> NDArray[np.void]:
     mdh = part.mdh
-    headers = new_heads(len(mdh), 0, 0)
+    headers = new_acquisition_headers(len(mdh), 0, 0)
     headers["measurement_uid"] = mdh["MeasUID"].astype(np.int64) & 0xFFFFFFFF
     headers["acquisition_time_stamp"] = mdh["TimeStamp"]
     headers["physiology_time_stamp"][:, 0] = mdh["PMUTimeStamp"]

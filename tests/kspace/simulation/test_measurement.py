@@ -252,7 +252,7 @@ def test_reversed_lines_come_backwards() -> None:
     forward, turned = measure(scan), measure(reverse_readouts(scan))
     np.testing.assert_array_equal(turned[3], forward[3][:, ::-1])
     np.testing.assert_array_equal(turned[4], forward[4])
-    assert reverse_readouts(scan).heads["center_sample"][3] == 31  # of 64: as it is stored, before the middle
+    assert reverse_readouts(scan).headers["center_sample"][3] == 31  # of 64: as it is stored, before the middle
 
 
 def test_dead_coil_and_empty_slice(tmp_path: Path) -> None:

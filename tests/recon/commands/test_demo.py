@@ -57,7 +57,7 @@ def test_the_scan_matches_its_description() -> None:
     assert scan.spaces[0].acceleration == (3, 1)
     assert scan.spaces[0].calibration_mode == "embedded"
     assert scan.coils.n_coils == 8
-    assert set(scan.heads["idx"]["slice"][scan.imaging].tolist()) == {0, 1, 2}
+    assert set(scan.headers["idx"]["slice"][scan.imaging].tolist()) == {0, 1, 2}
 
 
 def test_head_looks_forward_and_has_its_large_ventricle_on_the_right() -> None:

@@ -49,8 +49,8 @@ def opened(scan: acquire.Acquisition, folder: Path) -> MrdScan:
 def truth(scan: acquire.Acquisition, encoding: int = 0, gain: float = 1.0, slice: int = 0) -> NDArray[np.complex128]:
     """Samples on the full encoded grid, straight from the definition: ``(coil ky kx)`` or ``(kz coil ky kx)``."""
     space = scan.spaces[encoding]
-    rows = scan.imaging & (scan.heads["encoding_space_ref"] == encoding) & (scan.heads["idx"]["slice"] == slice)
-    head = scan.heads[rows][0]
+    rows = scan.imaging & (scan.headers["encoding_space_ref"] == encoding) & (scan.headers["idx"]["slice"] == slice)
+    head = scan.headers[rows][0]
     (nx, ny, nz), fov = space.encoded_matrix, space.encoded_fov_m
     kx, ky, kz = ((np.arange(n) - n // 2) / length for n, length in zip((nx, ny, nz), fov, strict=True))
     directions = [head["read_dir"], head["phase_dir"], head["slice_dir"]][: 3 if nz > 1 else 2]
@@ -141,8 +141,8 @@ def test_reversed_readouts_have_no_phase_ramp(
 def test_a_reversed_readout_counts_its_centre_in_order_of_acquisition(tmp_path: Path, width: int) -> None:
     """k = 0 is the sample number center_sample that was acquired: of a reversed line too, whose last one then lies outside."""
     scan = plain(replace(FLAT, matrix=(width, 20, 1), readout_oversampling=1.0))
-    lines = scan.heads["idx"]["kspace_encode_step_1"] % 2 == 1
-    scan.heads["flags"][lines] |= flag("IS_REVERSE")
+    lines = scan.headers["idx"]["kspace_encode_step_1"] % 2 == 1
+    scan.headers["flags"][lines] |= flag("IS_REVERSE")
     k = opened(scan, tmp_path).load(0, ImageIndex())
     assert_samples(k, truth(scan))
     if width % 2:
@@ -158,9 +158,9 @@ def test_center_sample_that_was_never_set_is_said(tmp_path: Path) -> None:
     expected = truth(scan)
     path = tmp_path / "scan.h5"
     write_scan(scan, path)
-    scan.heads["center_sample"] = 0
+    scan.headers["center_sample"] = 0
     signals = measure(plain())
-    write_raw(path, header_xml(with_limits(scan), {}), scan.heads, signals)
+    write_raw(path, header_xml(with_limits(scan), {}), scan.headers, signals)
     read = open_scan(path)
     assert any("center_sample is 0 in every readout" in w for w in read.warnings)
     assert_samples(read.load(0, ImageIndex()), expected)
@@ -176,7 +176,7 @@ def test_partial_fourier_lines_lie_about_their_centre(tmp_path: Path, rebase: bo
 
 def test_averages_are_averaged_and_counted(tmp_path: Path) -> None:
     scan = acquire.repeat(plain(), "average", [1.0, 3.0])
-    scan = replace(scan, heads=scan.heads[:30], gain=scan.gain[:30])  # only half of the second one
+    scan = replace(scan, headers=scan.headers[:30], gain=scan.gain[:30])  # only half of the second one
     k = opened(scan, tmp_path).load(0, ImageIndex())
     assert k.n_averages is not None
     assert k.n_averages[0, :, 0].tolist() == [2] * 10 + [1] * 10
@@ -215,8 +215,8 @@ def test_interleaved_slices_are_kept_apart_with_their_positions(tmp_path: Path) 
 
 def test_the_header_is_that_of_the_central_readout(tmp_path: Path) -> None:
     scan = plain()
-    scan.heads["user_int"][:, 0] = np.arange(20)
-    scan.heads["physiology_time_stamp"][:, 1] = np.arange(20) + 5
+    scan.headers["user_int"][:, 0] = np.arange(20)
+    scan.headers["physiology_time_stamp"][:, 1] = np.arange(20) + 5
     header = opened(scan, tmp_path).load(0, ImageIndex()).header
     assert header.central["user_int"][0] == 10
     assert header.central["physiology_time_stamp"] == (0, 15, 0)
@@ -271,8 +271,10 @@ def test_calibration_lines_that_fill_gaps_are_embedded_where_the_header_is_silen
 def test_separate_calibration_of_the_first_repetition_serves_all(tmp_path: Path) -> None:
     first = acquire.accelerate(plain(), 2, calibration=6, mode="separate")
     later = acquire.accelerate(plain(), 2, mode="separate")
-    later.heads["idx"]["repetition"] = 1
-    scan = replace(first, heads=np.concatenate([first.heads, later.heads]), gain=np.ones(len(first.heads) + len(later.heads)))
+    later.headers["idx"]["repetition"] = 1
+    scan = replace(
+        first, headers=np.concatenate([first.headers, later.headers]), gain=np.ones(len(first.headers) + len(later.headers))
+    )
     read = opened(scan, tmp_path)
     both = [read.load(0, ImageIndex(repetition=r)).calibration for r in (0, 1)]
     assert both[0] is not None
@@ -347,7 +349,7 @@ def test_siemens_counters_for_partitions(tmp_path: Path) -> None:
 
 def test_siemens_counters_that_disagree_with_good_limits_are_only_a_warning(tmp_path: Path) -> None:
     scan = plain()
-    scan.heads["idx"]["user"][:, 5] = 7
+    scan.headers["idx"]["user"][:, 5] = 7
     read = opened(scan, tmp_path)
     assert any("centred at 10, though idx.user[5] says 7" in w for w in read.warnings)
     assert_samples(read.load(0, ImageIndex()), truth(scan))
@@ -355,7 +357,7 @@ def test_siemens_counters_that_disagree_with_good_limits_are_only_a_warning(tmp_
 
 def test_siemens_counters_that_vary_are_not_believed(tmp_path: Path) -> None:
     scan = acquire.fix_limits(plain(), None)
-    scan.heads["idx"]["user"][:, 5] = np.arange(20)
+    scan.headers["idx"]["user"][:, 5] = np.arange(20)
     read = opened(scan, tmp_path)
     assert read.encodings[0].centre == (10, 0)
 
@@ -363,9 +365,9 @@ def test_siemens_counters_that_vary_are_not_believed(tmp_path: Path) -> None:
 def test_an_empty_slice_is_loaded_and_a_missing_one_named(tmp_path: Path) -> None:
     scan = acquire.empty_slice(plain(replace(FLAT, n_slices=3)), 1)
     assert not opened(scan, tmp_path).load(0, ImageIndex(slice=1)).data.any()
-    promised = acquire.abort(scan, len(scan.heads))
-    keep = promised.heads["idx"]["slice"] != 1
-    read = opened(replace(promised, heads=promised.heads[keep], gain=promised.gain[keep]), tmp_path)
+    promised = acquire.abort(scan, len(scan.headers))
+    keep = promised.headers["idx"]["slice"] != 1
+    read = opened(replace(promised, headers=promised.headers[keep], gain=promised.gain[keep]), tmp_path)
     assert [i.slice for i in read.images(0)] == [0, 2]
     assert [(i.slice, r[:11]) for i, r in read.incomplete(0)] == [(1, "no readouts")]
 
@@ -407,10 +409,10 @@ WHOLE = {"kspace_encoding_step_1": (0, 19, 10)}
 @pytest.mark.parametrize("order", ["ascending", "interleaved", "both sides"])
 def test_partial_fourier_within_the_limits_of_the_whole_matrix_is_complete(tmp_path: Path, order: str) -> None:
     scan = acquire.partial_fourier(acquire.fix_limits(plain(), WHOLE), lines=(5, 18 if order == "both sides" else 20))
-    lines = scan.heads["idx"]["kspace_encode_step_1"].astype(int)
+    lines = scan.headers["idx"]["kspace_encode_step_1"].astype(int)
     if order != "ascending":
         chosen = np.lexsort((lines, lines % 4))
-        scan = replace(scan, heads=scan.heads[chosen], gain=scan.gain[chosen])
+        scan = replace(scan, headers=scan.headers[chosen], gain=scan.gain[chosen])
     found = opened(scan, tmp_path)
     assert found.incomplete(0) == []
     high, sides = (17, "before the first and after the last") if order == "both sides" else (19, "before the first")
@@ -433,13 +435,13 @@ def test_partial_fourier_in_every_partition_is_complete(tmp_path: Path, lines: t
 @pytest.mark.parametrize("order", ["descending", "from the centre outwards", "partial Fourier"])
 def test_an_acquisition_that_lacks_its_last_lines_in_time_is_incomplete(tmp_path: Path, order: str) -> None:
     scan = plain()
-    lines = scan.heads["idx"]["kspace_encode_step_1"].astype(int)
+    lines = scan.headers["idx"]["kspace_encode_step_1"].astype(int)
     chosen = {
         "descending": lines[::-1],
         "from the centre outwards": np.argsort(np.abs(lines - 10), kind="stable"),
         "partial Fourier": lines[4:],
     }[order][:12]
-    scan = acquire.fix_limits(replace(scan, heads=scan.heads[chosen], gain=scan.gain[chosen]), WHOLE)
+    scan = acquire.fix_limits(replace(scan, headers=scan.headers[chosen], gain=scan.gain[chosen]), WHOLE)
     found = opened(scan, tmp_path)
     assert [index for index, _ in found.incomplete(0)] == [ImageIndex()]
     assert found.images(0) == []
@@ -448,15 +450,15 @@ def test_an_acquisition_that_lacks_its_last_lines_in_time_is_incomplete(tmp_path
 def test_a_random_pattern_is_not_mistaken_for_an_aborted_scan(tmp_path: Path) -> None:
     scan = acquire.abort(plain(), 20)
     keep = np.array([0, 1, 4, 7, 8, 9, 10, 11, 12, 15])
-    read = opened(replace(scan, heads=scan.heads[keep], gain=scan.gain[keep]), tmp_path)
+    read = opened(replace(scan, headers=scan.headers[keep], gain=scan.gain[keep]), tmp_path)
     assert read.images(0) == [ImageIndex()]
 
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_calibration_in_the_first_repetition_only_does_not_make_the_others_incomplete(tmp_path: Path, marked: bool) -> None:
     scan = acquire.accelerate(acquire.repeat(plain(), "repetition", [1.0] * 3), 3, calibration=6)
-    repetition = scan.heads["idx"]["repetition"]
-    extra = (scan.heads["flags"] & acquire.CALIBRATION) != 0
+    repetition = scan.headers["idx"]["repetition"]
+    extra = (scan.headers["flags"] & acquire.CALIBRATION) != 0
     # Lattice of the first repetition, its calibration lines, lattices of the others: each is the beginning of the first.
     rows = np.flatnonzero(~extra | (repetition == 0))
     scan = acquire._take(scan, rows[np.lexsort((extra[rows], repetition[rows]))])
@@ -467,7 +469,7 @@ def test_calibration_in_the_first_repetition_only_does_not_make_the_others_incom
 
 def test_other_numbers_of_averages_do_not_make_an_image_incomplete(tmp_path: Path) -> None:
     scan = acquire.repeat(acquire.repeat(plain(), "repetition", [1.0, 0.5]), "average", [1.0, 1.0])
-    idx = scan.heads["idx"]
+    idx = scan.headers["idx"]
     rows = np.flatnonzero((idx["average"] == 0) | (idx["repetition"] == 1))
     scan = acquire._take(scan, rows[np.lexsort((idx["average"][rows], idx["repetition"][rows]))])
     read = opened(scan, tmp_path)
@@ -477,8 +479,8 @@ def test_other_numbers_of_averages_do_not_make_an_image_incomplete(tmp_path: Pat
 
 def test_a_full_first_repetition_does_not_make_the_others_incomplete(tmp_path: Path) -> None:
     full, fast = plain(), acquire.accelerate(acquire.repeat(plain(), "repetition", [1.0] * 3), 2)
-    fast.heads["idx"]["repetition"] += 1
-    scan = replace(full, heads=np.concatenate([full.heads, fast.heads]), gain=np.ones(50))
+    fast.headers["idx"]["repetition"] += 1
+    scan = replace(full, headers=np.concatenate([full.headers, fast.headers]), gain=np.ones(50))
     read = opened(scan, tmp_path)
     assert len(read.images(0)) == 4
     assert read.incomplete(0) == []
@@ -534,12 +536,12 @@ def test_unset_directions_are_nominal_and_crooked_ones_refused(tmp_path: Path) -
     write_scan(scan, tmp_path / "scan.h5")
     signals = measure(scan)
     for name in ("read_dir", "phase_dir", "slice_dir"):
-        scan.heads[name] = 0
-    write_raw(tmp_path / "scan.h5", header_xml(with_limits(scan), {}), scan.heads, signals)
+        scan.headers[name] = 0
+    write_raw(tmp_path / "scan.h5", header_xml(with_limits(scan), {}), scan.headers, signals)
     assert open_scan(tmp_path / "scan.h5").load(0, ImageIndex()).header.geometry.nominal
-    scan.heads["read_dir"] = scan.heads["phase_dir"] = (0, 1, 0)
-    scan.heads["slice_dir"] = (0, 0, 1)
-    write_raw(tmp_path / "scan.h5", header_xml(with_limits(scan), {}), scan.heads, signals)
+    scan.headers["read_dir"] = scan.headers["phase_dir"] = (0, 1, 0)
+    scan.headers["slice_dir"] = (0, 0, 1)
+    write_raw(tmp_path / "scan.h5", header_xml(with_limits(scan), {}), scan.headers, signals)
     with pytest.raises(InputError, match="expected unit vectors at right angles"):
         open_scan(tmp_path / "scan.h5").load(0, ImageIndex())
 

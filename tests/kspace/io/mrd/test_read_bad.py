@@ -55,13 +55,13 @@ def _load_first(path: Path) -> None:
 
 
 def rewrite(path: Path, change: Callable[[np.ndarray, list[np.ndarray]], None], xml: str | None = None) -> None:
-    """Write the good scan with changed heads and samples; only the heads are checked by the reader, not by the writer."""
+    """Write the good scan with changed acquisition headers and samples, which the writer does not check."""
     scan = plain()
     signals: list[np.ndarray] = list(measure(scan))
-    heads = scan.heads.copy()
-    change(heads, signals)
+    headers = scan.headers.copy()
+    change(headers, signals)
     write_raw(
-        path, xml or header_xml(with_limits(scan), {"acquisitionSystemInformation": {"receiverChannels": 2}}), heads, signals
+        path, xml or header_xml(with_limits(scan), {"acquisitionSystemInformation": {"receiverChannels": 2}}), headers, signals
     )
 
 
@@ -74,7 +74,7 @@ def edit_xml(path: Path, change: Callable[[str], str | bytes]) -> None:
 
 
 def edit_heads(path: Path, **fields: object) -> None:
-    """Change fields of all heads in the file, whatever the samples are."""
+    """Change fields of all acquisition headers in the file, whatever the samples are."""
     with h5py.File(path, "r+") as file:
         rows = file["dataset/data"][:]
         for name, value in fields.items():
@@ -380,12 +380,12 @@ def test_heads_that_claim_more_than_the_file_can_hold(good: Path) -> None:
         del file["dataset/data"]
         rows["head"]["number_of_samples"] = 65535
         file["dataset"].create_dataset("data", data=rows, dtype=rows.dtype)
-    refuses(good, "the heads claim 10485600 bytes of samples, the file has")
+    refuses(good, "the acquisition headers claim 10485600 bytes of samples, the file has")
 
 
 def test_channel_counts_that_contradict_each_other(good: Path) -> None:
-    def change(heads: np.ndarray, signals: list[np.ndarray]) -> None:
-        heads["active_channels"][4], signals[4] = 1, signals[4][:1]
+    def change(headers: np.ndarray, signals: list[np.ndarray]) -> None:
+        headers["active_channels"][4], signals[4] = 1, signals[4][:1]
 
     rewrite(good, change)
     refuses(good, "readout 4 has 1 channels, the header says 2")
@@ -394,8 +394,8 @@ def test_channel_counts_that_contradict_each_other(good: Path) -> None:
 
 
 def test_sample_counts_that_contradict_each_other(good: Path) -> None:
-    def change(heads: np.ndarray, signals: list[np.ndarray]) -> None:
-        heads["number_of_samples"][4], signals[4] = 22, signals[4][:, :22]
+    def change(headers: np.ndarray, signals: list[np.ndarray]) -> None:
+        headers["number_of_samples"][4], signals[4] = 22, signals[4][:, :22]
 
     rewrite(good, change)
     refuses(good, "readout 4 has 22 samples, readout 0 24")
@@ -403,7 +403,7 @@ def test_sample_counts_that_contradict_each_other(good: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_not_finite(good: Path, value: float) -> None:
-    def change(heads: np.ndarray, signals: list[np.ndarray]) -> None:
+    def change(headers: np.ndarray, signals: list[np.ndarray]) -> None:
         signals[7][1, 3] = value
 
     rewrite(good, change)
@@ -411,7 +411,7 @@ def test_samples_that_are_not_finite(good: Path, value: float) -> None:
 
 
 def test_large_samples_are_fine(good: Path) -> None:
-    def change(heads: np.ndarray, signals: list[np.ndarray]) -> None:
+    def change(headers: np.ndarray, signals: list[np.ndarray]) -> None:
         signals[7][:] = 2e38
 
     rewrite(good, change)
@@ -430,23 +430,23 @@ def test_large_samples_are_fine(good: Path) -> None:
     ],
 )
 def test_bad_heads(good: Path, change: Callable[[np.ndarray], None], text: str) -> None:
-    rewrite(good, lambda heads, signals: change(heads))
+    rewrite(good, lambda headers, signals: change(headers))
     refuses(good, text)
 
 
 def test_noise_of_another_number_of_channels(good: Path) -> None:
     scan = acquire.add_noise_scan(plain(), n_readouts=2, n_samples=8)
     signals: list[np.ndarray] = list(measure(scan))
-    heads = scan.heads.copy()
+    headers = scan.headers.copy()
     for i in (0, 1):
-        heads["active_channels"][i], signals[i] = 1, signals[i][:1]
-    write_raw(good, header_xml(with_limits(scan), {}), heads, signals)
+        headers["active_channels"][i], signals[i] = 1, signals[i][:1]
+    write_raw(good, header_xml(with_limits(scan), {}), headers, signals)
     refuses(good, "the noise readouts have 1 channels, the imaging readouts 2")
 
 
 def test_noise_that_contradicts_itself(good: Path) -> None:
     scan = acquire.add_noise_scan(plain(), n_readouts=2, n_samples=8)
-    scan.heads["sample_time_us"][1] = 7
+    scan.headers["sample_time_us"][1] = 7
     write_scan(scan, good)
     refuses(good, "noise readouts have dwell times of 7 and 20 us, expected one")
 
@@ -463,8 +463,8 @@ def test_an_image_beyond_the_memory(good: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_calibration_outside_the_matrix(tmp_path: Path) -> None:
     scan = acquire.accelerate(plain(), 2, calibration=4, mode="separate")
-    scan = acquire.abort(scan, len(scan.heads))
-    scan.heads["idx"]["kspace_encode_step_1"][0] = 40
+    scan = acquire.abort(scan, len(scan.headers))
+    scan.headers["idx"]["kspace_encode_step_1"][0] = 40
     scan = replace(scan, centres=scan.centres)
     write_scan(scan, tmp_path / "scan.h5")
     refuses(tmp_path / "scan.h5", "calibration readout 0 has kspace_encode_step_1 = 40")

@@ -47,7 +47,7 @@ def acquisitions(scan: acquire.Acquisition, trajectory: int = 0) -> list[ismrmrd
     """The readouts of a scan as objects of the ISMRMRD library, each with a trajectory where asked for."""
     rng = np.random.default_rng(0)
     made = []
-    for head, samples in zip(scan.heads, measure(scan), strict=True):
+    for head, samples in zip(scan.headers, measure(scan), strict=True):
         one = ismrmrd.Acquisition(ismrmrd.AcquisitionHeader.from_buffer_copy(head.tobytes()))
         one.resize(samples.shape[1], samples.shape[0], trajectory)
         one.data[:] = samples
@@ -108,7 +108,7 @@ def test_what_the_ismrmrd_library_sends_arrives(cut: str) -> None:
     assert line == StreamText("line")
     assert close == StreamClose()
     assert len(found) == 5
-    for got, one, original in zip(found, readouts, scan.heads, strict=True):
+    for got, one, original in zip(found, readouts, scan.headers, strict=True):
         assert isinstance(got, StreamReadout)
         np.testing.assert_array_equal(got.samples, one.data)
         np.testing.assert_array_equal(got.trajectory, one.traj)
