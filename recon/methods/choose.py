@@ -52,6 +52,26 @@ class Method:
         return f"{self.name}: {card.system} generator, weights {card.name} (sha256 {card.sha256[:16]})"
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """A reconstructor on a device, called ``(y, op) -> image``; the image comes back on the device of `y`.
+
+    Attributes
+    ----------
+    method
+        Reconstructor of tensors on any device.
+    device
+        Where it runs.
+    """
+
+    method: Callable[[Tensor, Sense], Tensor]
+    device: torch.device
+
+    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
+        return self.method(y.to(self.device), op.to(self.device)).to(y.device)
+
+
 def choose(
     name: str,
     lamda: float | None = None,
@@ -71,7 +91,7 @@ def choose(
     weights
         Weights of a generator; None: those that ship under `name`.
     device
-        ``auto``, ``cpu`` or ``cuda``: where a generator runs.
+        ``auto``, ``cpu`` or ``cuda``: where the method runs.
     precision
         Of a generator's networks: see `recon.methods.precision`.
     refine
@@ -92,7 +112,9 @@ def choose(
             raise InputError(f"{name} has no weights", "--weights", "leave it out, or choose the generator with --method")
         if name != RSS:
             made = classical.make(name, **({} if lamda is None else {"lamda": lamda}))
-            return Method(name, made, details={"reconstructor": repr(made)})
+            place = _place(device)
+            placed = made if place.type == "cpu" else OnDevice(made, place)
+            return Method(name, placed, details={"reconstructor": repr(made)})
         if lamda is not None:
             raise InputError("rss has no regularisation weight", "--lamda", "leave it out")
         return Method(name, None)
@@ -125,6 +147,10 @@ def refined(network: GeneratorReconstructor, refine: Refinement | None) -> class
     return Stack(network)
 
 
+def _place(device: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
 def _generator(name: str, weights: Path | None, device: str, precision: Precision, refine: Refinement | None) -> Method:
     from recon.methods import generator
     from recon.methods.weights import shipped
@@ -134,8 +160,7 @@ def _generator(name: str, weights: Path | None, device: str, precision: Precisio
         raise InputError(
             f"there is no method '{name}'", "--method", f"choose from {', '.join(known)}, or give --weights FILE for a system"
         )
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    loaded = generator.load(weights or name, place, name if weights is not None else None, precision)
+    loaded = generator.load(weights or name, _place(device), name if weights is not None else None, precision)
     details = {
         "weights": loaded.card.name,
         "weights sha256": loaded.sha256,

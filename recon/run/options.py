@@ -61,7 +61,7 @@ class RunOptions:
         How MRD files store magnitudes: float32, or uint16 for scanners, one scale per series, with integer window, slope and
         intercept in the attributes.
     device
-        Where networks and operators run. SigPy's classical methods run on the CPU.
+        Where the method runs: auto is cuda where there is one, else cpu.
     precision
         Of networks: auto is bf16 where the hardware multiplies it, else fp32. Everything else is fp32.
     force

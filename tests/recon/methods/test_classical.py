@@ -16,6 +16,7 @@ from kspace.errors import InputError
 from kspace.fourier import fft, ifft
 from kspace.operators import Sense as Op
 from recon.methods import classical, solvers
+from recon.methods.choose import OnDevice
 from recon.methods.classical import CgSense, L1Wavelet, TotalVariation, ZeroFilled, make, objective, rss
 from recon.methods.regularisers import Gradient, Sparsity, Wavelet
 
@@ -390,3 +391,25 @@ def test_the_circulant_is_the_nearest_to_the_normal_operator(lines: bool) -> Non
     # The nearest circulant in the Frobenius norm has the diagonal of F M F^H for its eigenvalues.
     expected = torch.diagonal(fourier @ matrix @ fourier.mH).real.reshape(8, 6)
     assert torch.allclose(plane.circulant(), expected, atol=1e-5)
+
+
+def test_a_method_on_a_device_gives_the_image_where_the_samples_are() -> None:
+    y, op = problem()
+    moved: list[str] = []
+
+    def method(samples: Tensor, there: Op) -> Tensor:
+        moved.extend((samples.device.type, there.maps.device.type))
+        return samples[0].to("cpu") if samples.device.type != "meta" else torch.empty_like(samples[0])
+
+    assert OnDevice(method, torch.device("meta"))(y.to("meta"), op).device.type == "meta"
+    assert moved == ["meta", "meta"]
+    assert torch.equal(OnDevice(CgSense(), torch.device("cpu"))(y, op), CgSense()(y, op))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ALL, ids=lambda m: m.name)
+def test_a_gpu_gives_the_same_image(method: Any) -> None:
+    y, op = problem()
+    image, there = method(y, op), OnDevice(method, torch.device("cuda"))(y, op)
+    assert there.device == y.device
+    assert torch.allclose(there, image, atol=1e-3 * float(image.abs().max()))
