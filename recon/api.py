@@ -252,7 +252,7 @@ class Scan:
         return self.operator(slice, maps=maps, calibration_width=calibration_width, **place).maps
 
     def mask(self, slice: int | None = None, **place: Unpack[Place]) -> Tensor:
-        """What was acquired of one image: bool, ``(1 ky 1)`` where whole lines were, broadcastable to its k-space."""
+        """Sampling mask of one image: bool, ``(1 ky 1)`` where complete readouts were acquired."""
         return self.kspace(slice, **place).mask
 
     def reconstruct(self, method: str = "sense", **options: Unpack[ReconstructOptions]) -> Images:
@@ -340,9 +340,9 @@ def method_names() -> tuple[str, ...]:
     """Names of the methods that can be asked for without a file of weights: classical ones, and bundled weights."""
     from recon.methods import classical
     from recon.methods.choose import RSS
-    from recon.methods.weights import shipped
+    from recon.methods.weights import bundled
 
-    return RSS, *classical.METHODS, *shipped()
+    return RSS, *classical.METHODS, *bundled()
 
 
 def example_scan(

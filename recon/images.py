@@ -161,7 +161,7 @@ class Images(Sequence[Image]):
 
 
 def upright(image: Image, z: int | None = None) -> NDArray[np.float32]:
-    """Magnitude of an image, float32, turned as radiologists look at it: anterior up, the patient's right on the left.
+    """Magnitude of an image, float32, oriented as radiologists view it: anterior up, the patient's right on the left.
 
     Parameters
     ----------

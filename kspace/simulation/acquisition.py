@@ -245,14 +245,14 @@ def reverse_readouts(scan: Acquisition, every: int = 2) -> Acquisition:
     `center_sample` is the index, in the samples as they are stored, of the one on the centre of k-space; so it changes too,
     and so do the numbers of samples to discard.
     """
-    turned = _copy(scan)
-    rows = turned.imaging & (turned.headers["idx"]["kspace_encode_step_1"] % every == every - 1)
-    part = turned.headers[rows]
+    reversed_scan = _copy(scan)
+    rows = reversed_scan.imaging & (reversed_scan.headers["idx"]["kspace_encode_step_1"] % every == every - 1)
+    part = reversed_scan.headers[rows]
     part["flags"] |= REVERSE
     part["center_sample"] = part["number_of_samples"] - 1 - part["center_sample"]
     part["discard_pre"], part["discard_post"] = part["discard_post"].copy(), part["discard_pre"].copy()
-    turned.headers[rows] = part
-    return turned
+    reversed_scan.headers[rows] = part
+    return reversed_scan
 
 
 def repeat(scan: Acquisition, counter: str, gains: Sequence[float]) -> Acquisition:

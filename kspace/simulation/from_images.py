@@ -1,6 +1,6 @@
-"""Pictures to multi-coil, noisy k-space: what a scanner with these coils would have measured of an object like the picture.
+"""Images to multi-coil, noisy k-space, as a scanner with these coils would have measured it.
 
-A picture is brought to the matrix by cropping its k-space, so k-space is full to its edge and nothing is undersampled at an
+An image is brought to the matrix by cropping its k-space, so k-space is full to its edge and nothing is undersampled at an
 interpolated size: that would make reconstruction look easier than it is (Shimron et al., Implicit data crimes, PNAS 2022;
 119:e2117203119, doi:10.1073/pnas.2117203119). Smooth phase, coils and correlated noise follow. What comes out is simulated: it
 trains networks, it proves nothing about scans.
@@ -36,12 +36,12 @@ NOMINAL_THICKNESS_M = 5e-3
 
 @dataclass(frozen=True, eq=False)
 class SynthesisOptions:
-    """How pictures become k-space.
+    """How images become k-space.
 
     Attributes
     ----------
     matrix
-        Points ``(ky, kx)`` of k-space; pictures must have at least as many.
+        Points ``(ky, kx)`` of k-space; images must have at least as many.
     coils
         Number of coils; those of `maps` where these are given.
     snr
@@ -90,7 +90,7 @@ class Simulation:
     maps
         The true coil maps, complex64 ``(coil y x)``, unit root sum of squares.
     frame
-        Which part of the picture it is; None: all of it.
+        Which part of the image it is; None: all of it.
     """
 
     kspace: KSpace
@@ -105,7 +105,7 @@ def generator(*key: object) -> torch.Generator:
 
 
 def simulate_example(image: Tensor, rng: torch.Generator, options: SynthesisOptions, source: str = "") -> Simulation:
-    """One picture to whitened multi-coil k-space, for training without a copy of the data set on disk.
+    """One image to whitened multi-coil k-space, for training without a copy of the data set on disk.
 
     Coils, SNR, phase and noise are drawn from `rng`. 20 to 35 ms for 8 coils of 256 x 256 from 512 x 512 on one CPU core.
 
@@ -118,12 +118,12 @@ def simulate_example(image: Tensor, rng: torch.Generator, options: SynthesisOpti
     options
         See there.
     source
-        Name of the picture, for messages.
+        Name of the image, for messages.
 
     Raises
     ------
     InputError
-        If the picture is smaller than the matrix, or zero.
+        If the image is smaller than the matrix, or zero.
     """
     snr, coils = draw_snr(options, rng), draw_coils(options, rng)
     obj, frame = draw_object(image, rng, options, source)
@@ -136,7 +136,7 @@ def simulate_example(image: Tensor, rng: torch.Generator, options: SynthesisOpti
 def draw_object(
     image: Tensor, rng: torch.Generator, options: SynthesisOptions, source: str = ""
 ) -> tuple[Tensor, Frame | None]:
-    """What is imaged of a picture, without noise: complex64 ``(y x)`` in the picture's units, and the frame that was drawn."""
+    """Noise-free object: complex64 ``(y x)`` in the image's units, and the frame that was drawn."""
     realism = options.realism
     if realism is None:
         phase = smooth_phase(options.matrix, rng, options.phase_std)
@@ -158,15 +158,15 @@ class SimulatedVolume:
     keys
         Names of the slices, which their noise is drawn by.
     objects
-        What is imaged, complex64 ``(slice y x)``, in the units of the pictures.
+        Noise-free objects, complex64 ``(slice y x)``, in the units of the images.
     coils
         The receiver.
     snr
         As drawn.
     sigma
-        Root of the mean noise variance of a coil's samples, in the units of the pictures.
+        Root of the mean noise variance of a coil's samples, in the units of the images.
     frames
-        Which part of its picture each slice is; empty: all of it.
+        Which part of its image each slice is; empty: all of it.
     """
 
     name: str
@@ -200,7 +200,7 @@ class SimulatedVolume:
 
 
 def simulate_volume(images: Mapping[str, Tensor], options: SynthesisOptions, seed: int, name: str) -> SimulatedVolume:
-    """Pictures of one patient to the recipe of a volume: one receiver, one SNR and one noise level for all slices.
+    """Images of one patient to the recipe of a volume: one receiver, one SNR and one noise level for all slices.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def simulate_volume(images: Mapping[str, Tensor], options: SynthesisOptions, see
     Raises
     ------
     InputError
-        If a picture is smaller than the matrix, or all are zero.
+        If an image is smaller than the matrix, or all are zero.
     """
     rng = generator(seed, name)
     snr, coils = draw_snr(options, rng), draw_coils(options, rng)
@@ -261,7 +261,7 @@ def _rotor(phase: Tensor) -> Tensor:
 
 
 def crop_to_matrix(image: Tensor, matrix: Sequence[int], source: str = "") -> Tensor:
-    """The picture at the matrix's resolution over the same field of view: its k-space cropped, its intensity kept.
+    """The image at the matrix's resolution over the same field of view: its k-space cropped, its intensity kept.
 
     Parameters
     ----------
@@ -283,9 +283,9 @@ def crop_to_matrix(image: Tensor, matrix: Sequence[int], source: str = "") -> Te
     n_y, n_x = image.shape[-2:]
     if n_y < matrix[0] or n_x < matrix[1]:
         raise InputError(
-            f"the picture has {n_y} x {n_x} points (y x), fewer than the matrix {matrix[0]} x {matrix[1]}",
+            f"the image has {n_y} x {n_x} pixels (y x), fewer than the matrix {matrix[0]} x {matrix[1]}",
             source or None,
-            "choose a smaller --matrix: an interpolated picture has no outer k-space to undersample",
+            "choose a smaller --matrix: an interpolated image has no outer k-space to undersample",
         )
     if (n_y, n_x) == tuple(matrix):
         return image.to(torch.complex64)
@@ -314,7 +314,7 @@ def noise_scale(objects: Tensor, snr: float, source: str = "") -> float:
     magnitude = objects.abs()
     inside = magnitude[support(magnitude)]
     if inside.numel() == 0 or not float(inside.mean()) > 0:
-        raise InputError("the picture is empty (all zero): it has no signal-to-noise ratio", source or None)
+        raise InputError("the image is empty (all zero): it has no signal-to-noise ratio", source or None)
     return math.sqrt(2) * float(inside.double().mean()) / snr
 
 

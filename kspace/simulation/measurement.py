@@ -129,9 +129,9 @@ def _measure_plane(scan: Acquisition, rows: Rows, signals: list[NDArray[np.compl
     encoding = int(headers["encoding_space_ref"][0])
     space = scan.spaces[encoding]
     n = headers["number_of_samples"].astype(int)
-    turned = (headers["flags"] & REVERSE) != 0
+    is_reversed = (headers["flags"] & REVERSE) != 0
     centre = headers["center_sample"].astype(int)
-    centre = np.where(turned, n - 1 - centre, centre)
+    centre = np.where(is_reversed, n - 1 - centre, centre)
     left, right = centre.max(), (n - centre).max()
     steps = np.stack([headers["idx"][f"kspace_encode_step_{i}"].astype(int) for i in (1, 2)], -1) - scan.centres[encoding]
     lines, place = np.unique(steps, axis=0, return_inverse=True)
@@ -139,7 +139,7 @@ def _measure_plane(scan: Acquisition, rows: Rows, signals: list[NDArray[np.compl
     y = _kspace(scan.phantom, scan.coils, space, headers[0], np.arange(-left, right) / space.encoded_fov_m[0], ky, kz)
     for i, row in enumerate(rows):
         readout = y[:, place.ravel()[i], left - centre[i] : left - centre[i] + n[i]] * scan.gain[row]
-        signals[row][:] = readout[:, ::-1] if turned[i] else readout
+        signals[row][:] = readout[:, ::-1] if is_reversed[i] else readout
 
 
 def _add_noise(scan: Acquisition, signals: list[NDArray[np.complex64]], rng: np.random.Generator) -> None:

@@ -71,7 +71,7 @@ class Ellipsoid:
 def ellipse(
     centre_m: Sequence[float], semi_axes_m: Sequence[float], angle_deg: float = 0.0, intensity: float = 1.0
 ) -> Ellipsoid:
-    """An ellipse ``(x, y)`` whose first semi-axis is turned by `angle_deg` from x towards y."""
+    """An ellipse ``(x, y)`` whose first semi-axis is rotated by `angle_deg` from x towards y."""
     a = np.deg2rad(angle_deg)
     return _turned(centre_m, semi_axes_m, np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]), intensity)
 
@@ -82,7 +82,7 @@ def ellipsoid(
     angle_deg: float = 0.0,
     intensity: float = 1.0,
 ) -> Ellipsoid:
-    """An ellipsoid ``(x, y, z)`` that is turned about z by `angle_deg`, from x towards y."""
+    """An ellipsoid ``(x, y, z)`` that is rotated about z by `angle_deg`, from x towards y."""
     a = np.deg2rad(angle_deg)
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     return _turned(centre_m, semi_axes_m, turn, intensity)

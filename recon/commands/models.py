@@ -28,7 +28,7 @@ def models(name: str = "", json_output: bool = False) -> None:
         n = sum(x.numel() for x in state.values())
         print(json.dumps(asdict(card), indent=2) if json_output else describe(card, path, n))
         return
-    cards = {path: weights.read_card(path) for path in weights.shipped().values()}
+    cards = {path: weights.read_card(path) for path in weights.bundled().values()}
     if json_output:
         print(json.dumps([asdict(card) for card in cards.values()], indent=2))
     elif not cards:

@@ -105,7 +105,7 @@ def measure_simulation(
 ) -> list[Measured]:
     """Training examples as `SimulatedDataset` makes them, fully sampled, of several numbers of coils."""
     groups = group_files(find_images(images), images if images.is_dir() else images.parent, group_size)
-    if options.realism is not None:  # the maps are made anew from the fully sampled data
+    if options.realism is not None:  # the maps are estimated again from the fully sampled data
         options = replace(options, realism=replace(options.realism, estimated_maps=0.0))
     data = SimulatedDataset(groups, options, [_Full()], draw_matrices=draw_matrices, seed=seed)
     rng, rows = generator(seed, "check"), []

@@ -205,7 +205,7 @@ def parser(system: str | None, preset: str, init: str | None = None) -> jsonargp
 
     made = jsonargparse.ArgumentParser(
         prog="recon train",
-        description="Train a system on fastMRI-style volumes, or on multi-coil scans simulated from pictures.",
+        description="Train a system on fastMRI-style volumes, or on multi-coil scans simulated from images.",
         epilog="With --system NAME, --help also lists the options of that system. Not for diagnostic use.",
         exit_on_error=False,
         allow_abbrev=False,

@@ -319,7 +319,7 @@ def is_full(mask: Tensor) -> bool:
     plane = mask.reshape(-1, *mask.shape[-2:])[0]
     for axis in (0, 1):
         lines = plane.any(1 - axis)
-        if len(lines) == 1:  # whole lines along this axis
+        if len(lines) == 1:  # complete lines along this axis
             continue
         where = lines.nonzero()[:, 0]
         first, last = int(where.min()), int(where.max())

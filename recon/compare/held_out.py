@@ -17,7 +17,7 @@ far its ranking agrees with that by PSNR.
     scan         name of the file                       kind        ISMRMRD, fastMRI, ...
     encoding     its number                             unit        "lines" or "points"
     slices       names of the images: "slice 3", ...    mask        text of the mask that undersampled it first; None
-    n_calibration  [ky, kx] of the area that is never held out (kx 1: whole lines); of the first image
+    n_calibration  [ky, kx] of the area that is never held out (kx 1: complete lines); of the first image
     n_candidates   units outside of it                  n_held_out  of these, taken out in each draw
     acceleration   [of the scan, of the rest in the first draw]
     fraction, seed what was asked for

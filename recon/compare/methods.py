@@ -109,7 +109,7 @@ def choose(
 ) -> list[ComparedMethod]:
     """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
 
-    Without names: every classical method, every generator that ships, and those of `weights`. A generator may be followed by
+    Without names: every classical method, every bundled generator, and those of `weights`. A generator may be followed by
     ``+residual`` or ``+stack`` (`recon.methods.refine`, `recon.methods.stack`).
 
     Raises
@@ -117,11 +117,11 @@ def choose(
     InputError
         If one is not known or given twice, a file of weights cannot be used, or BART is asked for and not installed.
     """
-    from recon.methods.weights import shipped
+    from recon.methods.weights import bundled
 
     own = _own_weights(weights)
     if names is None:
-        chosen = [*classical.METHODS, *(name for name in shipped() if name not in own), *own]
+        chosen = [*classical.METHODS, *(name for name in bundled() if name not in own), *own]
     else:
         chosen = [name.strip() for name in names.split(",") if name.strip()]
     chosen += [name for name in BARTS if bart and name not in chosen]
@@ -131,7 +131,7 @@ def choose(
         raise InputError(f"weights for {unused[0]}, which is none of the methods", "--weights", "name it in --methods too")
     if not chosen:
         raise InputError("no methods", "--methods", "name some, e.g. --methods sense,tv")
-    known = list(dict.fromkeys([*classical.METHODS, *BARTS, *shipped(), *own]))
+    known = list(dict.fromkeys([*classical.METHODS, *BARTS, *bundled(), *own]))
     for name in chosen:  # all names before any weights are read
         if _base(name) not in known or (name != _base(name) and _base(name) in (*classical.METHODS, *BARTS)):
             raise InputError(

@@ -27,7 +27,7 @@ class CompareOptions:
     Attributes
     ----------
     methods
-        Separated by commas: zero-filled, sense, l1-wavelet, tv, and generators that ship (recon models) or have --weights.
+        Separated by commas: zero-filled, sense, l1-wavelet, tv, and bundled generators (recon models), and those of --weights.
         Default: all of them.
     masks
         Separated by commas, e.g. random1d:4,random1d:8,poisson2d:8; see docs/MASKS.md. Each is drawn once for a volume.

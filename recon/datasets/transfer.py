@@ -82,7 +82,9 @@ def _read_entries(entries: tuple[Entry, ...], batched: bool) -> dict[str, Tensor
         descriptor = entry.open()
         arrays = None if descriptor is None else entry.read(descriptor)
         if arrays is None:
-            raise InputError("coil maps were removed or damaged while in use", entry.path, "start again: they are made anew")
+            raise InputError(
+                "coil maps were removed or damaged while in use", entry.path, "start again: they are estimated again"
+            )
         read.append(arrays)
     if len(read) == 1:
         columns = [x.unsqueeze(0) if batched else x for x in read[0]]

@@ -85,11 +85,11 @@ def choose(
     Parameters
     ----------
     name
-        ``rss``, a classical method (`reconstructors.METHODS`), or a system whose weights ship or are given.
+        ``rss``, a classical method (`classical.METHODS`), or a system with bundled or given weights.
     lamda
         Regularisation weight of a classical method; None: its default.
     weights
-        Weights of a generator; None: those that ship under `name`.
+        Weights of a generator; None: the bundled ones of that name.
     device
         ``auto``, ``cpu`` or ``cuda``: where the method runs.
     precision
@@ -153,10 +153,10 @@ def _place(device: str) -> torch.device:
 
 def _generator(name: str, weights: Path | None, device: str, precision: Precision, refine: Refinement | None) -> Method:
     from recon.methods import generator
-    from recon.methods.weights import shipped
+    from recon.methods.weights import bundled
 
-    if weights is None and name not in shipped():
-        known = [RSS, *classical.METHODS, *shipped()]
+    if weights is None and name not in bundled():
+        known = [RSS, *classical.METHODS, *bundled()]
         raise InputError(
             f"there is no method '{name}'", "--method", f"choose from {', '.join(known)}, or give --weights FILE for a system"
         )

@@ -115,7 +115,7 @@ def load(
     Parameters
     ----------
     name_or_path
-        Name of weights that ship with the package, or a .safetensors file made by ``recon export``.
+        Name of bundled weights, or a .safetensors file made by ``recon export``.
     device
         Where it shall run.
     system

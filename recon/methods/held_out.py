@@ -54,7 +54,7 @@ class Candidates:
     def among(cls, plane: Tensor, shape: Sequence[int], as_lines: bool = True) -> Candidates:
         """Those of a mask, bool ``(ky kx|1)`` of k-space `shape`: what lies outside the sampled centre.
 
-        Whole lines where the mask consists of such and `as_lines`, else points.
+        Complete lines where the mask consists of them and `as_lines`, else points.
         """
         lines, columns = plane.any(1, keepdim=True), plane.any(0, keepdim=True)
         # Readouts that leave the same samples out (asymmetric echoes) are lines still.

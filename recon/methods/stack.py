@@ -34,7 +34,7 @@ FEWEST = 20  # lines below which the prior decides alone
 PRIOR_UNITS = 4.0  # held-out units that the prior weighs as much as
 SLICES = 3  # of a volume, that its weights are made from
 EVEN = 0.5  # share of equal weights in the prior: means of reconstructions are seldom much worse than any of them
-LAMDAS = {"lines": 4e-3, "points": 2e-3}  # of L1-wavelet: gaps of whole lines leave stronger aliases
+LAMDAS = {"lines": 4e-3, "points": 2e-3}  # of L1-wavelet: missing lines leave stronger aliases
 BLOCKS = 16  # units that the held-out points of a fold count as, for standard errors
 
 

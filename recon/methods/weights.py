@@ -21,7 +21,7 @@ from kspace.io.atomic import atomic_write
 
 SUFFIX = ".safetensors"
 FORMAT = "recon generator 1"
-_SHIPPED = "models"
+_PACKAGE = "models"
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,15 @@ def read(path: Path, system: str | None = None) -> tuple[Card, dict[str, Tensor]
     return card, {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
 
 
-def shipped() -> dict[str, Path]:
-    """The files of weights that come with the package, by name."""
-    folder = Path(str(resources.files(_SHIPPED))) / "weights"
+def bundled() -> dict[str, Path]:
+    """Files of the bundled weights, by name."""
+    folder = Path(str(resources.files(_PACKAGE))) / "weights"
     found = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
     return {path.stem: path for path in found if _is_ours(path)}
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file that a name of shipped weights, or a path, means.
+    """File of bundled weights, by name, or of own ones, by path.
 
     Raises
     ------
@@ -176,12 +176,14 @@ def find(name_or_path: str | Path) -> Path:
         If there is none.
     """
     path = Path(name_or_path)
-    known = shipped()
+    known = bundled()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
     if path.suffix == SUFFIX or path.exists():
         return path
-    choose = f"those that ship are {', '.join(known)}" if known else "none ship with this version: give the path of a file"
+    choose = (
+        f"the bundled ones are {', '.join(known)}" if known else "none are bundled with this version: give the path of a file"
+    )
     raise InputError(
         f"there are no weights called '{name_or_path}'", fix=f"{choose}; recon export makes a file of a training run"
     )

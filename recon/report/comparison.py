@@ -63,7 +63,7 @@ class ImageFile:
         return np.asarray(found, dtype=np.float32)
 
     def sampling(self) -> NDArray[np.bool_] | None:
-        """The sampling mask ``(ky kx)``, or ``(ky 1)`` where whole lines are sampled; None where the file has none."""
+        """The sampling mask ``(ky kx)``, or ``(ky 1)`` where complete lines are sampled; None where the file has none."""
         with h5py.File(self.path, "r") as file:
             return np.atleast_2d(file["mask"][()]).astype(bool) if "mask" in file else None
 

@@ -19,9 +19,9 @@ class RunOptions:
     Attributes
     ----------
     method
-        rss, zero-filled, sense, l1-wavelet, tv, or a generator (recon models lists those that ship).
+        rss, zero-filled, sense, l1-wavelet, tv, or a generator (recon models lists the bundled ones).
     weights
-        File of weights (.safetensors) for a generator, instead of those that ship.
+        File of weights (.safetensors) for a generator, instead of the bundled ones.
     refine
         What follows a generator: stack (default), the mixture of L1-wavelet, generator and refined generator that predicts
         held-out samples of the scan best; residual, a sparse correction by what the samples say against the generator's image;

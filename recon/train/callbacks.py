@@ -1,4 +1,4 @@
-"""What happens beside the game: images, weights on disk, random state, and an end in good order."""
+"""Callbacks of a training: validation images, weights on disk, random state, orderly end."""
 
 from __future__ import annotations
 

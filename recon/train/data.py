@@ -45,11 +45,11 @@ class DataOptions:
         Take the images as published presets expect them, in place of simulated scans: one coil, no noise, no phase,
         magnitudes in [0, 1].
     group_size
-        Pictures of a folder whose numbers lie within this many consecutive ones are one patient.
+        Images of a folder whose numbers lie within this many consecutive ones are one patient.
     val_fraction
         Share of the patients (with `group_size`, of each folder's images) to validate with.
     gap
-        Pictures before those of validation that are left out of everything; goes with `group_size`.
+        Images before those of validation that are left out of everything; goes with `group_size`.
     supervision
         full: fully sampled volumes, or images, show what to aim at. self: undersampled scans alone; part of the samples
         outside of the calibration area is held out in each step, and the error on it is the loss. Raw scans (ISMRMRD, Siemens)
@@ -86,9 +86,9 @@ class DataOptions:
     calibration_width
         At most this many central lines and points are used for the maps.
     strip
-        Train on strips of so many points along x where whole lines are sampled; 0 for whole slices.
+        Width, in pixels along x, of cropped readouts where complete lines are sampled; 0: complete slices.
     strips
-        Strips of each slice in one pass; default: as many as fit. Fewer give slices that are sampled in points a larger share.
+        Crops of each slice in one pass; default: as many as fit. Fewer give 2-D undersampled slices a larger share.
     augment
         Flip, turn, shrink and add phase at random; not together with `freeze`.
     cache
@@ -96,7 +96,7 @@ class DataOptions:
     freeze
         Keep the training examples in `cache` too, so that they cost little and are the same in every epoch.
     batch_size
-        Slices (or strips) of a batch on each device; default: the system's. Larger slices come in smaller batches.
+        Slices (or cropped readouts) of a batch on each device; default: the system's. Larger slices come in smaller batches.
     workers
         Processes that make examples; 0 for none but the main one.
     seed
@@ -140,7 +140,7 @@ class DataOptions:
             raise InputError("nothing to train on" if self.path is None else "volumes and images at once", "--data",
                              "give --data.path (fastMRI-style volumes) or --data.images (a folder of images)")  # fmt: skip
         if self.plain and (self.images is None or self.strip or self.augment or self.cache):
-            raise InputError("plain images", "--data.plain", "needs --data.images, and no strip, augmentation or cache")
+            raise InputError("plain images", "--data.plain", "needs --data.images, and no --data.strip, augmentation or cache")
         if self.supervision == "self" and (self.path is None or self.freeze or self.augment):
             raise InputError("self-supervision", "--data.supervision", "needs --data.path, and neither freeze nor augment")
         if not 0 < self.hold_out < 1:
@@ -207,7 +207,9 @@ def make_data(options: DataOptions, mask_per: str = "slice") -> DataSets:
         train = CroppedReadouts(train, options.strip, options.strips, options.seed)
         if not any(train.lines):
             raise InputError(
-                "strips need masks of whole lines", "--data.strip", "leave it out, or choose masks such as random1d:4"
+                "cropped readouts need masks of complete lines",
+                "--data.strip",
+                "leave it out, or choose masks such as random1d:4",
             )
     summary |= {
         "n_train": len(train),
@@ -343,7 +345,7 @@ def _from_plain(
 
 
 def _groups(options: DataOptions) -> tuple[list[PatientFiles], list[PatientFiles], int]:
-    """Pictures to train on, to validate with, and how many are left out of both."""
+    """Images to train on, to validate with, and how many are left out of both."""
     assert options.images is not None
     groups = group_files(find_images(options.images), options.images, options.group_size)
     by_number = options.group_size is not None
@@ -352,7 +354,7 @@ def _groups(options: DataOptions) -> tuple[list[PatientFiles], list[PatientFiles
 
 
 class _Volumes(SimulatedDataset):
-    """Pictures of one patient as slices of one volume, for metrics by volume."""
+    """Images of one patient as slices of one volume, for metrics by volume."""
 
     def __getitem__(self, item: int | tuple[int, int]) -> Example:
         example = super().__getitem__(item)

@@ -91,19 +91,19 @@ class Simulations(torch.utils.data.Dataset[Example]):
 
     @property
     def shapes(self) -> list[Shape]:
-        """Coils, ky, kx, and whether the mask is of whole lines."""
+        """Coils, ky, kx, and whether the mask consists of complete lines."""
         return [(n, *matrix, int(line)) for (n, _, matrix), line in zip(self.choices, self.lines, strict=True)]
 
     def __getitem__(self, item: Draw) -> Example:
         index, epoch = item
-        picture, variant = divmod(index, self.variants)
+        source, variant = divmod(index, self.variants)
         epoch = epoch * self.variants + variant if self.resample else variant
         n_coils, mask, matrix = self.choices[index]
-        return self.base.example(picture, epoch, replace(self.base.options, coils=n_coils, matrix=matrix), (mask,))
+        return self.base.example(source, epoch, replace(self.base.options, coils=n_coils, matrix=matrix), (mask,))
 
 
 class PlainImages(torch.utils.data.Dataset[Example]):
-    """Pictures as published presets expect them: one coil of sensitivity 1, no noise, no phase, magnitudes in [0, 1].
+    """Images as published presets expect them: one coil of sensitivity 1, no noise, no phase, magnitudes in [0, 1].
 
     8-bit images are divided by 255, others by their own maximum. Nothing here resembles a scan.
 
@@ -148,9 +148,9 @@ class PlainImages(torch.utils.data.Dataset[Example]):
         stored = read_image(path)
         if len(stored) != 1:
             raise InputError(f"{len(stored)} slices in one file, expected an image", path)
-        picture = torch.from_numpy(stored[0])
-        peak = 255.0 if stored.dtype.itemsize == 1 else float(picture.abs().max()) or 1.0
-        image = crop_to_matrix(picture.float() / peak, self.matrix, str(path))
+        source = torch.from_numpy(stored[0])
+        peak = 255.0 if stored.dtype.itemsize == 1 else float(source.abs().max()) or 1.0
+        image = crop_to_matrix(source.float() / peak, self.matrix, str(path))
         image = torch.complex(image.abs(), torch.zeros(self.matrix))
         key = {"slice": f"{path.name}/{epoch}", "batch": str(epoch), "run": ""}[self.mask_per]
         choice = int(torch.randint(len(self.masks), (), generator=generator(self.seed, key, "mask")))
@@ -210,9 +210,9 @@ class Kept(torch.utils.data.Dataset[Example]):
 class CroppedReadouts(torch.utils.data.Dataset[Example]):
     """Each line-sampled example with its readout cropped in image space to `width` points of x.
 
-    Where whole lines along kx are sampled, undersampling acts along ky alone: columns of the image do not see each other, and a
-    strip of it is what a scan of a narrower object would have given, exactly. Each such example is several items. Examples
-    sampled in points stay whole.
+    Where complete lines along kx are sampled, undersampling acts along ky alone: columns of the image do not see each other,
+    and a crop of it is what a scan of a narrower object would have given, exactly. Each such example is several items. Examples
+    that are 2-D undersampled stay complete.
 
     Parameters
     ----------
@@ -221,9 +221,9 @@ class CroppedReadouts(torch.utils.data.Dataset[Example]):
     width
         Points along x.
     copies
-        Strips of each example in one pass; None: as many as fit into it.
+        Crops of each example in one pass; None: as many as fit into it.
     seed
-        Where a strip lies is a function of seed, item and epoch.
+        The position of a crop is a function of seed, item and epoch.
     """
 
     def __init__(self, source: Examples, width: int, copies: int | None = None, seed: int = 0) -> None:
@@ -248,7 +248,7 @@ class CroppedReadouts(torch.utils.data.Dataset[Example]):
         columns = example.op.support.any(-2).nonzero()[:, 0]
         n_x = example.y.shape[-1]
         first, last = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, n_x)
-        # Anywhere over the object, and no more than a quarter of the strip beside it.
+        # Anywhere over the object, and no more than a quarter of the crop beside it.
         low = max(0, first - self.width // 4)
         high = min(n_x, last + self.width // 4) - self.width
         start = min(low, n_x - self.width) if high <= low else None
@@ -259,12 +259,12 @@ class CroppedReadouts(torch.utils.data.Dataset[Example]):
 
 
 def crop_readout(example: Example, start: int, width: int) -> Example:
-    """Columns `start` to `start` + `width` of one example that is sampled in whole lines along kx.
+    """Columns `start` to `start` + `width` of one example whose complete lines along kx are sampled.
 
     The transform along x is orthonormal on either matrix, so the noise keeps its standard deviation.
     """
     if example.op.mask.shape[-1] != 1:
-        raise ValueError("only an example that is sampled in whole lines can have its readout cropped")
+        raise ValueError("only an example with complete lines can have its readout cropped")
     n_x = example.y.shape[-1]
     width = min(width, n_x)
     columns = slice(start, start + width)

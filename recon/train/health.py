@@ -1,4 +1,4 @@
-"""Signs of how the game stands: who wins, which loss term drives the generator, and whether its noise does anything."""
+"""Diagnostics of adversarial training: discriminator scores, gradient norms of loss terms, effect of generator noise."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ class DataModule(pl.LightningDataModule):
     def passes(self, n_replicas: int = 1, rank: int = 0) -> ShapeBatchSampler:
         """The batches of one pass over the training data.
 
-        The smallest items come in batches of `batch_size`, those that are twice as large or more (whole slices beside strips)
-        in batches of about as many points: a step costs the same, and memory is bounded.
+        The smallest items come in batches of `batch_size`, those that are twice as large or more (complete slices beside
+        cropped readouts) in batches of about as many points: a step costs the same, and memory is bounded.
         """
         shapes = self.data.train.shapes
         smallest = min((shape[1] * shape[2] for shape in shapes), default=1)

@@ -45,7 +45,7 @@ class UpdateOptions:
 
 
 class GanModule(pl.LightningModule):
-    """Plays the game of any `Gan`, manually optimised.
+    """Adversarial training of any `Gan`, manually optimised.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class GanModule(pl.LightningModule):
         self.step_count = self.batch_count = 0
         self.latest: dict[str, Tensor] = {}
 
-    # ------------------------------------------------------------------------------------------------------------- the game
+    # ------------------------------------------------------------------------------------------------ adversarial training
 
     @property
     def plays(self) -> bool:

@@ -105,7 +105,7 @@ class MrdScan:
     def load(self, encoding: int, index: ImageIndex) -> KSpace:
         """k-space of one image; only its readouts are read.
 
-        Samples to discard are left out, reversed readouts turned round, lines placed about the centre of k-space on the grid
+        Samples to discard are left out, reversed readouts flipped, lines placed about the centre of k-space on the grid
         of the encoded matrix (readout oversampling included), repeated lines averaged. Nothing else is done to them.
 
         Returns

@@ -48,7 +48,7 @@ def test_cropping_kspace_samples_a_band_limited_picture_coarser() -> None:
 
 
 def test_an_interpolated_size_is_refused() -> None:
-    with pytest.raises(InputError, match=r"40 x 64 points \(y x\), fewer than the matrix 48 x 48.*smaller --matrix"):
+    with pytest.raises(InputError, match=r"40 x 64 pixels \(y x\), fewer than the matrix 48 x 48.*smaller --matrix"):
         simulate_example(torch.ones(40, 64), generator(0), SynthesisOptions(matrix=(48, 48)))
 
 

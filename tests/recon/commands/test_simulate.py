@@ -120,7 +120,7 @@ def test_volumes_are_groups_and_show_the_pictures(images: Path, tmp_path: Path, 
     assert covariance is not None
     inverse = torch.linalg.inv(covariance)
     for i in range(5):
-        # Row 0 is the picture's top, and the optimally combined magnitude is the picture's.
+        # Row 0 is the top of the image, and the optimally combined magnitude equals the image.
         picture = torch.from_numpy(read_image(images / "b" / f"{6 + i}.png")[0])
         expected = crop_to_matrix(picture, MATRIX).abs()
         y = ifft(volume.load(i).data)
@@ -317,7 +317,7 @@ def test_training_examples_come_out_of_it(images: Path, tmp_path: Path) -> None:
         assert one.target is not None
         (box,) = one.boxes[0]
         peak = divmod(int(one.target.abs().argmax()), MATRIX[1])
-        assert box[1] - 1 <= peak[0] + 0.5 <= box[3] + 1  # the box is still where the picture is brightest
+        assert box[1] - 1 <= peak[0] + 0.5 <= box[3] + 1  # the box is still where the image is brightest
         assert box[2] - 1 <= peak[1] + 0.5 <= box[4] + 1
 
 

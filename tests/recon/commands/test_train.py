@@ -171,7 +171,7 @@ def test_a_run_that_diverges_is_one_line(
         (["--data.masks", "[random1f:4]"], r"unknown mask family 'random1f'"),
         (["--data.path", "/nowhere"], r"volumes and images at once"),
         (["--data.images", "/nowhere"], r"/nowhere"),
-        (["--data.strip", "16", "--data.masks", "[poisson2d:2]"], r"strips need masks of whole lines"),
+        (["--data.strip", "16", "--data.masks", "[poisson2d:2]"], r"cropped readouts need masks of complete lines"),
         (["--data.augment", "true", "--data.cache", "c", "--data.freeze", "true"], r"augmentation makes every example new"),
         (["--data.val_coils", "0"], r"val_coils is 0"),
         (["--schedule.mask_per", "batch"], r"one mask per batch is for plain images"),

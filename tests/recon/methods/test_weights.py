@@ -266,19 +266,19 @@ def test_writing_refuses_what_could_not_be_read(tmp_path: Path) -> None:
 
 
 def test_export_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    run, ships = tmp_path / "run", tmp_path / "weights"
+    run, folder = tmp_path / "run", tmp_path / "weights"
     with pytest.raises(InputError, match=r"the run has no best.safetensors"):
-        export(run, ships / "brain.safetensors")
+        export(run, folder / "brain.safetensors")
     path = written(run, "best.safetensors")
-    export(run, ships / "brain.safetensors", licence="CC BY 4.0", attribution="Cheng", notes="T1c only")
-    card = weights.read_card(ships / "brain.safetensors")
+    export(run, folder / "brain.safetensors", licence="CC BY 4.0", attribution="Cheng", notes="T1c only")
+    card = weights.read_card(folder / "brain.safetensors")
     assert (card.name, card.notes) == ("brain", "T1c only")
     assert card.data == {"licence": "CC BY 4.0", "attribution": "Cheng"}
     assert "CC BY 4.0" in capsys.readouterr().out
     y, op, _ = scan()
-    assert torch.equal(generator.load(path)(y, op), generator.load(ships / "brain.safetensors")(y, op))
+    assert torch.equal(generator.load(path)(y, op), generator.load(folder / "brain.safetensors")(y, op))
 
-    monkeypatch.setattr(weights, "shipped", lambda: {"brain": ships / "brain.safetensors"})
+    monkeypatch.setattr(weights, "bundled", lambda: {"brain": folder / "brain.safetensors"})
     models.models()
     assert "brain: dagan (raw)" in (listing := capsys.readouterr().out)
     assert "+1.2 dB over SENSE, R 2.0 to 4.0, 2 to 4 coils" in listing
@@ -287,13 +287,13 @@ def test_export_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert generator.load("brain").name == "brain"
 
 
-def test_every_system_ships_within_forty_megabytes() -> None:
-    assert set(find_systems()) <= set(weights.shipped())
+def test_every_system_is_bundled_within_forty_megabytes() -> None:
+    assert set(find_systems()) <= set(weights.bundled())
     assert sum(path.stat().st_size for path in (ROOT / "models" / "weights").iterdir()) < 40e6
 
 
 @pytest.mark.parametrize("mask", ["random1d:4", "poisson2d:8"])
-def test_whatever_ships_beats_sense_on_a_real_head_it_was_not_trained_on(data_dir: Path, mask: str) -> None:
+def test_bundled_weights_beat_sense_on_a_real_head_it_was_not_trained_on(data_dir: Path, mask: str) -> None:
     example = KSpaceDataset([data_dir / "fastmri_style" / "brain_8ch.h5"], [MaskSpec.parse(mask)])[0]
     assert example.truth is not None
 
@@ -302,12 +302,12 @@ def test_whatever_ships_beats_sense_on_a_real_head_it_was_not_trained_on(data_di
         return float((image.abs() - example.truth)[example.op.support].norm())
 
     sense = error(classical.make("sense")(example.y, example.op))
-    for name in weights.shipped():
+    for name in weights.bundled():
         assert error(generator.load(name)(example.y, example.op)) < sense, name
 
 
-def test_whatever_ships_can_be_loaded() -> None:
-    for name, path in weights.shipped().items():
+def test_bundled_weights_can_be_loaded() -> None:
+    for name, path in weights.bundled().items():
         method = generator.load(name)
         assert method.card.data.get("licence"), f"{path} does not say whose data it was trained on"
         assert method.card.preset == "raw"

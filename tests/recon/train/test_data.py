@@ -86,7 +86,7 @@ def test_strips_lie_over_the_object_and_move_with_the_epoch() -> None:
 def test_points_cannot_be_cut() -> None:
     y, op, _ = scan(lines=False, batch=())
     example = replace(Scans(1)[Draw(0)], y=y, op=op)
-    with pytest.raises(ValueError, match="sampled in whole lines"):
+    with pytest.raises(ValueError, match="only an example with complete lines"):
         crop_readout(example, 0, 8)
 
 
