@@ -19,8 +19,10 @@ from torch import Tensor
 from kspace.simulation.phase import power_law, uniform
 
 KNOTS = (3, 7)  # fewest and most knots of an intensity map above its zero
-LEAVES = (5, 500)
+LEAVES = (5, 1000)
 SMALLEST_LEAF = 2.0  # pixels
+RINDS = 0.5  # share of outlined objects that are darker inside
+OUTLINE = (0.08, 0.48)  # semi-axes of the object, over the field of view
 SHAPES = 3  # ellipses, rectangles, ellipses that are cut in half
 
 
@@ -64,14 +66,17 @@ def dead_leaves(shape: Sequence[int], rng: torch.Generator) -> Tensor:
     largest = min(n_y, n_x) / 3
     u = chance.random(count)
     radii = SMALLEST_LEAF / np.sqrt(1 - u * (1 - (SMALLEST_LEAF / largest) ** 2))  # inverse of the distribution function
-    darkest = chance.uniform(0.05, 0.97)
+    darkest = 0.05 + 0.92 * chance.random() ** 2
     for radius in radii:
         _paint(image, float(radius), darkest, chance)
     if chance.random() < 0.7:
         texture = power_law(shape, rng, 0.5 + uniform(rng)).numpy()
         image *= np.exp(chance.uniform(0, 0.15) * texture)
     if chance.random() < 0.8:
-        image *= _outline(shape, chance)
+        distance = _distance(shape, chance)
+        image *= distance < 1
+        if chance.random() < RINDS:  # skull and scalp around a dark inside, or a peel
+            image *= 1 - chance.uniform(0.4, 1) * (distance < chance.uniform(0.7, 0.95))
     return torch.from_numpy(np.clip(image, 0, None) * np.float32(255 / max(float(image.max()), 1e-6)))
 
 
@@ -95,11 +100,12 @@ def _paint(image: NDArray[np.float32], radius: float, darkest: float, chance: np
     patch[inside] = (value * (1 + shade * along))[inside]
 
 
-def _outline(shape: Sequence[int], chance: np.random.Generator) -> NDArray[np.float32]:
-    """An ellipse with a wavy edge, 1 inside and 0 outside."""
+def _distance(shape: Sequence[int], chance: np.random.Generator) -> NDArray[np.float32]:
+    """Distance from the centre of an ellipse with a wavy edge, 1 on its edge."""
     n_y, n_x = shape
-    y = (np.arange(n_y) / n_y - 0.5 - chance.uniform(-0.04, 0.04))[:, None] / chance.uniform(0.32, 0.48)
-    x = (np.arange(n_x) / n_x - 0.5 - chance.uniform(-0.04, 0.04)) / chance.uniform(0.32, 0.48)
+    y = (np.arange(n_y) / n_y - 0.5 - chance.uniform(-0.04, 0.04))[:, None] / chance.uniform(*OUTLINE)
+    x = (np.arange(n_x) / n_x - 0.5 - chance.uniform(-0.04, 0.04)) / chance.uniform(*OUTLINE)
     angle = np.arctan2(y, x)
     edge = 1 + sum(chance.uniform(0, 0.06) * np.cos(m * angle + chance.uniform(0, 2 * math.pi)) for m in range(2, 6))
-    return (np.hypot(y, x) < edge).astype(np.float32)
+    distance: NDArray[np.float32] = (np.hypot(y, x) / edge).astype(np.float32)
+    return distance

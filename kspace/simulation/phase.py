@@ -18,6 +18,7 @@ from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.simulation.receiver import smooth_phase
 
+QUIET = 0.03
 KNOTS = 6  # of the phase as a function of magnitude
 
 
@@ -46,7 +47,7 @@ class PhaseOptions:
     tissue
         Largest standard deviation of the phase that is a function of magnitude, in radians.
     quiet
-        Share of images, as of phantoms in a good shim, whose local phase (blobs, power-law field and tissue) is a tenth.
+        Share of images, as of phantoms in a good shim, whose local phase (blobs, power-law field and tissue) is 3 %.
     """
 
     smooth: float = 1.5
@@ -58,7 +59,7 @@ class PhaseOptions:
     power_law: float = 0.5
     exponent: tuple[float, float] = (1.2, 2.5)
     tissue: float = 0.4
-    quiet: float = 0.45
+    quiet: float = 0.5
 
     def __post_init__(self) -> None:
         amplitudes = (self.smooth, self.ramp, self.blobs, self.blob_std, self.power_law, self.tissue, self.ramp_probability,
@@ -87,7 +88,7 @@ def local_phase(magnitude: Tensor, rng: torch.Generator, options: PhaseOptions) 
     exponent, amplitude = low + (high - low) * uniform(rng), options.power_law * uniform(rng)
     phase = phase + amplitude * power_law(shape, rng, exponent)
     phase = phase + options.tissue * uniform(rng) * tissue_phase(magnitude, rng)
-    return 0.1 * phase if uniform(rng) < options.quiet else phase
+    return QUIET * phase if uniform(rng) < options.quiet else phase
 
 
 def draw_phase(magnitude: Tensor, rng: torch.Generator, options: PhaseOptions) -> Tensor:

@@ -22,7 +22,7 @@ MATRIX_STEP = 16
 SMALLEST_JUDGED = 96  # below, masks at R = 8 leave too few calibration lines for volumes that methods are judged by
 # Beyond this share of the points of a stored (interpolated) image its k-space is emptier than that of a scan.
 FULL_SHARE = 0.41
-LEAST_AT_EDGE = 0.03
+LEAST_AT_EDGE = 0.01
 SMALLEST_FRAME = 1.06  # times the extent of the object
 
 
@@ -61,7 +61,7 @@ class Realism:
     intensities: float = 0.5
     dead_leaves: float = 0.22
     other: float = 0.15
-    blur: float = 0.2
+    blur: float = 0.15
     object_maps: float = 0.7
     estimated_maps: float = 0.2
     phase: PhaseOptions = field(default_factory=PhaseOptions)
@@ -175,7 +175,7 @@ def other_contrast(image: Tensor, rng: torch.Generator, realism: Realism) -> Ten
 
 
 def blur(image: Tensor, rng: torch.Generator, realism: Realism) -> Tensor:
-    """The image ``(y x)``, or with its k-space under Gaussians that leave 3 to 100 % of the amplitude at its edges."""
+    """The image ``(y x)``, or with its k-space under Gaussians that leave 1 to 100 % of the amplitude at its edges."""
     if uniform(rng) >= realism.blur:
         return image
     logs = [math.log(LEAST_AT_EDGE) * uniform(rng) for _ in image.shape]
