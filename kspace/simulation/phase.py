@@ -59,7 +59,7 @@ class PhaseOptions:
     power_law: float = 0.5
     exponent: tuple[float, float] = (1.2, 2.5)
     tissue: float = 0.4
-    quiet: float = 0.5
+    quiet: float = 0.55
 
     def __post_init__(self) -> None:
         amplitudes = (self.smooth, self.ramp, self.blobs, self.blob_std, self.power_law, self.tissue, self.ramp_probability,
@@ -72,7 +72,7 @@ class PhaseOptions:
 
 def global_phase(shape: Sequence[int], rng: torch.Generator, options: PhaseOptions) -> Tensor:
     """What neighbouring slices share, smooth offsets and the ramp: float32 ``(y x)``, in radians."""
-    smooth = smooth_phase(shape, rng, options.smooth * uniform(rng))
+    smooth = smooth_phase(shape, rng, options.smooth * uniform(rng) ** 2)
     slopes = [options.ramp * (2 * uniform(rng) - 1) for _ in range(2)]
     if uniform(rng) >= options.ramp_probability:
         return smooth

@@ -19,10 +19,11 @@ from kspace.simulation.phase import PhaseOptions, uniform
 
 SNR = (5.0, 1200.0)
 MATRIX_STEP = 16
+SIDES = 3  # steps by which the axes of a matrix differ at most
 SMALLEST_JUDGED = 96  # below, masks at R = 8 leave too few calibration lines for volumes that methods are judged by
 # Beyond this share of the points of a stored (interpolated) image its k-space is emptier than that of a scan.
 FULL_SHARE = 0.41
-LEAST_AT_EDGE = 0.01
+LEAST_AT_EDGE = 0.004
 SMALLEST_FRAME = 1.06  # times the extent of the object
 
 
@@ -59,9 +60,9 @@ class Realism:
     frame: float = 0.5
     flip: float = 0.5
     intensities: float = 0.5
-    dead_leaves: float = 0.22
+    dead_leaves: float = 0.25
     other: float = 0.15
-    blur: float = 0.15
+    blur: float = 0.22
     object_maps: float = 0.7
     estimated_maps: float = 0.2
     phase: PhaseOptions = field(default_factory=PhaseOptions)
@@ -76,12 +77,15 @@ class Realism:
 
 
 def draw_matrix(rng: torch.Generator, realism: Realism, smallest: int = 0) -> tuple[int, int]:
-    """Points ``(ky, kx)``, each between those of `realism` and not below `smallest`, in steps of 16 from there."""
+    """Points ``(ky, kx)``, each between those of `realism` and not below `smallest`, in steps of 16 from there;
+    they differ by 48 at most."""
     low, high = realism.matrix
     low = min(max(low, smallest), high)
-    n = (high - low) // MATRIX_STEP + 1
-    ky, kx = (low + MATRIX_STEP * int(torch.randint(n, (), generator=rng)) for _ in range(2))
-    return ky, kx
+    last = (high - low) // MATRIX_STEP
+    ky = int(torch.randint(last + 1, (), generator=rng))
+    near = max(0, ky - SIDES), min(last, ky + SIDES)
+    kx = int(torch.randint(near[0], near[1] + 1, (), generator=rng))
+    return low + MATRIX_STEP * ky, low + MATRIX_STEP * kx
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ def other_contrast(image: Tensor, rng: torch.Generator, realism: Realism) -> Ten
 
 
 def blur(image: Tensor, rng: torch.Generator, realism: Realism) -> Tensor:
-    """The image ``(y x)``, or with its k-space under Gaussians that leave 1 to 100 % of the amplitude at its edges."""
+    """The image ``(y x)``, or with its k-space under Gaussians that leave 0.4 to 100 % of the amplitude at its edges."""
     if uniform(rng) >= realism.blur:
         return image
     logs = [math.log(LEAST_AT_EDGE) * uniform(rng) for _ in image.shape]
