@@ -19,11 +19,10 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from kspace.errors import InputError
-from kspace.io import fastmri
 from kspace.masks import MaskSpec
 from models import systems
 from models.interface import Gan
-from recon.commands.convert import convert
+from recon.commands.raw_volumes import as_volumes
 from recon.methods.precision import SLOW, multiplies_bfloat16
 from recon.methods.weights import Card, find, read, read_card
 from recon.metrics.image import CONVENTIONS
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 OURS = ("logger", "default_root_dir", "use_distributed_sampler")  # options of the trainer that this file decides
 INTERRUPTED = 130
-RAW = (".h5", ".dat")
 
 
 @dataclass(frozen=True)
@@ -131,39 +129,6 @@ def _initialise(gan: Gan, name: str | None) -> dict[str, Any]:
             "leave the --generator options out",
         ) from error
     return {"init": card.name, "init_sha256": card.sha256}
-
-
-def as_volumes(options: DataOptions, folder: Path) -> DataOptions:
-    """The options with raw scans (ISMRMRD, Siemens) converted into fastMRI-style volumes in `folder`, which are kept."""
-    return replace(
-        options,
-        path=None if options.path is None else _as_volumes(options.path, folder),
-        val_path=None if options.val_path is None else _as_volumes(options.val_path, folder / "val"),
-    )
-
-
-def _as_volumes(path: Path, folder: Path) -> Path:
-    if not path.exists():
-        raise InputError("no such file or folder", path)
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in RAW) if path.is_dir() else [path]
-    raw = [file for file in files if not fastmri.is_fastmri(file)]
-    if not raw:
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        place = folder / f"{file.stem}.h5"
-        if list(folder.glob(f"{file.stem}*.h5")):
-            continue  # from an earlier start of this run
-        if file not in raw:
-            place.symlink_to(file.resolve())
-        elif file.suffix.lower() == ".dat":
-            between = folder / f"{file.stem}.mrd"
-            convert(file, between)
-            convert(between, place)
-            between.unlink()
-        else:
-            convert(file, place)
-    return folder
 
 
 def _fit(trainer: pl.Trainer, module: GanModule, loaders: DataModule, folder: Path, resume: Path | None) -> int:

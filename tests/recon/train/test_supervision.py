@@ -19,6 +19,7 @@ from models.interface import Step
 from models.losses import held_out
 from models.systems import build
 from recon.commands import train
+from recon.commands.raw_volumes import as_volumes
 from recon.datasets.example import Example, Key
 from recon.datasets.kspace_dataset import Draw, KSpaceDataset
 from recon.methods import weights
@@ -154,7 +155,7 @@ def test_a_folder_of_scans_is_divided_and_none_validates_itself(raw_scan: Path, 
     folder.mkdir()
     for name in ("a", "b", "c"):
         (folder / f"{name}.h5").write_bytes(raw_scan.read_bytes())
-    options = train.as_volumes(
+    options = as_volumes(
         DataOptions(path=folder, supervision="self", calibration_width=16, val_fraction=0.34), tmp_path / "volumes"
     )
     assert options.path == tmp_path / "volumes"
