@@ -10,6 +10,7 @@ aliases.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -19,9 +20,12 @@ from torch import Tensor
 from kspace.operators import Sense
 from recon.methods.classical import L1Wavelet, flattened
 from recon.methods.generator import GeneratorReconstructor
+from recon.methods.held_out import noise_variance
 
 if TYPE_CHECKING:
     from recon.methods.solvers import Planes
+
+NOISE = 0.35  # least weight of the wavelets in standard deviations of the noise
 
 Refinement = Literal["stack", "residual", "none"]
 
@@ -35,7 +39,8 @@ class Residual:
     Attributes
     ----------
     lamda
-        Weight of the wavelets, relative to max|A^H W y| of the samples (not of the residual).
+        Least weight of the wavelets, relative to max|A^H W y| of the samples (not of the residual). It is `NOISE` standard
+        deviations of the noise where that is more: below, the residual would bring the noise of the samples back.
     iterations
         Of ADMM, from zero; always as many, so that rounding cannot change their number.
     """
@@ -54,18 +59,41 @@ class Residual:
         refined = [images.new_zeros((0, *image.shape[-2:]))]
         for first in range(0, len(samples), n):
             part = slice(first, first + n)
-            refined.append(self._solve(images[part], solvers.Planes.of(samples[part], flat.planes(part))))
+            planes = solvers.Planes.of(samples[part], flat.planes(part))
+            floor = NOISE * relative_noise(samples[part], flat.planes(part))
+            refined.append(self._solve(images[part], planes, floor.clamp(min=self.lamda).tolist()))
         return torch.cat(refined).reshape(*batch, *image.shape[-2:])
 
-    def _solve(self, images: Tensor, planes: Planes) -> Tensor:
+    def _solve(self, images: Tensor, planes: Planes, lamdas: list[float]) -> Tensor:
         from recon.methods import solvers
 
         start = images / torch.where(planes.scale > 0, planes.scale, 1)
         # The scale stays that of the samples: weight and thresholds mean the same for the residual as for the image.
         residual = replace(planes, rhs=planes.rhs - planes.op.gram(planes.weights)(start))
         norm = L1Wavelet().regulariser(planes.shape)
-        correction = solvers.sparse(residual, norm, self.lamda, self.iterations, 0.0)
+        correction = torch.empty_like(start)
+        for lamda in sorted(set(lamdas)):
+            alike = torch.tensor([i for i, one in enumerate(lamdas) if one == lamda], device=start.device)
+            correction[alike] = solvers.sparse(residual[alike], norm, lamda, self.iterations, 0.0)
         return planes.finish(start + correction)
+
+
+def relative_noise(y: Tensor, op: Sense) -> Tensor:
+    """Standard deviation of the noise of a sample over max|A^H W y|, float64 ``(plane)``; 0 where the noise is not known.
+
+    Parameters
+    ----------
+    y, op
+        Complex ``(*batch coil ky kx)``, and its forward model.
+    """
+    from recon.methods import solvers
+
+    samples, flat, _ = flattened(y, op)
+    found = []
+    for i, scale in enumerate(solvers.Planes.of(samples, flat).scale.flatten().tolist()):
+        variance = noise_variance(samples[i : i + 1], flat.planes(slice(i, i + 1)))
+        found.append(math.sqrt(variance or 0.0) / scale if scale > 0 else 0.0)
+    return torch.tensor(found, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)

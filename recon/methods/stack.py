@@ -25,7 +25,7 @@ from kspace.operators import Sense
 from recon.methods.classical import L1Wavelet, flattened
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.held_out import Candidates, noise_variance, without
-from recon.methods.refine import Residual
+from recon.methods.refine import Residual, relative_noise
 from recon.methods.twin import twin
 
 FRACTION = 0.12  # of the candidates for holding out, in each fold
@@ -34,7 +34,8 @@ FEWEST = 20  # lines below which the prior decides alone
 PRIOR_UNITS = 4.0  # held-out units that the prior weighs as much as
 SLICES = 3  # of a volume, that its weights are made from
 EVEN = 0.5  # share of equal weights in the prior: means of reconstructions are seldom much worse than any of them
-LAMDAS = {"lines": 4e-3, "points": 2e-3}  # of L1-wavelet: missing lines leave stronger aliases
+LAMDAS = {"lines": 4e-3, "points": 2e-3}  # least of L1-wavelet: missing lines leave stronger aliases
+NOISE = 0.25  # its weight in standard deviations of the noise, where that is more
 BLOCKS = 16  # units that the held-out points of a fold count as, for standard errors
 
 
@@ -249,7 +250,8 @@ class Stack:
     network
         The generator.
     classical
-        What the stack is measured against, and falls back to; its weight is that of `LAMDAS`.
+        What the stack is measured against, and falls back to; its weight is that of `LAMDAS`, or `NOISE` standard
+        deviations of the noise where that is more.
     residual
         Residual refinement of the generator's image.
     seed
@@ -300,18 +302,19 @@ class Stack:
         chosen = [planes[int((i + 0.5) * len(planes) / SLICES)] for i in range(SLICES)] if len(planes) > SLICES else planes
         found, twins = [], torch.zeros(3, 3, dtype=torch.float64)
         n_held, held = 0, None
+        noise = float(torch.cat([relative_noise(y, op) for y, op in chosen]).median()) if chosen else 0.0
         for number, (y, op) in enumerate(chosen):
             held = Held.of(op, y.shape[-2:], self.seed)
-            evidence, products = self._judge(torch.where(op.mask, y, 0), op, held, with_twin=number == 0)
+            evidence, products = self._judge(torch.where(op.mask, y, 0), op, held, with_twin=number == 0, noise=noise)
             twins = twins + products
             if evidence is not None:
                 found.append(replace(evidence, fold=evidence.fold + FOLDS * number))
                 n_held += sum(int(mask.sum()) for mask in held.masks)
         assert held is not None, "a stack needs a plane"
         joined = _joined(found)
-        return replace(self, fit=self._decide(joined, twins, held, n_held, len(chosen)))
+        return replace(self, fit=self._decide(joined, twins, held, n_held, len(chosen), noise))
 
-    def _judge(self, y: Tensor, op: Sense, held: Held, with_twin: bool) -> tuple[Evidence | None, Tensor]:
+    def _judge(self, y: Tensor, op: Sense, held: Held, with_twin: bool, noise: float) -> tuple[Evidence | None, Tensor]:
         """Held-out products of one plane, and those of its twin (zero without); all reconstructed in one batch."""
         rests = [without(op, mask) for mask in held.masks]
         samples, masks = [torch.where(rest.mask, y, 0) for rest in rests], [rest.mask for rest in rests]
@@ -322,7 +325,7 @@ class Stack:
             samples, masks, counts = [*samples, measured], [*masks, op.mask], [*counts, op.n_averages]
         n_averages = None if op.n_averages is None else torch.stack([c for c in counts if c is not None])
         batch = Sense(op.maps.expand(len(masks), *op.maps.shape), torch.stack(masks), op.noise_std, n_averages)
-        images = self._candidates(torch.stack(samples), batch, LAMDAS[held.candidates.unit])
+        images = self._candidates(torch.stack(samples), batch, _weight(held.candidates.unit, noise))
         residuals = [fft(images[i].unsqueeze(-3) * op.maps) - y for i in range(len(rests))]
         products = torch.zeros(3, 3, dtype=torch.float64)
         if truth is not None:
@@ -337,7 +340,7 @@ class Stack:
         refined = replace(self.residual, iterations=self.quick[1])(network, y, op)
         return torch.stack([classical, network, refined], -3)
 
-    def _decide(self, evidence: Evidence | None, twins: Tensor, held: Held, n_held: int, n_slices: int) -> Fit:
+    def _decide(self, evidence: Evidence | None, twins: Tensor, held: Held, n_held: int, n_slices: int, noise: float) -> Fit:
         unit, n = held.candidates.unit, held.candidates.n
         few = unit == "lines" and (n < FEWEST or held.candidates.regular)
         alone = EVEN / len(twins) + (1 - EVEN) * simplex_minimum(twins)
@@ -346,7 +349,7 @@ class Stack:
         def fit(weights: Tensor, why: str, errors: Tensor | None = None, measured: tuple[float, float] | None = None) -> Fit:
             return Fit(
                 names=self.names,
-                lamda=LAMDAS[unit],
+                lamda=_weight(unit, noise),
                 weights=tuple(weights.tolist()),
                 proposed=tuple(proposed.tolist()),
                 prior=tuple(alone.tolist()),
@@ -373,6 +376,11 @@ class Stack:
             alone_classical = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
             return fit(alone_classical, f"{self.names[0]} alone: {why}", errors, (mean, error))
         return fit(proposed, why, errors, (mean, error))
+
+
+def _weight(unit: str, noise: float) -> float:
+    """Weight of L1-wavelet for held-out `unit`, with `noise` relative to max|A^H W y|."""
+    return max(LAMDAS[unit], NOISE * noise)
 
 
 def _joined(found: Sequence[Evidence]) -> Evidence | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from kspace.fourier import fft, ifft
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
+from recon.methods import refine
 from recon.methods.classical import L1Wavelet
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.held_out import Candidates, noise_variance, without
@@ -99,7 +100,16 @@ def test_residual_refinement_mends_what_the_samples_contradict() -> None:
 def test_a_residual_from_nothing_is_the_wavelet_image() -> None:
     y, _, op = scan()
     converged = Residual(iterations=300)(torch.zeros(SHAPE, dtype=torch.complex64), y, op)
-    assert error(converged, replace(L1Wavelet(), tolerance=1e-5)(y, op)) < 1e-3
+    lamda = max(Residual().lamda, refine.NOISE * float(refine.relative_noise(y, op)))
+    assert error(converged, L1Wavelet(lamda=lamda, tolerance=1e-5)(y, op)) < 1e-3
+
+
+def test_the_residual_of_a_noisy_scan_does_not_bring_its_noise_back() -> None:
+    _, truth, op = scan()
+    noise = 10 * NOISE * torch.randn(4, *SHAPE, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    noisy = replace(op, noise_std=10 * op.noise_std)
+    y = op.mask * (fft(op.maps * truth) + noise)
+    assert error(Residual()(truth, y, noisy), truth) < 0.2 * error(L1Wavelet(lamda=Residual().lamda)(y, noisy), truth)
 
 
 def methods(truth: Tensor) -> list[Any]:
