@@ -103,13 +103,15 @@ class Wavelet(Sparsity):
     name
         Orthogonal wavelet, under PyWavelets' name.
     levels
-        Depth; the approximation at the last level is not penalised.
+        Depth.
+    approximation
+        Weight of the approximation at the last level; 0: not penalised.
     """
 
     threshold = 0.06
     inner_steps = 6
 
-    def __init__(self, shape: tuple[int, int], name: str = "db2", levels: int = 2) -> None:
+    def __init__(self, shape: tuple[int, int], name: str = "db2", levels: int = 2, approximation: float = 0.0) -> None:
         import pywt
 
         wavelet = pywt.Wavelet(name)
@@ -123,7 +125,7 @@ class Wavelet(Sparsity):
                 weights.append(2.0 ** -(level + 1))
             low_y, low_x = low_y * ly, low_x * lx
         bands.append(low_y[:, None] * low_x[None, :])
-        weights.append(0.0)
+        weights.append(approximation)
         self._bands = torch.stack(bands)
         self._weights = torch.tensor(weights, dtype=torch.float64)[:, None, None]
         self.gram_eigenvalues = torch.ones(shape, dtype=torch.float64)

@@ -14,11 +14,12 @@ from torch import Tensor
 from kspace.fourier import fft, ifft
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
-from recon.methods import refine
+from recon.methods import refine, solvers
 from recon.methods.classical import L1Wavelet
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.held_out import Candidates, noise_variance, without
 from recon.methods.refine import RefinedGenerator, Residual
+from recon.methods.regularisers import Wavelet
 from recon.methods.stack import FEWEST, Evidence, Stack, combine, gain, simplex_minimum
 from recon.methods.twin import twin
 from tests.support.scans import coil_maps, ellipses
@@ -101,7 +102,9 @@ def test_a_residual_from_nothing_is_the_wavelet_image() -> None:
     y, _, op = scan()
     converged = Residual(iterations=300)(torch.zeros(SHAPE, dtype=torch.complex64), y, op)
     lamda = max(Residual().lamda, refine.NOISE * float(refine.relative_noise(y, op)))
-    assert error(converged, L1Wavelet(lamda=lamda, tolerance=1e-5)(y, op)) < 1e-3
+    planes = solvers.Planes.of(y[None], op.flattened((1,)))
+    norm = Wavelet(planes.shape, approximation=refine.APPROXIMATION)
+    assert error(converged, planes.finish(solvers.sparse(planes, norm, lamda, 300, 1e-5))[0]) < 1e-3
 
 
 def test_the_residual_of_a_noisy_scan_does_not_bring_its_noise_back() -> None:
