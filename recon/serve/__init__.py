@@ -1,0 +1,1 @@
+"""`recon serve`: the MRD streaming server for scanners."""
