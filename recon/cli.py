@@ -16,7 +16,7 @@ import signal
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,7 +204,12 @@ def _subparser(command: Command) -> Any:
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
     parser = jsonargparse.ArgumentParser(description=documentation.description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below; unknown keys are errors")
-    for parameter in _flat_parameters(function):
+    _add_options(parser, _flat_parameters(function), command)
+    return parser
+
+
+def _add_options(parser: Any, parameters: Sequence[_Parameter], command: Command) -> None:
+    for parameter in parameters:
         keywords: dict[str, Any] = {"help": parameter.help, "type": parameter.type}
         if typing.get_origin(parameter.type) is tuple:
             items = typing.get_args(parameter.type)
@@ -227,7 +232,34 @@ def _subparser(command: Command) -> Any:
         else:
             default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
             parser.add_argument(*flags, default=default, **keywords)
-    return parser
+
+
+def parse_values(options: type[Any], values: Mapping[str, object], where: str) -> dict[str, Any]:
+    """Values of options, checked and converted as those of the command line.
+
+    Parameters
+    ----------
+    options
+        Dataclass of the options, as `recon.run.options.RunOptions`.
+    values
+        Values by name: numbers, truth values or texts.
+    where
+        Their origin, for errors.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, or a value has the wrong type or is none of the choices.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    _add_options(parser, [p for p in _flat_parameters(options) if p.name in values], Command("", ""))
+    try:
+        parsed = parser.parse_object(dict(values), defaults=False).as_dict()
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())[:300], where, "see recon run --help") from error
+    return {name: parsed[name] for name in values}
 
 
 @dataclass(frozen=True)
