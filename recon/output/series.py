@@ -102,8 +102,17 @@ class Series:
         return sorted({volume_of(image) for image in self.images})
 
 
-def make_series(images: Sequence[Image], record: RunRecord) -> list[Series]:
+def make_series(images: Sequence[Image], record: RunRecord, n_contrasts: int = 1) -> list[Series]:
     """Sort images ``(z y x)`` into one series per role and contrast, ``main`` first.
+
+    Parameters
+    ----------
+    images
+        Images of a scan, or of a part of it.
+    record
+        Run record.
+    n_contrasts
+        Contrasts of the scan, where `images` may be a part of it: several are named in the descriptions.
 
     Raises
     ------
@@ -117,7 +126,7 @@ def make_series(images: Sequence[Image], record: RunRecord) -> list[Series]:
     found = []
     for number, (role, contrast) in enumerate(keys, start=1):
         members = [image for image in images if image.role == role and image.header.index.contrast == contrast]
-        several = len({c for r, c in keys if r == role}) > 1
+        several = max(n_contrasts, len({c for r, c in keys if r == role})) > 1
         check_images(members)
         found.append(
             Series(
