@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from kspace.container import Geometry, Header, Image, ImageIndex, KSpace
 from kspace.errors import InputError
-from recon.images import Images, ReconWarning, checked, facts_table, upright
+from recon.images import Images, ReconWarning, facts_table, upright
 from recon.run.input import Source, open_source
-from recon.run.options import RunOptions
+from recon.run.options import RunOptions, checked
 
 if TYPE_CHECKING:  # a scan is opened and described without torch
     from torch import Tensor

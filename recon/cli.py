@@ -60,6 +60,12 @@ COMMANDS = {
         "summarise raw files: matrix, coils, acceleration, slices, noise, warnings",
         ("inputs",),
     ),
+    "replay": Command(
+        "recon.commands.replay:replay",
+        "repeat the run of a JSON record and compare its pixels bit for bit",
+        ("record",),
+        (("output", "-o"),),
+    ),
     "demo": Command(
         "recon.commands.demo:demo",
         "simulate a multi-coil scan and reconstruct it",

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from kspace.container import Image
 from kspace.errors import InputError
 from recon.run.input import Source
-from recon.run.options import FORMATS, RunOptions
+from recon.run.options import FORMATS, RunOptions, checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,29 +173,6 @@ def upright(image: Image, z: int | None = None) -> NDArray[np.float32]:
 
     plane = image.data[image.data.shape[0] // 2 if z is None else z].abs()
     return view_of(image.geometry).apply(plane.detach().cpu().float().numpy())
-
-
-def checked(options: RunOptions) -> RunOptions:
-    """`options`, whose values a parser has not seen, or an `InputError` that names the one that does not fit."""
-    for name, hint in get_type_hints(RunOptions).items():
-        value = getattr(options, name)
-        alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        if not any(_fits(value, one) for one in alternatives):
-            wanted = " or ".join(_in_words(one) for one in alternatives)
-            raise InputError(f"{value!r} is a {type(value).__name__}, expected {wanted}", name, "correct it")
-    return options
-
-
-def _fits(value: object, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _in_words(kind: Any) -> str:
-    return ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else getattr(kind, "__name__", str(kind))
 
 
 def _restated(result: Result, parameters: dict[str, Any]) -> Result:

@@ -30,6 +30,7 @@ from recon.output.series import (
     method_of,
     new_uid,
     of_contrast,
+    origin,
     pixels,
     plain,
     volume_of,
@@ -219,7 +220,7 @@ def pixel_bandwidth_hz(header: Header) -> float | None:
 
 
 def _equipment(series: Series, record: RunRecord, now: datetime) -> Dataset:
-    """Contributing equipment (PS3.3 C.12.1): this software, its versions and the checksum of its weights."""
+    """Contributing equipment (PS3.3 C.12.1): this software, its versions, and the provenance of the image."""
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
     purpose.CodeMeaning = "Processing Equipment"
@@ -228,8 +229,10 @@ def _equipment(series: Series, record: RunRecord, now: datetime) -> Dataset:
     item.Manufacturer, item.ManufacturerModelName = "recon", plain(method_of(series.role, record), 64)
     item.SoftwareVersions = [plain(f"{name} {value}", 64) for name, value in record.versions.items()] or [""]
     item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
-    versions = ", ".join(f"{name} {value}" for name, value in record.versions.items())
-    item.ContributionDescription = plain(f"{NOTICE}; {record.description}; {versions}", 1024)
+    known = origin(record) or record.versions
+    # Provenance first: of 1024 characters, a long description may lose its end. The versions have an attribute of their own.
+    stated = ", ".join(f"{name} {value}" for name, value in known.items())
+    item.ContributionDescription = plain(f"{NOTICE}; {stated}; {record.description}", 1024)
     return item
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.io.mrd.images import make_image, write_images
-from recon.output.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, pixels
+from recon.output.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, origin, pixels
 
 if TYPE_CHECKING:
     from kspace.container import Image
@@ -118,4 +118,5 @@ def image_meta(
         "RescaleIntercept": "0" if scale is None else repr(scale.intercept),
         "Keep_image_geometry": "1",
         "SoftwareVersions": [f"{name} {value}" for name, value in record.versions.items()],
+        **({"Provenance": [f"{name} {value}" for name, value in known.items()]} if (known := origin(record)) else {}),
     }

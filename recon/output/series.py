@@ -47,6 +47,8 @@ class RunRecord:
         Duration of each step.
     warnings
         Warnings for the user.
+    provenance
+        Checksums of inputs, configuration, code and pixels, see `recon.run.provenance`; empty where they are not known.
     extra
         Further JSON-compatible entries.
     """
@@ -61,6 +63,7 @@ class RunRecord:
     mask: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -221,6 +224,26 @@ def comments(series: Series, record: RunRecord) -> str:
 def method_of(role: str, record: RunRecord) -> str:
     """Method of a series: that of the run, or the role of an additional series."""
     return record.method if role == "main" else role
+
+
+def origin(record: RunRecord) -> dict[str, str]:
+    """Provenance for the attributes of an image, by name; without paths, which may name people."""
+    known = record.provenance
+    code = known.get("code") or {}
+    found = {f"{one['what']} sha256": one["sha256"] for one in known.get("inputs", [])}
+    found |= {
+        "configuration sha256": known.get("configuration_sha256"),
+        "mask sha256": known.get("mask_sha256"),
+        "code": " ".join(part for part in (code.get("version"), code.get("commit")) if part),
+        "code sha256": code.get("sha256"),
+        "seed": known.get("seed"),
+        "thresholds": _listed(known.get("thresholds") or {}),
+    }
+    return {name: str(value) for name, value in found.items() if value not in (None, "")}
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
 
 
 def new_uid(*entropy: str) -> str:

@@ -32,6 +32,8 @@ class Log:
         Source of the noise covariance.
     refinement
         Weights of a stack and how they were chosen, one entry for each contrast and set.
+    thresholds
+        Of the evidence, by item.
     tell
         Receives each warning when it arises; None: nobody does.
     progress
@@ -43,6 +45,7 @@ class Log:
     masks: list[dict[str, object]] = field(default_factory=list)
     noise: str = "none"
     refinement: list[dict[str, object]] = field(default_factory=list)
+    thresholds: dict[str, object] = field(default_factory=dict)
     tell: Callable[[str], None] | None = to_terminal
     progress: tqdm[object] | None = None
 

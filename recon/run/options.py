@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kspace.errors import InputError
 from recon.methods.precision import Precision
@@ -110,3 +111,26 @@ class RunOptions:
         if unknown := [c for c in chosen if c not in FORMATS]:
             raise InputError(f"unknown format '{unknown[0]}'", "--format", f"choose from {', '.join(FORMATS)}")
         return chosen
+
+
+def checked(options: RunOptions) -> RunOptions:
+    """`options`, whose values a parser has not seen, or an `InputError` that names the one that does not fit."""
+    for name, hint in get_type_hints(RunOptions).items():
+        value = getattr(options, name)
+        alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if not any(_fits(value, one) for one in alternatives):
+            wanted = " or ".join(_in_words(one) for one in alternatives)
+            raise InputError(f"{value!r} is a {type(value).__name__}, expected {wanted}", name, "correct it")
+    return options
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _in_words(kind: Any) -> str:
+    return ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else getattr(kind, "__name__", str(kind))

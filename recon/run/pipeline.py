@@ -28,6 +28,7 @@ from recon.run.input import Source, open_source
 from recon.run.log import Log, to_terminal
 from recon.run.options import FORMATS, RunOptions
 from recon.run.prepare import MapMaker, prepare
+from recon.run.provenance import provenance
 from recon.run.refinement import Refinement
 from recon.run.selection import by_reason, parse_selection
 from recon.versions import versions
@@ -339,6 +340,12 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
     parameters = {name: value for name, value in vars(options).items() if name != "force"}
     parameters = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
     header = images[0].header if images else None
+    with log.step("checksum"):
+        origin = (
+            {}
+            if header is None
+            else provenance(source.path, sha256, options, method, header.encoding, images, log.masks, log.thresholds)
+        )
     return RunRecord(
         method=method.name,
         generated=method.generator is not None,
@@ -350,6 +357,7 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
         mask={"images": log.masks},
         seconds=log.seconds,
         warnings=log.warnings,
+        provenance=origin,
         extra={"noise": log.noise, "refinement": log.refinement}
         | (
             {}
