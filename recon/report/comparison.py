@@ -52,6 +52,26 @@ class ImageFile:
     transposed: bool = False
 
     @property
+    def key(self) -> str:
+        """Name of the file."""
+        return self.path.name
+
+    @property
+    def maps(self) -> dict[str, str]:
+        """None of the series is a map: all are images."""
+        return {}
+
+    @property
+    def map_reference(self) -> float:
+        """Range of the maps; there are none."""
+        return 1.0
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """Nothing but what every viewer shows."""
+        return {}
+
+    @property
     def series(self) -> tuple[str, ...]:
         """The truth, where there is one, and the methods."""
         return (*(("truth",) if self.has_truth else ()), *self.methods)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import html
-import json
-import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
-from recon.report import selection
 from recon.report.comparison import ComparisonResults, as_record
 from recon.report.wording import as_json
+from recon.viewer import selection
+from recon.viewer.template import asset, facts, fill, in_script
 
-SCRIPTS = ("base.js", "table.js", "plots.js", "planes.js", "panels.js", "viewer.js", "input.js")
+SHARED = "recon.viewer"
+SCRIPTS = (
+    ("base.js", SHARED),
+    ("table.js", __package__),
+    ("plots.js", __package__),
+    *((name, SHARED) for name in ("planes.js", "panels.js", "viewer.js", "input.js")),
+    ("start.js", __package__),
+)
 """Joined in this order into one scope."""
 FAILURE = ("dataset", "volume", "slice", "mask", "method", "reason")
 """What the page tells of a slice on which a method failed."""
@@ -35,30 +40,17 @@ def build(comparison: ComparisonResults, megabytes: float) -> str:
     parts = {
         "title": html.escape(f"recon compare: {', '.join(comparison.datasets) or 'no data yet'}"),
         "head": _head(comparison),
-        "style": _asset("report.css"),
-        "scripts": "\n".join(_asset(name) for name in SCRIPTS),
+        "style": asset("page.css"),
+        "scripts": "\n".join(asset(*one) for one in SCRIPTS),
         "plotly": _plotly(),
         "data": in_script(_data(comparison)),
     }
     empty = selection.PageImages(selection.BITS[-1], n_total=sum(len(v.slices) for v in found))
-    base = len(_fill({**parts, "images": in_script(selection.describe(found, empty)), "blocks": ""}).encode())
+    template = asset("template.html", __package__)
+    base = len(fill(template, {**parts, "images": in_script(selection.describe(found, empty)), "blocks": ""}).encode())
     held = selection.hold(found, max(0, int(megabytes * 1e6) - base))
     blocks = "".join(selection.wrap(key, content) for key, content in held.blocks.items())
-    return _fill({**parts, "images": in_script(selection.describe(found, held)), "blocks": blocks})
-
-
-def _fill(parts: dict[str, str]) -> str:
-    # Not str.replace one after the other: a method may be called "{{blocks}}".
-    pieces = _asset("template.html").split("{{")
-    filled = [pieces[0]]
-    for piece in pieces[1:]:
-        name, rest = piece.split("}}", 1)
-        filled += [parts[name], rest]
-    return "".join(filled)
-
-
-def _asset(name: str) -> str:
-    return files("recon.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return fill(template, {**parts, "images": in_script(selection.describe(found, held)), "blocks": blocks})
 
 
 def _plotly() -> str:
@@ -67,24 +59,6 @@ def _plotly() -> str:
 
     script: str = get_plotlyjs()
     return script.replace("</script", "<\\/script")
-
-
-def in_script(value: object) -> str:
-    """JSON that may stand in a script element: no ``<`` in it, NaN as null, infinity as text."""
-    dumped = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return dumped.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return value if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
 
 
 def _data(comparison: ComparisonResults) -> dict[str, Any]:
@@ -118,14 +92,9 @@ def _head(comparison: ComparisonResults) -> str:
         lines.append('<p class="note warning">Not finished: the figures below are those of the part done.</p>')
     verdict = " ".join(about.get("verdict") or ["No verdict: too little has been measured."])
     lines.append(f'<p class="verdict">{html.escape(verdict)}</p>')
-    lines.append(_list("facts", _facts(comparison)))
-    lines.append(f"<details><summary>How it was made</summary>{_list('details', _making(about))}</details>")
+    lines.append(facts("facts", _facts(comparison)))
+    lines.append(f"<details><summary>How it was made</summary>{facts('details', _making(about))}</details>")
     return "\n".join(lines)
-
-
-def _list(kind: str, facts: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in facts if text)
-    return f'<dl class="facts {kind}">{items}</dl>'
 
 
 def _facts(comparison: ComparisonResults) -> list[tuple[str, str]]:

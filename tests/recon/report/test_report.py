@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import zlib
@@ -13,75 +12,20 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
 from kspace.errors import InputError
 from recon.compare import store
-from recon.report import comparison, page, planes, report, selection
+from recon.report import comparison, page, report
 from recon.report.wording import metric_name
 from tests.support import reports
+from tests.support.pages import block_of, decode, json_of
 from tests.support.reports import Case
-
-
-def decode(block: bytes, shape: tuple[int, int]) -> NDArray[np.int64]:
-    """The format as its description says it, point by point."""
-    raw = zlib.decompress(block)
-    ny, nx = shape
-    codes = np.zeros(shape, dtype=np.int64)
-    for i in range(ny * nx):
-        folded = raw[i] + 256 * raw[ny * nx + i]
-        y, x = divmod(i, nx)
-        left, up = codes[y, x - 1] if x else None, codes[y - 1, x] if y else None
-        if left is None or up is None:
-            expected = 0 if left is None and up is None else up if left is None else left
-        else:
-            expected = sorted((left, up, left + up - codes[y - 1, x - 1]))[1]
-        codes[y, x] = expected + (-(folded + 1) // 2 if folded % 2 else folded // 2)
-    return codes
 
 
 def built(folder: Path) -> str:
     """The page alone: drawing the figures takes seconds."""
     return page.build(comparison.read(folder), 45.0)
-
-
-def json_of(html: str, element: str) -> Any:
-    found = re.search(rf'<script type="application/json" id="{element}">(.*?)</script>', html, re.DOTALL)
-    assert found
-    return json.loads(found.group(1))
-
-
-def block_of(html: str, key: str) -> bytes:
-    found = re.search(rf'<script type="text/plain" id="b{key}">(.*?)</script>', html)
-    assert found
-    return base64.b64decode(found.group(1))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(selection.BITS), st.integers(0, 2**32 - 1))
-def test_codes_survive_storage(ny: int, nx: int, bits: int, seed: int) -> None:
-    codes = np.random.default_rng(seed).integers(0, 2**bits, (ny, nx)).astype(np.int32)
-    np.testing.assert_array_equal(decode(planes.encode(codes), (ny, nx)), codes)
-
-
-@pytest.mark.parametrize("bits", selection.BITS)
-@pytest.mark.parametrize("unit", [1e-7, 1.0, 1e6])
-def test_values_are_off_by_half_a_step_at_most(bits: int, unit: float) -> None:
-    scale = planes.Quantisation(reference=unit, bits=bits)
-    values = (unit * np.linspace(0, 1.25, 5001)).astype(np.float32)[None]
-    codes = scale.codes(values)
-    assert codes.max() < scale.above
-    assert np.abs(codes * scale.step - values).max() <= scale.step / 2 * (1 + 1e-4)
-    assert scale.step / unit == pytest.approx(1.25 / 2**bits, rel=4 / 2**bits)
-
-
-def test_values_above_the_range_and_no_numbers_are_told_apart() -> None:
-    scale = planes.Quantisation(1.0, 10)
-    codes = scale.codes(np.array([[np.nan, np.inf, 1.3, 1e9, 1.25, -0.1]], np.float32))
-    assert codes.tolist() == [[scale.invalid, scale.invalid, scale.above, scale.above, scale.above - 1, 0]]
 
 
 def test_the_page_holds_the_images_to_the_step_it_states(tmp_path: Path) -> None:
@@ -168,13 +112,6 @@ def test_names_cannot_leave_their_place(tmp_path: Path) -> None:
     assert data["methods"][1]["label"] == NASTY
     assert data["datasets"] == [case.dataset]
     assert json_of(html, "images")["files"][0]["methods"] == list(case.methods)
-
-
-def test_json_in_a_script_has_no_nan_and_no_bracket() -> None:
-    text = page.in_script({"a": [float("nan"), float("inf"), -float("inf"), 1.5], "b": "<!-- </script> \u2028"})
-    assert "<" not in text
-    assert "\u2028" not in text
-    assert json.loads(text) == {"a": [None, "Infinity", "-Infinity", 1.5], "b": "<!-- </script> \u2028"}
 
 
 def test_figures_show_something(tmp_path: Path) -> None:
@@ -302,13 +239,6 @@ def test_the_head_says_what_was_compared(tmp_path: Path) -> None:
 def test_metrics_are_called_by_their_names(key: str, label: str, better: str, group: str) -> None:
     name = metric_name(key)
     assert (name.label, name.better, name.group) == (label, better, group)
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 10, 97])
-def test_slices_are_taken_from_the_middle_outwards(n: int) -> None:
-    order = selection.spread(n)
-    assert sorted(order) == list(range(n))
-    assert order[:1] == ([n // 2] if n else [])
 
 
 def test_a_folder_that_is_no_comparison_is_refused(tmp_path: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,15 @@ import pytest
 from recon.compare import store
 from recon.report import comparison, page
 from tests.support import reports
+from tests.support.browser import Opened, open_file, running
 from tests.support.reports import Case
 
 CASE = Case(n_volumes=4, n_slices=3, shape=(40, 56), failing=("sense", 2), scale=5e-5)
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip("needs a browser: no chromium on PATH (make system-packages)")
-    with playwright.sync_playwright() as driver:
-        # Without its own sandbox, which needs rights that containers do not give; the page is ours.
-        running = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
+    yield from running()
 
 
 @pytest.fixture(scope="module")
@@ -49,63 +39,10 @@ def write_page(folder: Path) -> None:
     (folder / "index.html").write_text(page.build(comparison.read(folder), 45.0), encoding="utf-8")
 
 
-@dataclass
-class Opened:
-    """A page, and everything it complained about or asked for."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.page, name)
-
-    def images(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.page.evaluate("report.view")
-        return found
-
-    def show_viewer(self) -> None:
-        """With the images at the top of the window, and nothing under the mouse."""
-        self.page.mouse.move(0, 0)
-        self.page.evaluate("document.getElementById('stage').scrollIntoView({block: 'start', behavior: 'instant'})")
-
-    def shown(self) -> list[Any]:
-        """Data set, volume, mask and slice of what the viewer has drawn."""
-        found: list[Any] = json.loads(self.page.locator("#stage").get_attribute("data-shown"))
-        return found
-
-    def wait_for(self, *, volume: str | None = None, mask: str | None = None, number: int | None = None) -> None:
-        self.page.wait_for_function(
-            """(wanted) => { const shown = JSON.parse(document.getElementById("stage").dataset.shown);
-            return wanted.every((value, i) => value == null || value === shown[i]); }""",
-            arg=[None, volume, mask, number],
-        )
-
-    def canvas(self, series: str) -> Any:
-        return self.page.locator(f'.panel[data-series="{series}"] canvas')
-
-    def place(self, series: str, y: int, x: int) -> tuple[float, float]:
-        """Where the centre of a pixel lies in the window, at zoom 1."""
-        box = self.canvas(series).bounding_box()
-        ny, nx = self.page.evaluate("report.view.file.shape")
-        return box["x"] + (x + 0.5) / nx * box["width"], box["y"] + (y + 0.5) / ny * box["height"]
-
-
 def open_page(browser: Any, folder: Path, plots: bool = True, **options: Any) -> Iterator[Opened]:
-    # With reduced motion the page does not glide while a place on it is being looked up.
-    context = browser.new_context(viewport={"width": 1280, "height": 720}, reduced_motion="reduce", **options)
-    if not plots:
-        # Plots are drawn when they come near the screen. Here none does: Plotly takes a second that most tests need not spend.
-        context.add_init_script("window.IntersectionObserver = class { observe() {} };")
-    opened = Opened(context.new_page())
-    opened.page.on("console", lambda m: opened.complaints.append(m.text) if m.type in ("error", "warning") else None)
-    opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
-    opened.page.on("request", lambda request: opened.requests.append(request.url))
-    opened.page.goto((folder / "index.html").as_uri())
-    yield opened
-    context.close()
-    assert opened.complaints == []
-    assert opened.requests == [(folder / "index.html").as_uri()], "the page asked for something outside itself"
+    # Plots are drawn when they come near the screen. Here none does: Plotly takes a second that most tests need not spend.
+    script = None if plots else "window.IntersectionObserver = class { observe() {} };"
+    return open_file(browser, folder / "index.html", script, **options)
 
 
 @pytest.fixture

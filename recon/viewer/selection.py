@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recon.report.comparison import ImageFile
-from recon.report.planes import Quantisation, encode, encode_mask, text
+from recon.viewer.planes import Quantisation, encode, encode_mask, text
 
 BITS = (12, 11, 10)
 """Bits of a code, tried in this order: fewer bits before fewer slices, but not fewer than these."""
@@ -23,11 +23,82 @@ Encoded = tuple[tuple[str, int, str], str, str]
 """(file, slice, series) of a plane, name and content of its block."""
 
 
+class ViewedImages(Protocol):
+    """Images of one volume under one mask, as the viewer needs them; `recon.report.comparison.ImageFile` tells more of each.
+
+    `maps` names the series that are not images but maps in the units of the image, ``signed`` or ``magnitude``: they have a
+    colour scale of their own, and the largest value of all of them, `map_reference`, as the range of their codes. `more` is
+    for the scripts: ``letters`` (left, right, top, bottom), and what a page needs.
+    """
+
+    @property
+    def key(self) -> str:
+        """A name that no other file of the page has."""
+
+    @property
+    def dataset(self) -> str:
+        """Data set."""
+
+    @property
+    def volume(self) -> str:
+        """Volume."""
+
+    @property
+    def mask(self) -> str:
+        """Mask."""
+
+    @property
+    def planes(self) -> dict[int, int]:
+        """Number of each slice to its place."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the series, without the truth."""
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """Names of all series."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Points ``(y, x)``."""
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether there is a reference."""
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """Boxes ``(n 6)``."""
+
+    @property
+    def transposed(self) -> bool:
+        """Whether x runs down the screen."""
+
+    @property
+    def maps(self) -> dict[str, str]:
+        """Kind of each series that is a map."""
+
+    @property
+    def map_reference(self) -> float:
+        """Largest value of the maps."""
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """Further entries for the scripts."""
+
+    def read(self, series: str, number: int | None = None) -> NDArray[np.float32]:
+        """The slices ``(slice y x)``, or one slice ``(y x)``, of a series."""
+
+    def sampling(self) -> NDArray[np.bool_] | None:
+        """The sampling mask ``(ky kx)``, if it is known."""
+
+
 @dataclass(frozen=True)
 class VolumeImages:
     """The images of one volume under every mask."""
 
-    files: tuple[ImageFile, ...]
+    files: tuple[ViewedImages, ...]
     reference: float
     bright: float
 
@@ -63,18 +134,19 @@ class PageImages:
     n_total: int = 0
 
 
-def volumes(images: Sequence[ImageFile]) -> list[VolumeImages]:
+def volumes(images: Sequence[ViewedImages]) -> list[VolumeImages]:
     """Gather the files of each volume; their range is that of the truth, or of the methods where there is none."""
-    groups: dict[tuple[str, str], list[ImageFile]] = {}
+    groups: dict[tuple[str, str], list[ViewedImages]] = {}
     for file in images:
         groups.setdefault((file.dataset, file.volume), []).append(file)
     return [VolumeImages(tuple(files), *_range(files)) for files in groups.values()]
 
 
-def _range(files: Sequence[ImageFile]) -> tuple[float, float]:
+def _range(files: Sequence[ViewedImages]) -> tuple[float, float]:
     """The largest value, and the one that is shown white (99.5th percentile)."""
     with_truth = [f for f in files if f.has_truth][:1]
-    found = [with_truth[0].read("truth")] if with_truth else [files[0].read(m) for m in files[0].methods]
+    images = [name for name in files[0].methods if name not in files[0].maps]
+    found = [with_truth[0].read("truth")] if with_truth else [files[0].read(name) for name in images]
     finite = [x[np.isfinite(x)] for x in found]
     tops = [(float(x.max()), float(np.percentile(x, 99.5))) for x in finite if x.size and x.max() > 0]
     if not tops:
@@ -137,13 +209,18 @@ def _size(planes: Sequence[Encoded], there: Container[str] = ()) -> int:
 
 def _encoded(volume: VolumeImages, number: int, bits: int) -> list[Encoded]:
     """Place, name and content of every plane of a slice."""
-    scale = Quantisation(volume.reference, bits)
     return [
-        ((file.path.name, number, series), *_named(encode(scale.codes(file.read(series, number)))))
+        ((file.key, number, series), *_named(encode(_scale(volume, file, series, bits).codes(file.read(series, number)))))
         for file in volume.files
         if number in file.planes
         for series in file.series
     ]
+
+
+def _scale(volume: VolumeImages, file: ViewedImages, series: str, bits: int) -> Quantisation:
+    if series in file.maps:
+        return Quantisation(file.map_reference, bits, signed=file.maps[series] == "signed")
+    return Quantisation(volume.reference, bits)
 
 
 def _named(block: bytes) -> tuple[str, str]:
@@ -166,7 +243,7 @@ def _hold_sampling(held: PageImages, found: Sequence[VolumeImages], budget: int)
         if size <= budget:
             budget -= size
             held.blocks[key] = block
-            held.sampling[file.path.name] = (key, (int(mask.shape[0]), int(mask.shape[1])))
+            held.sampling[file.key] = (key, (int(mask.shape[0]), int(mask.shape[1])))
 
 
 def describe(found: Sequence[VolumeImages], held: PageImages) -> dict[str, Any]:
@@ -175,9 +252,9 @@ def describe(found: Sequence[VolumeImages], held: PageImages) -> dict[str, Any]:
     return {"bits": held.bits, "held": held.n_slices, "total": held.n_total, "files": files}
 
 
-def _describe_file(volume: VolumeImages, file: ImageFile, held: PageImages) -> dict[str, Any]:
+def _describe_file(volume: VolumeImages, file: ViewedImages, held: PageImages) -> dict[str, Any]:
     scale = Quantisation(volume.reference, held.bits)
-    name = file.path.name
+    name = file.key
     numbers = [s for s in sorted(file.planes) if (name, s, file.series[0]) in held.planes]
     return {
         "dataset": file.dataset,
@@ -195,4 +272,7 @@ def _describe_file(volume: VolumeImages, file: ImageFile, held: PageImages) -> d
         "planes": [[held.planes[name, s, m] for m in file.series] for s in numbers],
         "boxes": [[float(v) for v in box] for box in file.boxes],
         "sampling": held.sampling.get(name),
+        "maps": file.maps,
+        "scales": {series: _scale(volume, file, series, held.bits).for_page for series in file.maps},
+        **file.more,
     }

@@ -1,4 +1,4 @@
-// Images: blocks of text in the page become codes when somebody looks at them. The format: recon/reporting/planes.py.
+// Images: blocks of text in the page become codes when somebody looks at them. The format: recon/viewer/planes.py.
 
 const INVALID = 2 ** IMAGES.bits - 1;
 const ABOVE = INVALID - 1;

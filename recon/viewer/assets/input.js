@@ -109,10 +109,3 @@ function pressed(event) {
 function listenToStage() {
   byId("stage").addEventListener("keydown", pressed);
 }
-
-async function start() {
-  await startViewer();
-  setTimeout(startPlots, 50);
-}
-
-window.report = { start, view, state, planeOf, valueOf, DATA, IMAGES };

@@ -29,15 +29,28 @@ class Quantisation:
         Largest value of the truth (of the images, where there is no truth): what the page gives percentages of.
     bits
         Bits of a code.
+    signed
+        Whether values may be negative: then the code of 0 is `zero`, in the middle of the range.
     """
 
     reference: float
     bits: int
+    signed: bool = False
 
     @property
     def step(self) -> float:
         """Difference of two neighbouring codes, in the unit of the images; values are off by half of it at most."""
-        return HEADROOM * self.reference / (self.above - 1)
+        return HEADROOM * self.reference * (2 if self.signed else 1) / (self.above - 1)
+
+    @property
+    def zero(self) -> int:
+        """The code of 0."""
+        return self.above // 2 if self.signed else 0
+
+    @property
+    def for_page(self) -> dict[str, float]:
+        """Step and zero: ``value = (code - zero) * step``."""
+        return {"step": self.step, "zero": self.zero}
 
     @property
     def above(self) -> int:
@@ -50,10 +63,10 @@ class Quantisation:
         return 2**self.bits - 1
 
     def codes(self, plane: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Codes of a plane ``(y x)`` of magnitudes; negative values count as 0."""
+        """Codes of a plane ``(y x)``; values below the range count as its lower end, 0 for magnitudes."""
         finite = np.isfinite(plane)
         whole = np.rint(np.where(finite, plane, 0).astype(np.float64) / self.step)
-        codes = np.clip(whole, 0, self.above).astype(np.int32)
+        codes = np.clip(whole + self.zero, 0, self.above).astype(np.int32)
         codes[~finite] = self.invalid
         return codes
 
