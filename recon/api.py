@@ -71,6 +71,10 @@ class ReconstructOptions(TypedDict, total=False):
     incomplete: bool
     device: Literal["auto", "cpu", "cuda"]
     precision: Precision
+    evidence: Literal["full", "basic", "none"]
+    guard: Literal["warn", "strict", "off"]
+    classical: Literal["sense", "l1-wavelet", "none"]
+    repeats: int
 
 
 class Place(TypedDict, total=False):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from kspace.container import Image
 from kspace.errors import InputError
+from recon.evidence.record import ROLES
 from recon.run.input import Source
 from recon.run.options import FORMATS, RunOptions, checked
 
@@ -61,7 +62,12 @@ class Images(Sequence[Image]):
     @property
     def beside(self) -> tuple[Image, ...]:
         """Classical images of the same data that go with generated ones, in the same order; empty for a classical method."""
-        return self._beside
+        return tuple(image for image in self._beside if image.role not in ROLES)
+
+    @property
+    def maps(self) -> tuple[Image, ...]:
+        """Maps of the evidence of generated images, roles ``prior``, ``difference`` and ``std``; see docs/TRUST.md."""
+        return tuple(image for image in self._beside if image.role in ROLES)
 
     def numpy(self) -> NDArray[np.complex64 | np.float32]:
         """All images in one array ``(image y x)``, or ``(image z y x)`` of slabs.

@@ -55,15 +55,15 @@ def measure(k: KSpace) -> Measured:
     known = k.header.noise_std
     noise = _noise_power(k.data) if known is None else known**2
     magnitude = image.abs()
-    inside = _object(magnitude)
+    inside = bright_object(magnitude)
     if not bool(inside.any()):
         raise InputError("an empty slice cannot be checked", k.header.source or None)
     return {
         **_spectrum(k.data, noise),
-        **_phase(image, inside),
-        **_intensities(magnitude[inside]),
+        **phase_statistics(image, inside),
+        **intensity_statistics(magnitude[inside]),
         "noise/snr": float(magnitude[inside].mean()) / math.sqrt(max(noise, 1e-30) / 2),
-        **({"maps/gradient": _map_gradient(maps, inside)} if len(maps) > 1 else {}),
+        **({"maps/gradient": map_gradient(maps, inside)} if len(maps) > 1 else {}),
     }
 
 
@@ -83,8 +83,8 @@ def outside(row: Measured, limits: Mapping[str, tuple[float, float]]) -> list[st
     return [name for name, value in row.items() if name in limits and not limits[name][0] <= value <= limits[name][1]]
 
 
-def _object(magnitude: Tensor) -> Tensor:
-    """Pixels above a fifth of the 99th percentile: their phase is more than noise."""
+def bright_object(magnitude: Tensor) -> Tensor:
+    """Pixels above a fifth of the 99th percentile, bool ``(y x)``: their phase is more than noise."""
     flat = magnitude.flatten()
     top = flat.kthvalue(max(1, math.ceil(0.99 * flat.numel()))).values
     return magnitude > 0.2 * top
@@ -115,7 +115,8 @@ def _spectrum(y: Tensor, noise: float) -> Measured:
     }
 
 
-def _phase(image: Tensor, inside: Tensor) -> Measured:
+def phase_statistics(image: Tensor, inside: Tensor) -> Measured:
+    """``phase/...`` of `measure`, of an image, complex ``(y x)``, at the pixels `inside`, bool ``(y x)``."""
     found = {}
     k = fft(image)
     for width in PASSES:
@@ -136,13 +137,14 @@ def _phase(image: Tensor, inside: Tensor) -> Measured:
     return found
 
 
-def _intensities(values: Tensor) -> Measured:
+def intensity_statistics(values: Tensor) -> Measured:
+    """``intensity/...`` of `measure`, of the magnitudes ``(pixel)`` of an object."""
     ordered = values.sort().values
     top = float(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))])
     return {f"intensity/p{p}": float(ordered[int(p / 100 * (len(ordered) - 1))]) / top for p in PERCENTILES}
 
 
-def _map_gradient(maps: Tensor, inside: Tensor) -> float:
+def map_gradient(maps: Tensor, inside: Tensor) -> float:
     """RMS, over object and axes, of the change of unit maps ``(coil y x)`` over a tenth of the field of view."""
     powers, counts = 0.0, 0
     for axis in (0, 1):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kspace.errors import InputError
+from recon.evidence.record import ImageEvidence
 from recon.run.options import RunOptions
 
 
@@ -25,16 +26,18 @@ def run(inputs: list[Path], output: Path = Path("out"), options: RunOptions = Ru
     Returns
     -------
     int
-        0, or 2 where an input could not be reconstructed; the others are.
+        0, or 2 where an input could not be reconstructed; the others are. With --strict, 3 where a classical image was
+        delivered in place of a generator's.
     """
     # Imported here: --help should not wait for torch.
     from recon.run.pipeline import reconstruct_file
 
     _refuse_equal_stems(inputs)
     failed = 0
+    fallbacks: list[ImageEvidence] = []
     for path in inputs:
         try:
-            written = reconstruct_file(path, output, options)
+            written = reconstruct_file(path, output, options, fallbacks)
         except InputError as error:
             if len(inputs) == 1:
                 raise
@@ -43,7 +46,7 @@ def run(inputs: list[Path], output: Path = Path("out"), options: RunOptions = Ru
             failed += 1
             continue
         print("\n".join(str(p) for p in written))
-    return 2 if failed else 0
+    return 2 if failed else 3 if fallbacks and options.strict else 0
 
 
 def _refuse_equal_stems(inputs: Sequence[Path]) -> None:

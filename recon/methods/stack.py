@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kspace.fourier import fft
 from kspace.operators import Sense
-from recon.methods.classical import L1Wavelet, flattened
+from recon.methods.classical import L1Wavelet, Reconstructor, flattened
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.held_out import Candidates, noise_variance, without
 from recon.methods.refine import Residual, relative_noise
@@ -157,6 +157,9 @@ class Fit:
         What was held out: ``lines`` or ``points``, of how many, in how many folds of how many slices.
     why
         The decision in words.
+    companion, energy
+        Weighted squared errors of `Stack.companion`, and of predicting zero, relative to that of the first candidate; None
+        where there is no companion, or nothing could be held out.
     """
 
     names: tuple[str, ...]
@@ -173,6 +176,8 @@ class Fit:
     folds: int
     slices: int
     why: str
+    companion: float | None = None
+    energy: float | None = None
 
     @property
     def says(self) -> str:
@@ -185,7 +190,8 @@ class Fit:
         named = {
             key: dict(zip(self.names, getattr(self, key), strict=False)) for key in ("weights", "proposed", "prior", "errors")
         }
-        rest = ("lamda", "gain", "gain_error", "unit", "n_candidates", "n_held_out", "folds", "slices", "why")
+        rest: tuple[str, ...] = ("lamda", "gain", "gain_error", "unit", "n_candidates", "n_held_out", "folds", "slices", "why")
+        rest += ("companion", "energy")
         return {**named, **{key: getattr(self, key) for key in rest}}
 
 
@@ -258,6 +264,8 @@ class Stack:
         Of the folds and of the twin.
     quick
         Iterations of the classical method, and of the residual, for a fold: a comparison needs no convergence.
+    companion
+        A classical method whose held-out error is measured beside those of the candidates; None: none.
     fit
         Weights and how they were chosen; None: not yet.
     """
@@ -267,6 +275,7 @@ class Stack:
     residual: Residual = field(default_factory=Residual)
     seed: int = 0
     quick: tuple[int, int] = (12, 8)
+    companion: Reconstructor | None = None
     fit: Fit | None = None
 
     @property
@@ -327,6 +336,13 @@ class Stack:
         batch = Sense(op.maps.expand(len(masks), *op.maps.shape), torch.stack(masks), op.noise_std, n_averages)
         images = self._candidates(torch.stack(samples), batch, _weight(held.candidates.unit, noise))
         residuals = [fft(images[i].unsqueeze(-3) * op.maps) - y for i in range(len(rests))]
+        if self.companion is not None and rests:
+            beside = [self.companion(one, rest) for one, rest in zip(samples, rests, strict=False)]
+            # Two more rows: the companion, and the prediction of zero.
+            residuals = [
+                torch.cat([e, torch.stack([fft(x.unsqueeze(-3) * op.maps) - y, -y])])
+                for e, x in zip(residuals, beside, strict=True)
+            ]
         products = torch.zeros(3, 3, dtype=torch.float64)
         if truth is not None:
             wrong = (images[-1] - truth)[:, op.support].to(torch.complex128)
@@ -342,6 +358,12 @@ class Stack:
 
     def _decide(self, evidence: Evidence | None, twins: Tensor, held: Held, n_held: int, n_slices: int, noise: float) -> Fit:
         unit, n = held.candidates.unit, held.candidates.n
+        beside: tuple[float | None, float | None] = (None, None)
+        if evidence is not None and self.companion is not None:
+            totals = evidence.total.diagonal()
+            if float(totals[0]) > 0:
+                beside = float(totals[3] / totals[0]), float(totals[4] / totals[0])
+            evidence = replace(evidence, products=evidence.products[:, :3, :3])
         few = unit == "lines" and (n < FEWEST or held.candidates.regular)
         alone = EVEN / len(twins) + (1 - EVEN) * simplex_minimum(twins)
         proposed = combine(None if few else evidence, alone)
@@ -362,6 +384,8 @@ class Stack:
                 folds=len(held.masks),
                 slices=n_slices,
                 why=why,
+                companion=beside[0],
+                energy=beside[1],
             )
 
         if evidence is None or float(evidence.total[0, 0]) == 0:

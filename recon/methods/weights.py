@@ -47,6 +47,8 @@ class Card:
         Of this project and the libraries below it.
     notes
         Whatever else a user should know.
+    calibration
+        What ``recon calibrate`` measured on validation volumes: see `recon.evidence.calibration`; empty: nothing.
     sha256
         Of the names, types, shapes and values of the weights (`digest`).
     """
@@ -59,6 +61,7 @@ class Card:
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
 
     @property

@@ -33,6 +33,7 @@ from recon.output.series import (
     origin,
     pixels,
     plain,
+    replacement,
     volume_of,
 )
 
@@ -136,7 +137,7 @@ def _common(series: Series, record: RunRecord, slope: str, scan: str, now: datet
     _set_patient_and_times(ds, study)
     _set_acquisition(ds, header)
     ds.ImageComments = comments(series, record)[:10240]
-    if is_generated(series.role, image, record):
+    if any(is_generated(series.role, one, record) for one in series.images):
         ds.DerivationDescription = plain(f"{record.description}; {NOTICE}", 1024)
     elif series.image_type[0] == "DERIVED":
         ds.DerivationDescription = plain(f"{series.role} of the {record.method} reconstruction; {NOTICE}", 1024)
@@ -241,6 +242,13 @@ def _instance(common: Dataset, image: Image, z: int, stack: SliceStack) -> Datas
     ds = Dataset()
     ds.update(common)
     ds.SOPInstanceUID = new_uid()
+    if (note := replacement(image)) is not None:
+        # New elements: those of `common` are shared with the other instances.
+        kind = ["ORIGINAL", *ds.ImageType[1:]]
+        for keyword in ("ImageType", "ImageComments", "DerivationDescription"):
+            ds.pop(keyword, None)
+        ds.ImageType, ds.ImageComments = kind, f"{NOTICE}; {note}"
+        ds.DerivationDescription = plain(f"{note}; {NOTICE}", 1024)
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dx, dy, dz = 1e3 * voxel_m(image)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.io.mrd.images import make_image, write_images
-from recon.output.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, origin, pixels
+from recon.output.series import NOTICE, RunRecord, Series, comments, is_generated, method_of, origin, pixels, replacement
 
 if TYPE_CHECKING:
     from kspace.container import Image
@@ -98,8 +98,9 @@ def image_meta(
     if scale is not None:
         first, last = (int(v) for v in scale.store(np.array([low, high])))
         window = str((first + last) // 2), str(max(last - first, 1))
-    comment = comments(series, record)
-    history = [*image.header.steps, method_of(series.role, record)]
+    note = replacement(image)
+    comment = comments(series, record) if note is None else f"{NOTICE}; {note}"
+    history = [*image.header.steps, *([method_of(series.role, record)] if note is None else [])]
     if is_generated(series.role, image, record):
         history.append("trained generator")
     return {

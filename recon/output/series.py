@@ -18,6 +18,8 @@ from recon.output.geometry import check_geometry, slice_stacks, voxel_m
 NOTICE = "NOT FOR DIAGNOSTIC USE"
 CLASSICAL = frozenset({"rss", "zero-filled", "sense", "l1-wavelet", "tv"})
 """Roles of additional series that are classical reconstructions, not maps or generated images."""
+IN_PLACE = " in place of "
+"""In the last processing step of a classical image that was delivered in place of a generated one."""
 
 Volume = tuple[int, int, int, int]
 """(contrast, set, phase, repetition) of an image; sorts with repetition fastest."""
@@ -138,7 +140,7 @@ def make_series(images: Sequence[Image], record: RunRecord, n_contrasts: int = 1
                 role=role,
                 contrast=contrast,
                 images=tuple(in_order(members)),
-                image_type=_image_type(role, members[0], record),
+                image_type=_image_type(role, members, record),
                 description=_description(role, members[0].header, record, several),
                 window=window(members),
             )
@@ -207,6 +209,8 @@ def window(images: Sequence[Image]) -> tuple[float, float]:
 
 def is_generated(role: str, image: Image, record: RunRecord) -> bool:
     """Whether the images are from a generator: main images, or further complex ones of no classical method."""
+    if replacement(image) is not None:
+        return False
     return record.generated and (role == "main" or (role not in CLASSICAL and image.data.is_complex()))
 
 
@@ -214,7 +218,7 @@ def comments(series: Series, record: RunRecord) -> str:
     """Image comments of a series: notice, method, and nominal geometry."""
     image = series.images[0]
     parts = [NOTICE, method_of(series.role, record)]
-    if is_generated(series.role, image, record):
+    if any(is_generated(series.role, one, record) for one in series.images):
         parts += ["reconstructed by a trained generator", record.description]
     if image.header.geometry.nominal:
         parts.append("directions and positions are nominal, left and right unknown")
@@ -246,14 +250,20 @@ def _listed(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
 
 
+def replacement(image: Image) -> str | None:
+    """``sense in place of refinegan`` where a classical image was delivered in place of a generated one; else None."""
+    last = image.header.steps[-1] if image.header.steps else ""
+    return last if IN_PLACE in last and image.role == "main" else None
+
+
 def new_uid(*entropy: str) -> str:
     """DICOM UID under the UUID root 2.25: random, or determined by the texts of `entropy`."""
     made = uuid.uuid5(uuid.NAMESPACE_OID, "\0".join(entropy)) if entropy else uuid.uuid4()
     return f"2.25.{made.int}"
 
 
-def _image_type(role: str, image: Image, record: RunRecord) -> tuple[str, str, str]:
-    if is_generated(role, image, record):
+def _image_type(role: str, images: Sequence[Image], record: RunRecord) -> tuple[str, str, str]:
+    if any(is_generated(role, image, record) for image in images):
         return ("DERIVED", "PRIMARY", "OTHER")
     if role == "main" or role in CLASSICAL:
         return ("ORIGINAL", "PRIMARY", "OTHER")

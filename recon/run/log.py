@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from recon.evidence.record import ImageEvidence
+
 
 def to_terminal(message: str) -> None:
     """Print a warning on the standard error, above the progress bar."""
@@ -34,6 +36,8 @@ class Log:
         Weights of a stack and how they were chosen, one entry for each contrast and set.
     thresholds
         Of the evidence, by item.
+    evidence
+        Of each image of a generator.
     tell
         Receives each warning when it arises; None: nobody does.
     progress
@@ -46,6 +50,7 @@ class Log:
     noise: str = "none"
     refinement: list[dict[str, object]] = field(default_factory=list)
     thresholds: dict[str, object] = field(default_factory=dict)
+    evidence: list[ImageEvidence] = field(default_factory=list)
     tell: Callable[[str], None] | None = to_terminal
     progress: tqdm[object] | None = None
 

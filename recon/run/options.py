@@ -65,6 +65,18 @@ class RunOptions:
         Where the method runs: auto is cuda where there is one, else cpu.
     precision
         Of networks: auto is bf16 where the hardware multiplies it, else fp32. Everything else is fp32.
+    evidence
+        What is measured of a generator's images (docs/TRUST.md): full; basic, without uncertainty and stability; none.
+    guard
+        Whether a generator's image outside of what its weights were trained on is delivered: warn says what is outside, strict
+        delivers the classical image instead, off does not look.
+    classical
+        Classical image beside a generator's, delivered in its place where the evidence is against it or the network fails:
+        sense, l1-wavelet or none.
+    repeats
+        Reconstructions for the uncertainty; bundled weights are calibrated for the default. 0: none.
+    strict
+        Exit with status 3 where a classical image was delivered in place of a generator's.
     force
         Overwrite existing outputs.
     """
@@ -89,6 +101,11 @@ class RunOptions:
     mrd_pixels: Literal["float32", "uint16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
+    evidence: Literal["full", "basic", "none"] = "full"
+    guard: Literal["warn", "strict", "off"] = "warn"
+    classical: Literal["sense", "l1-wavelet", "none"] = "sense"
+    repeats: int = 4
+    strict: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -101,6 +118,11 @@ class RunOptions:
             raise InputError(
                 why, "--mrd-pixels uint16", "leave it out, or --complex" if self.complex else "add mrd to --format"
             )
+        if not 0 <= self.repeats <= 64:
+            raise InputError(f"{self.repeats} repeated reconstructions", "--repeats", "give 0 to 64")
+        if self.classical == "none" and self.guard == "strict":
+            why = "a refused image is replaced by a classical one"
+            raise InputError(f"--guard strict needs a classical image: {why}", "--classical none", "leave one out")
         if self.method == "rss" and (self.maps, self.calibration_width) != (RunOptions.maps, RunOptions.calibration_width):
             raise InputError("rss needs no coil maps", "--maps or --calibration-width", "leave it out")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,9 +21,11 @@ from kspace.noise import Noise
 from kspace.noise_check import fit_noise
 from kspace.operators import Sense
 from recon import memory
-from recon.methods import classical
+from recon.evidence.record import ROLES, ImageEvidence
 from recon.methods.choose import Method, choose
 from recon.output.export import RunRecord, check_outputs, export
+from recon.output.series import IN_PLACE
+from recon.run.delivery import Delivery, replaced, roles_of
 from recon.run.input import Source, open_source
 from recon.run.log import Log, to_terminal
 from recon.run.options import FORMATS, RunOptions
@@ -35,7 +37,6 @@ from recon.versions import versions
 
 __all__ = ["FORMATS", "RunOptions", "reconstruct_file"]
 
-BESIDE = classical.CgSense()  # the classical image that goes with a generated one
 SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 
@@ -51,15 +52,20 @@ class Result:
         Finished images, those of role ``main`` each followed by what goes with it; empty where none was chosen.
     record
         Method, parameters, versions, checksum, masks, seconds and warnings.
+    fallbacks
+        Evidence of the images for which a classical one was delivered in place of a generator's.
     """
 
     stem: str
     images: list[Image]
     record: RunRecord
+    fallbacks: tuple[ImageEvidence, ...] = ()
 
 
-def reconstruct_file(path: Path, output: Path, options: RunOptions) -> list[Path]:
+def reconstruct_file(path: Path, output: Path, options: RunOptions, fallbacks: list[ImageEvidence] | None = None) -> list[Path]:
     """Reconstruct one file with `options` into the folder `output`; return what was written.
+
+    `fallbacks` receives the images for which a classical one was delivered in place of a generator's.
 
     Raises
     ------
@@ -67,11 +73,13 @@ def reconstruct_file(path: Path, output: Path, options: RunOptions) -> list[Path
         If the file, or its combination with the options, cannot be used. Nothing was written then.
     """
     method = choose_method(options)
-    roles = ("main",) if method.generator is None else ("main", BESIDE.name)
+    roles = ("main",) if method.generator is None else roles_of(None if options.classical == "none" else options.classical)
     with open_source(path) as source:
         check_room(source, output, options, roles)
         # Everything is reconstructed before anything is written: a file gives all of its images, or none.
         results = reconstruct_source(source, method, options)
+        if fallbacks is not None:
+            fallbacks += [one for result in results for one in result.fallbacks]
         return save_results(results, source, output, options)
 
 
@@ -124,7 +132,8 @@ def reconstruct_source(
         for line in by_reason(source.incomplete(e)):
             log.warn(f"{'incomplete' if options.incomplete else 'left out'}: {line}")
         images = reconstruct_encoding(source, e, chosen[e], method, options, log, show_progress)
-        results.append(Result(_stem(source, e), images, _record(source, options, method, images, log)))
+        record = _record(source, options, method, images, log)
+        results.append(Result(_stem(source, e), images, record, tuple(replaced(log.evidence))))
     return results
 
 
@@ -202,7 +211,8 @@ def reconstruct_encoding(
         k = prepare(source.load(encoding, index), noise, options, log)
         return k.data, _operator(k, maps)
 
-    refinement = Refinement(method, order, load, log)
+    delivery = None if method.generator is None else Delivery(method, options, log)
+    refinement = Refinement(method, order, load, log, None if delivery is None else delivery.companion)
     # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
     disable = None if show_progress else True
     log.progress = tqdm(order, desc=f"{source.stem}: {options.method}", unit="image", disable=disable, leave=False)
@@ -214,18 +224,23 @@ def reconstruct_encoding(
                 _check_noise(k, noise, log)
         with log.step("preprocess"):
             k = prepare(k, noise, options, log)
-        images += reconstruct_image(k, maps, refinement.of(index), log)
+        images += reconstruct_image(k, maps, method, log, refinement, delivery)
         del k
         memory.release()
+    if delivery is not None:
+        delivery.summarise()
     for message in source.warnings:
         log.warn(message)
     return images
 
 
-def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, log: Log) -> list[Image]:
+def reconstruct_image(
+    k: KSpace, maps: MapMaker, method: Method, log: Log, refinement: Refinement, delivery: Delivery | None
+) -> list[Image]:
     """One image from prepared k-space: coil maps, reconstruction, recon matrix.
 
-    A generator's image is followed by the classical one of the same data, so that a person can look at both.
+    A generator's image is followed by the classical one of the same data, so that a person can look at both, and by the maps
+    of its evidence.
     """
     shape = (k.data.shape[-2], k.data.shape[-1])
     sampled = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
@@ -238,13 +253,20 @@ def reconstruct_image(k: KSpace, maps: MapMaker, method: Method, log: Log) -> li
     with log.step("maps"):
         op = _operator(k, maps)
     _check_support(k, op, log)
-    with log.step("reconstruct"):
-        images = [_image(method.reconstruct(k.data, op), k, "main")]
-    if method.generator is not None:
-        for difference in method.generator.outside(op, acceleration(k.mask, shape)):
-            log.warn(f"outside of what {method.name} was trained on: {difference}")
-        with log.step(BESIDE.name):
-            images.append(_image(BESIDE(k.data, op), k, BESIDE.name))
+    if delivery is None:
+        with log.step("reconstruct"):
+            return [_image(method.reconstruct(k.data, op), k, "main")]
+    planes = delivery.planes(k, op, refinement.of, refinement.score)
+    images = []
+    for role, found in planes.items():
+        image = _image(found.to(k.data.dtype), k, role)
+        if role in ROLES:
+            values = image.data.real if role == "difference" else image.data.abs()
+            image = replace(image, data=values.contiguous())
+        elif role == "main" and (fallback := log.evidence[-1].fallback) is not None:
+            steps = (*k.header.steps, f"{fallback.delivered}{IN_PLACE}{method.name}")
+            image = replace(image, header=replace(image.header, steps=steps))
+        images.append(image)
     return images
 
 
@@ -346,10 +368,19 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
             if header is None
             else provenance(source.path, sha256, options, method, header.encoding, images, log.masks, log.thresholds)
         )
+    fallen = replaced(log.evidence)
+    # Only where no generated image is left is the series a classical one; else each image says what it is.
+    classical = bool(fallen) and len(fallen) == len(log.evidence)
+    name = fallen[0].delivered if classical else method.name
+    described = f"{name} reconstruction in place of {method.name}" if classical else method.description
+    details = [f"{described} of {source.kind} raw data", *(str(r["says"]) for r in log.refinement if not classical)]
+    if fallen and not classical:
+        names = ", ".join(one.image for one in fallen)
+        details.append(f"{fallen[0].delivered} in place of {method.name} for {names}")
     return RunRecord(
-        method=method.name,
-        generated=method.generator is not None,
-        description="; ".join([f"{method.description} of {source.kind} raw data", *(str(r["says"]) for r in log.refinement)]),
+        method=name,
+        generated=method.generator is not None and not classical,
+        description="; ".join(details),
         parameters=parameters | method.details,
         versions=versions() | {k: v for k, v in method.details.items() if k == "weights sha256"},
         source=str(source.path),
@@ -358,7 +389,12 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
         seconds=log.seconds,
         warnings=log.warnings,
         provenance=origin,
-        extra={"noise": log.noise, "refinement": log.refinement}
+        extra={
+            "noise": log.noise,
+            "refinement": log.refinement,
+            "evidence": [one.record() for one in log.evidence],
+            "fallback": [{"image": one.image, **vars(one.fallback)} for one in fallen if one.fallback is not None] or None,
+        }
         | (
             {}
             if header is None

@@ -54,6 +54,7 @@ def test_images_are_those_of_the_command(path: Path, tmp_path: Path, method: str
     assert all(torch.equal(image.data, data) for image, data in zip(images, stored, strict=True))
     assert images.generated == (method == "gancs")
     assert [image.role for image in images.beside] == (["sense", "sense"] if method == "gancs" else [])
+    assert [image.role for image in images.maps] == (["prior", "difference"] * 2 if method == "gancs" else [])
     assert images.numpy().shape == (2, 64, 64)
     np.testing.assert_array_equal(images[-1].numpy(), stored[-1][0].numpy())
 
@@ -207,7 +208,7 @@ def test_wrong_places_and_files_are_input_errors(path: Path, tmp_path: Path) -> 
 
 def test_options_of_the_interface_are_those_of_the_command() -> None:
     ours, theirs = set(api.ReconstructOptions.__annotations__), set(get_type_hints(RunOptions))
-    assert theirs - ours == {"method", "format", "complex", "mrd_pixels", "force"}
+    assert theirs - ours == {"method", "format", "complex", "mrd_pixels", "strict", "force"}
     assert ours < theirs
 
 
