@@ -66,6 +66,12 @@ COMMANDS = {
         ("record",),
         (("output", "-o"),),
     ),
+    "send": Command(
+        "recon.commands.send:send",
+        "stream a scan to an MRD server and write the images that it sends back",
+        ("scan", "address"),
+        (("output", "-o"), ("force", "-f")),
+    ),
     "demo": Command(
         "recon.commands.demo:demo",
         "simulate a multi-coil scan and reconstruct it",
@@ -198,7 +204,7 @@ def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         text = " ".join(str(error).split())
         raise InputError(text, fix=f"recon {chosen or ''} --help lists the options") from error
     options = parsed[parsed.command].as_dict()
-    return parsed.command, {key: value for key, value in options.items() if key != "config"}
+    return parsed.command, options
 
 
 def _subparser(command: Command) -> Any:
@@ -209,8 +215,12 @@ def _subparser(command: Command) -> Any:
     function = _load(command)
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
     parser = jsonargparse.ArgumentParser(description=documentation.description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below; unknown keys are errors")
-    _add_options(parser, _flat_parameters(function), command)
+    parameters = _flat_parameters(function)
+    if "config" not in {parameter.name for parameter in parameters}:
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of the options below; unknown keys are errors"
+        )
+    _add_options(parser, parameters, command)
     return parser
 
 

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from kspace.container import Geometry, Header, Image, ImageIndex, Vector
 from kspace.errors import InputError
 from kspace.io.hdf5 import create_h5
+from kspace.io.mrd.image_file import GROUP, MrdImageFile
 
-GROUP = "dataset"
-COMPLEX = np.dtype([("real", "<f4"), ("imag", "<f4")])  # as the ISMRMRD library stores complex; h5py's own names differ
 DTYPES = (np.dtype(np.uint16), np.dtype(np.int16), np.dtype(np.float32), np.dtype(np.complex64))
 
 # Image flags share the numbers of acquisition flags where both exist (first and last in average ... set, user 1 to 8). Others
@@ -108,26 +107,11 @@ def write_images(path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], 
     OSError
         If the file cannot be written.
     """
-    headers: dict[int, list[NDArray[Any]]] = {}
-    texts: dict[int, list[str]] = {}
     with create_h5(path) as file:
-        root = file.create_group(GROUP)
-        if xml is not None:
-            stored = root.create_dataset("xml", shape=(1,), dtype=h5py.special_dtype(vlen=bytes))
-            stored[0] = xml if isinstance(xml, bytes) else xml.encode()
+        stored = MrdImageFile(file, path, xml)
         for image in images:
-            number = image.image_series_index
-            text = _attributes(image)
-            head = np.frombuffer(image.getHead(), image_header_dtype).copy()
-            head["attribute_string_len"] = len(text)
-            headers.setdefault(number, []).append(head)
-            texts.setdefault(number, []).append(text)
-            _append(root.require_group(f"image_{number}"), image, path)
-        for number in headers:
-            group = root[f"image_{number}"]
-            group.create_dataset("header", data=np.concatenate(headers[number]), maxshape=(None,))
-            text_type = h5py.special_dtype(vlen=str)
-            group.create_dataset("attributes", (len(texts[number]),), text_type, maxshape=(None,))[:] = texts[number]
+            head = np.frombuffer(image.getHead(), image_header_dtype)[0]
+            stored.append(head, image.attribute_string, image.data)
 
 
 def read_images(path: str | os.PathLike[str], group: str = GROUP) -> list[StoredImage]:
@@ -177,27 +161,6 @@ def _image_type(pixels: NDArray[Any]) -> int:
     if np.iscomplexobj(pixels):
         return int(ismrmrd.IMTYPE_COMPLEX)
     return int(ismrmrd.IMTYPE_REAL if pixels.size and pixels.min() < 0 else ismrmrd.IMTYPE_MAGNITUDE)
-
-
-def _append(group: h5py.Group, image: ismrmrd.Image, path: str | os.PathLike[str]) -> None:
-    values = np.ascontiguousarray(image.data)
-    stored = COMPLEX if values.dtype == np.complex64 else values.dtype
-    if "data" not in group:
-        group.create_dataset("data", (0, *values.shape), stored, maxshape=(None, *values.shape), chunks=(1, *values.shape))
-    data = group["data"]
-    if data.shape[1:] != values.shape or data.dtype != stored:
-        raise InputError(
-            f"images of one series must share matrix and number type; got {data.dtype} {data.shape[1:]} "
-            f"and {values.dtype} {values.shape}",
-            path,
-        )
-    data.resize(len(data) + 1, axis=0)
-    data[-1] = values.view(stored)
-
-
-def _attributes(image: ismrmrd.Image) -> str:
-    # `ismrmrd.File` decodes attributes as ASCII; XML can say every other character in ASCII.
-    return image.attribute_string.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def _read_series(group: h5py.Group, path: str | os.PathLike[str]) -> list[StoredImage]:
