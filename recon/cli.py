@@ -106,6 +106,12 @@ COMMANDS = {
         ("run",),
         (("output", "-o"), ("force", "-f")),
     ),
+    "calibrate": Command(
+        "recon.commands.calibrate:calibrate",
+        "measure thresholds and conformal factors of the evidence, and store them in the card of weights",
+        ("name",),
+        (("output", "-o"),),
+    ),
     "models": Command("recon.commands.models:models", "list bundled weights, or print a model card", ("name",)),
     "compare": Command(
         "recon.commands.compare:compare",

@@ -15,7 +15,7 @@ from kspace.simulation.check import RING_EDGES, bright_object, intensity_statist
 
 LEAST_POWER = 1e-8  # relative to the innermost ring
 LEAST_SCALE = 0.02  # of any statistic
-LARGEST = 6.0  # standardised value beyond which one statistic says no more
+LARGEST = 10.0  # standardised value beyond which one statistic says no more
 GROUPS = {"spectrum": "radial spectrum", "phase": "phase", "intensity": "intensities", "maps": "coil maps"}
 
 

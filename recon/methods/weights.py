@@ -129,6 +129,21 @@ def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = F
     return card
 
 
+def restate(path: Path, output: Path, **changes: Any) -> Card:
+    """Write the weights of `path`, bit for bit, to `output`, which may be the same file, with changed entries of the card.
+
+    Raises
+    ------
+    InputError
+        As `read` and `write`.
+    """
+    card, state = _read(path, values=True)
+    if digest(state) != card.sha256:
+        raise InputError("the weights are damaged: their sha256 is not that of the card", path, "fetch the file again")
+    same = output.exists() and output.samefile(path)
+    return write(output, state, replace(card, **changes), force=same)
+
+
 def read_card(path: Path) -> Card:
     """The card of a file of weights, without its numbers.
 

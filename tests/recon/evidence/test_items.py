@@ -21,29 +21,14 @@ from recon.evidence.noise import noise_level, residual_of
 from recon.evidence.replicates import held_out_of_replicates, replicate, spread_of
 from recon.evidence.stability import largest_gain
 from recon.methods.classical import CgSense
+from tests.support.planes import plane
 
 SENSE = CgSense()
 N = 64
 
 
-def scan(n_coils: int = 4, spec: str = "random1d:3", noise: float = 0.05, n: int = N) -> tuple[Tensor, Sense, Tensor]:
-    """Samples of a smooth object with an edge, their operator and the object."""
-    rng = torch.Generator().manual_seed(1)
-    grid = (torch.arange(n) - n // 2) / n
-    r = torch.hypot(grid[:, None], grid)
-    x = ((r < 0.4).float() + 0.5 * (r < 0.2).float()).to(torch.complex64) * torch.exp(1j * grid)
-    angles = 2 * torch.pi * torch.arange(n_coils) / n_coils
-    maps = torch.stack(
-        [torch.exp(-4 * ((grid[:, None] - 0.5 * a.sin()) ** 2 + (grid - 0.5 * a.cos()) ** 2) + 0.5j * a) for a in angles]
-    )
-    maps = maps / maps.abs().square().sum(0).sqrt()
-    op = Sense(maps.to(torch.complex64), MaskSpec.parse(spec).draw((n, n), "test"))
-    y = op.forward(x) + noise * complex_noise((n_coils, n, n), rng)
-    return torch.where(op.mask, y, 0), op, x
-
-
 def test_chi2_of_the_truth_is_one_in_all_by_coil_and_by_radius() -> None:
-    y, op, x = scan()
+    y, op, x = plane()
     found = misfit(x, y, op, 0.05)
     assert found.chi2 == pytest.approx(1, abs=0.05)
     assert found.per_coil == pytest.approx([1] * 4, abs=0.1)
@@ -52,7 +37,7 @@ def test_chi2_of_the_truth_is_one_in_all_by_coil_and_by_radius() -> None:
 
 
 def test_averages_count_as_often_as_they_were_measured() -> None:
-    y, op, x = scan()
+    y, op, x = plane()
     counts = torch.where(op.mask, 4, 0)
     clean = op.forward(x)
     averaged = replace(op, n_averages=counts)
@@ -61,7 +46,7 @@ def test_averages_count_as_often_as_they_were_measured() -> None:
 
 @pytest.mark.parametrize(("ky", "ring"), [(2, 0), (28, 7)])
 def test_an_error_shows_in_the_ring_where_it_lies(ky: int, ring: int) -> None:
-    y, op, x = scan(spec="random1d:1")
+    y, op, x = plane(spec="random1d:1")
     wrong = x + 0.05 * torch.exp(2j * torch.pi * ky * torch.arange(N)[:, None] / N)
     rings = [v or 0 for v in misfit(wrong, y, op, 0.05).by_radius]
     assert abs(rings.index(max(rings)) - ring) <= 1
@@ -69,7 +54,7 @@ def test_an_error_shows_in_the_ring_where_it_lies(ky: int, ring: int) -> None:
 
 
 def test_a_small_object_that_the_data_contradict_is_seen_locally() -> None:
-    y, op, x = scan()
+    y, op, x = plane()
     planted = x.clone()
     planted[30:34, 40:44] += 0.2
     right, wrong = misfit(x, y, op, 0.05), misfit(planted, y, op, 0.05)
@@ -78,7 +63,7 @@ def test_a_small_object_that_the_data_contradict_is_seen_locally() -> None:
 
 
 def test_determined_part_of_several_coils_is_the_regularised_projection() -> None:
-    _, op, x = scan(n=16, spec="random1d:2,centre=4")
+    _, op, x = plane(n=16, spec="random1d:2,centre=4")
     part, lamda = determined_part(x, op, 0.3)
     columns = torch.eye(256, dtype=torch.complex64).reshape(256, 16, 16)
     matrix = torch.stack([op.normal(column).flatten() for column in columns], 1)
@@ -88,7 +73,7 @@ def test_determined_part_of_several_coils_is_the_regularised_projection() -> Non
 
 
 def test_determined_part_of_one_coil_is_the_sampled_part_of_kspace() -> None:
-    y, op, x = scan(n_coils=1)
+    y, op, x = plane(n_coils=1)
     part, lamda = determined_part(x, op, 0.05)
     assert lamda == 0
     assert torch.allclose(op.forward(part), op.forward(x), atol=1e-5)
@@ -96,7 +81,7 @@ def test_determined_part_of_one_coil_is_the_sampled_part_of_kspace() -> None:
 
 
 def test_noise_is_that_of_the_scan_or_of_the_outermost_samples_or_of_the_residual() -> None:
-    y, op, x = scan()
+    y, op, x = plane()
     residual = residual_of(x, y, op)
     assert noise_level(y, op, 0.05, residual) == (0.05, "noise scan")
     rng = torch.Generator().manual_seed(2)
@@ -111,7 +96,7 @@ def test_noise_is_that_of_the_scan_or_of_the_outermost_samples_or_of_the_residua
 
 
 def test_replicates_leave_out_lines_that_do_not_repeat_and_predict_them() -> None:
-    y, op, _ = scan()
+    y, op, _ = plane()
     found = replicate(SENSE, y, op, 0.05, 3, 0)
     assert all(bool(held.any()) and not bool((held & op2.mask).any()) for held, op2 in zip(found.held, found.ops, strict=True))
     assert not bool((found.held[0] & found.held[1]).any())
@@ -130,7 +115,7 @@ def test_replicates_leave_out_lines_that_do_not_repeat_and_predict_them() -> Non
 
 
 def test_gain_of_a_linear_method_is_found_and_that_of_an_unstable_one_is_larger() -> None:
-    y, op, _ = scan(spec="random1d:2")
+    y, op, _ = plane(spec="random1d:2")
     gain, beside = largest_gain(SENSE, SENSE, y, op, 1.0, 0)
     assert gain == pytest.approx(beside, rel=1e-3)
 
@@ -143,7 +128,7 @@ def test_gain_of_a_linear_method_is_found_and_that_of_an_unstable_one_is_larger(
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_no_item_depends_on_the_unit_of_the_samples(scale: float) -> None:
-    y, op, x = scan()
+    y, op, x = plane()
     one, other = misfit(x, y, op, 0.05), misfit(scale * x, scale * y, op, scale * 0.05)
     assert other.chi2 == pytest.approx(one.chi2, rel=1e-3)
     assert other.local == pytest.approx(one.local, rel=1e-3)
@@ -155,8 +140,8 @@ def test_kinds_of_masks() -> None:
         "random1d:4": "random lines", "uniform1d:4": "regular lines", "poisson2d:4": "points", "radial:5": "points"
     }  # fmt: skip
     for text, kind in kinds.items():
-        plane = MaskSpec.parse(text).draw((96, 96), "x")
-        assert masks.kind_of(plane, (96, 96)) == kind
+        mask = MaskSpec.parse(text).draw((96, 96), "x")
+        assert masks.kind_of(mask, (96, 96)) == kind
     assert masks.kind_of(torch.ones(96, 1, dtype=torch.bool), (96, 96)) == "complete"
     known = [(k, r, p) for k, r, p, _ in masks.trained_profiles(["poisson2d:5"], (96, 96), 1)]
     other = MaskSpec.parse("dagan-g2d:20%").draw((96, 96), "x")
