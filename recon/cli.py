@@ -67,10 +67,13 @@ COMMANDS = {
         (("output", "-o"),),
     ),
     "send": Command(
-        "recon.commands.send:send",
+        "recon.commands.scanner.send:send",
         "stream a scan to an MRD server and write the images that it sends back",
         ("scan", "address"),
         (("output", "-o"), ("force", "-f")),
+    ),
+    "store": Command(
+        "recon.commands.scanner.store:store", "send DICOM files to an archive (C-STORE), with retry", ("node", "inputs")
     ),
     "demo": Command(
         "recon.commands.demo:demo",

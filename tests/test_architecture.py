@@ -15,7 +15,8 @@ from tests.conftest import ROOT
 OWNERS = {
     "ismrmrd": ("kspace/io/mrd/",),
     "twixtools": ("kspace/io/twix/file.py", "kspace/io/twix/header.py"),
-    "pydicom": ("recon/output/dicom.py", "kspace/io/images.py", "recon/datasets/patients.py"),
+    "pydicom": ("recon/output/dicom.py", "kspace/io/images.py", "recon/datasets/patients.py", "recon/serve/store.py"),
+    "pynetdicom": ("recon/serve/store.py",),
     "nibabel": ("recon/output/nifti.py", "kspace/io/images.py"),
     "pytorch_lightning": ("recon/commands/train.py", "recon/train/"),
     "jsonargparse": ("recon/cli.py", "recon/commands/train.py"),
