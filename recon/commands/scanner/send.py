@@ -73,7 +73,7 @@ def send(
         0, or 2 where the server sent no image although one was asked for.
     """
     from kspace.io.mrd.file_stream import open_file_stream
-    from recon.serve.client import Exchange, connect, parse_address, tls_context
+    from recon.commands.scanner.client import Exchange, connect, parse_address, tls_context
 
     server = parse_address(address)
     _check_output(output, scan, force)

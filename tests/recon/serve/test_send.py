@@ -22,9 +22,9 @@ from ismrmrd.serialization import ConfigFile, ConfigText, ProtocolSerializer
 from kspace.errors import InputError
 from kspace.io.mrd.images import read_images
 from recon import cli
+from recon.commands.scanner import client
+from recon.commands.scanner.client import Address, Exchange, connect, parse_address
 from recon.commands.scanner.send import split_level
-from recon.serve import client
-from recon.serve.client import Address, Exchange, connect, parse_address
 from tests.support import raw_files
 from tests.support.mrd_server import Session, image, serve_once
 
