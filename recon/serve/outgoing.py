@@ -91,8 +91,9 @@ def messages(results: Sequence[Result], xml: str, options: RunOptions, state: Ou
         encoding = result.images[0].header.encoding
         protocol = protocols.get(encoding, Protocol())
         found = make_series(result.images, result.record, protocol.contrasts)
-        if state.classical_first:
-            found.sort(key=lambda one: one.role not in CLASSICAL)
+        # Maps of the evidence come last, after the images that they are about.
+        order = ("classical", "main") if state.classical_first else ("main", "classical")
+        found.sort(key=lambda one: [*order, "map"].index(_kind(one)))
         for one in found:
             yield from _Sender(one, encoding, protocol, result.record, options, state).messages()
 
@@ -125,7 +126,9 @@ class _Sender:
         if options.mrd_pixels == "uint16" and not blank:
             self._fix_scale()
         if not blank:
-            self._entry.setdefault("window", list(series.window))
+            # The first slices of a scan are its edge: the window widens as brighter ones come.
+            low, high = self._entry.get("window", series.window)
+            self._entry["window"] = [min(low, series.window[0]), max(high, series.window[1])]
         low, high = self._entry.get("window", series.window)
         self._series = replace(self._series, window=(low, high))
 
@@ -186,6 +189,12 @@ class _Sender:
                 "IntensityIntercept": repr(scale.intercept),
             }
         return meta
+
+
+def _kind(series: Series) -> str:
+    if series.role == "main":
+        return "main"
+    return "classical" if series.role in CLASSICAL else "map"
 
 
 def _entry(series: Series, encoding: int, protocol: Protocol, options: RunOptions, state: OutgoingState) -> dict[str, Any]:

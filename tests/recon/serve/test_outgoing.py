@@ -116,6 +116,19 @@ def test_order_and_everything_that_names_a_series(classical_first: bool) -> None
     assert all("NOT FOR DIAGNOSTIC USE" in one.meta["SeriesDescription"] for one in sent)
 
 
+def test_maps_of_the_evidence_come_last_and_signed_ones_keep_their_zero() -> None:
+    signed = [replace(one, data=one.data - 0.3) for one in slices(2, "difference")]
+    found, _ = send([[*slices(2), *signed, *slices(2, "sense")]], xml(slice=2))
+    sent = only_images(found)
+    assert [one.image_series_index for one in sent] == [1, 1, 2, 2, 3, 3]
+    assert "difference" in sent[4].meta["SeriesDescription"]
+    assert "trained generator" not in sent[2].meta["ImageProcessingHistory"]
+    intercept, slope = int(sent[4].meta["RescaleIntercept"]), float(sent[4].meta["IntensitySlope"])
+    assert intercept < 0
+    values = (sent[4].data[0].astype(float) + intercept) * slope
+    np.testing.assert_allclose(values, signed[0].data.numpy(), atol=1.01 * slope)
+
+
 def test_slices_keep_the_geometry_of_their_source_and_a_slab_is_a_new_volume() -> None:
     one = only_images(send([slices(3)], xml(slice=3))[0])[2]
     assert (one.meta["Keep_image_geometry"], one.image_index, one.slice) == ("1", 3, 2)
@@ -137,7 +150,8 @@ def test_parts_of_a_scan_give_one_series_with_places_in_space() -> None:
     sent = only_images(found)
     assert [one.image_index for one in sent] == [6, 1, 3, 8, 2, 4, 7, 5]
     assert len({(one.image_series_index, one.meta["SeriesInstanceUID"], one.meta["IntensitySlope"]) for one in sent}) == 1
-    assert len({(one.meta["WindowCenter"], one.meta["WindowWidth"]) for one in sent}) == 1
+    widths = [int(one.meta["WindowWidth"]) for one in sent]
+    assert widths == sorted(widths)
     assert frame_remarks(state) == []
     for one, (image,) in zip(sent, parts, strict=True):
         slope = float(one.meta["IntensitySlope"])
@@ -158,6 +172,12 @@ def test_an_image_that_exceeds_the_scale_is_not_clipped() -> None:
     slope = float(second.meta["IntensitySlope"])
     np.testing.assert_allclose(second.data[0] * slope, parts[1][0].data.numpy(), atol=0.51 * slope)
     assert slope == pytest.approx(gain * float(first.meta["IntensitySlope"]))
+
+
+def test_the_window_widens_as_brighter_slices_come() -> None:
+    parts = [[make_image(index=ImageIndex(slice=s), gain=gain)] for s, gain in enumerate((1.0, 2.0, 1.0))]
+    widths = [int(one.meta["WindowWidth"]) for one in only_images(send(parts, xml(slice=3))[0])]
+    assert widths[1] == widths[2] == pytest.approx(2 * widths[0], abs=2)
 
 
 def test_a_blank_first_slice_does_not_choose_the_scale() -> None:
