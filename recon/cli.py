@@ -75,6 +75,12 @@ COMMANDS = {
     "store": Command(
         "recon.commands.scanner.store:store", "send DICOM files to an archive (C-STORE), with retry", ("node", "inputs")
     ),
+    "batch": Command(
+        "recon.commands.batch:batch",
+        "reconstruct many raw scans, resumable, on one machine or a cluster",
+        ("inputs",),
+        (("output", "-o"), ("method", "-m"), ("force", "-f")),
+    ),
     "demo": Command(
         "recon.commands.demo:demo",
         "simulate a multi-coil scan and reconstruct it",

@@ -20,8 +20,8 @@ from kspace.io.images import Box, box_corners, find_images, read_boxes, read_ima
 from kspace.simulation.from_images import SimulatedVolume, SynthesisOptions, generator, simulate_volume
 from kspace.simulation.realism import SMALLEST_JUDGED, SNR, Realism, draw_matrix
 from kspace.simulation.receiver import MAPS_GRID, maps_from_images
-from recon.commands.simulation_check import compare_with_scans
 from recon.datasets.patients import PatientFiles, group_files, split_groups
+from recon.datasets.simulation_check import compare_with_scans
 
 SMOOTH_MATRIX, SMOOTH_SNR = (256, 256), 20.0
 MAPS_BLOCK = 32  # central samples per axis for the estimation of coil maps

@@ -9,7 +9,7 @@ import pytest
 from kspace.simulation.check import outside, ranges
 from kspace.simulation.from_images import SynthesisOptions
 from kspace.simulation.realism import SNR, Realism
-from recon.commands.simulation_check import measure_scan, measure_simulation
+from recon.datasets.simulation_check import measure_scan, measure_simulation
 
 
 @pytest.mark.slow

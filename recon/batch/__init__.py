@@ -1,0 +1,1 @@
+"""`recon batch`: many scans on one machine or a cluster, resumable."""
