@@ -123,6 +123,8 @@ class MrdHeader:
         The header itself.
     warnings
         What was missing and what was assumed instead.
+    dependencies
+        ``measurementID`` of each measurement that this one depends on, its noise scan for one.
     """
 
     encodings: tuple[Encoding, ...]
@@ -132,6 +134,7 @@ class MrdHeader:
     coil_names: tuple[str, ...]
     xml: str
     warnings: tuple[str, ...]
+    dependencies: tuple[str, ...] = ()
 
 
 def parse_header(xml: bytes | str, source: str) -> MrdHeader:
@@ -174,7 +177,13 @@ def parse_header(xml: bytes | str, source: str) -> MrdHeader:
         coil_names=tuple(_text(label, "coilName") or "" for label in labels),
         xml=text,
         warnings=tuple(warnings),
+        dependencies=_dependencies(_child(root, "measurementInformation")),
     )
+
+
+def _dependencies(information: ElementTree.Element | None) -> tuple[str, ...]:
+    named = [_text(node, "measurementID") for node in _children(information, "measurementDependency")]
+    return tuple(name for name in named if name is not None)
 
 
 def _decode(xml: bytes | str, source: str) -> str:

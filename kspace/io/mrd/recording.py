@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from kspace.errors import InputError
-from kspace.io.mrd.stream import FIRST_BYTES, Message, StreamClose, StreamHeader, StreamParser, StreamReadout, is_stream
+from kspace.io.mrd.stream import (
+    FIRST_BYTES,
+    Message,
+    StreamClose,
+    StreamHeader,
+    StreamParser,
+    StreamReadout,
+    StreamWaveform,
+    is_stream,
+)
 from kspace.io.mrd.write import HEAD_DTYPE, RawWriter, raw_writer
 
 PIECE_BYTES = 2**20
@@ -25,8 +34,8 @@ def is_recording(path: str | PathLike[str]) -> bool:
         return False
 
 
-def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str, ...]:
-    """Write the readouts of a recorded stream as an ISMRMRD file, a batch at a time.
+def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str], n_bytes: int | None = None) -> tuple[str, ...]:
+    """Write the readouts and waveforms of a recorded stream as an ISMRMRD file, a batch at a time.
 
     A stream that breaks off gives the readouts that are complete; what images lack by that is the reader's to find.
 
@@ -36,6 +45,8 @@ def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str
         The recorded stream; it is opened read only.
     out
         The ISMRMRD file to write; an existing one is replaced. It appears whole or not at all.
+    n_bytes
+        How many bytes of the stream to read; all where None.
 
     Returns
     -------
@@ -49,18 +60,18 @@ def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str
     """
     path = Path(path)
     parser, warnings, counts = StreamParser(str(path)), [], {"StreamReadout": 0, "StreamImage": 0}
-    messages = _messages(path, parser)
+    messages = _messages(path, parser, n_bytes)
     header = _header(messages, path)
     with raw_writer(out, header.xml, "cannot convert the stream", "set TMPDIR to a folder with free space") as writer:
         batch = _Batch(writer)
         for message in messages:
             counts[type(message).__name__] = counts.get(type(message).__name__, 0) + 1
-            if isinstance(message, StreamReadout):
+            if isinstance(message, StreamReadout | StreamWaveform):
                 batch.add(message)
             elif isinstance(message, StreamHeader):
                 raise InputError("a second header in the stream", path, "record the scans one by one")
         batch.write()
-        n_bytes = path.stat().st_size
+        n_bytes = path.stat().st_size if n_bytes is None else n_bytes
         if not counts["StreamReadout"]:
             raise InputError(f"no complete readout in the stream of {n_bytes} bytes", path, "record the stream again")
     if parser.closed and parser.n_pending:
@@ -76,29 +87,39 @@ def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str
 
 
 class _Batch:
-    """Readouts until there are enough to write."""
+    """Readouts and waveforms until there are enough to write."""
 
     def __init__(self, writer: RawWriter) -> None:
         self._writer, self._n_bytes = writer, 0
-        self._kept: list[StreamReadout] = []
+        self._readouts: list[StreamReadout] = []
+        self._waveforms: list[StreamWaveform] = []
 
-    def add(self, readout: StreamReadout) -> None:
-        self._kept.append(readout)
-        self._n_bytes += readout.samples.nbytes + readout.trajectory.nbytes + HEAD_DTYPE.itemsize
+    def add(self, message: StreamReadout | StreamWaveform) -> None:
+        self._n_bytes += message.samples.nbytes + HEAD_DTYPE.itemsize
+        if isinstance(message, StreamReadout):
+            self._readouts.append(message)
+            self._n_bytes += message.trajectory.nbytes
+        else:
+            self._waveforms.append(message)
         if self._n_bytes > BATCH_BYTES:
             self.write()
 
     def write(self) -> None:
-        if self._kept:
-            headers = np.array([readout.head for readout in self._kept], HEAD_DTYPE)
-            self._writer.append(headers, [r.samples for r in self._kept], [r.trajectory for r in self._kept])
-        self._kept, self._n_bytes = [], 0
+        if self._readouts:
+            headers = np.array([readout.head for readout in self._readouts], HEAD_DTYPE)
+            self._writer.append(headers, [r.samples for r in self._readouts], [r.trajectory for r in self._readouts])
+        if self._waveforms:
+            heads = np.array([waveform.head for waveform in self._waveforms])
+            self._writer.append_waveforms(heads, [waveform.samples for waveform in self._waveforms])
+        self._readouts, self._waveforms, self._n_bytes = [], [], 0
 
 
-def _messages(path: Path, parser: StreamParser) -> Iterator[Message]:
+def _messages(path: Path, parser: StreamParser, n_bytes: int | None) -> Iterator[Message]:
     try:
         with path.open("rb") as file:
-            while not parser.closed and (piece := file.read(PIECE_BYTES)):
+            left = path.stat().st_size if n_bytes is None else n_bytes
+            while not parser.closed and (piece := file.read(min(PIECE_BYTES, left))):
+                left -= len(piece)
                 yield from (message for message in parser.feed(piece) if not isinstance(message, StreamClose))
     except OSError as error:
         raise InputError(f"the stream cannot be read ({error.strerror or error})", path, "copy it again") from error

@@ -7,7 +7,7 @@ against `StreamLimits` before memory is taken for it, since the bytes may come f
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -16,6 +16,7 @@ from ismrmrd.hdf5 import acquisition_header_dtype, image_header_dtype, waveform_
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
+from kspace.io.mrd.flags import COMPRESSED
 
 CONFIG_FILE, CONFIG_TEXT, HEADER, CLOSE, TEXT, ACQUISITION, IMAGE, WAVEFORM = 1, 2, 3, 4, 5, 1008, 1022, 1026
 CONFIG_FILE_BYTES = 1024
@@ -189,23 +190,30 @@ class StreamParser:
             If a message is of an unknown kind, claims more than the limits allow, or contradicts itself. The stream cannot be
             followed any further then.
         """
+        return [message for _, _, message in self.follow(data)]
+
+    def follow(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, Message]]:
+        """As `feed`, one message after the other with its bytes ``[start, stop)`` in the stream: those before an error come.
+
+        To be followed to its end before the next bytes are fed.
+        """
         self._buffer += data
-        found: list[Message] = []
         offset = 0
-        while not self._closed and len(self._buffer) - offset >= self._wanted:
-            part = bytes(memoryview(self._buffer)[offset : offset + self._wanted])
-            offset += self._wanted
-            self._taken += self._wanted
-            try:
-                self._wanted = self._parts.send(part)
-            except StopIteration as complete:
-                found.append(complete.value)
-                self._start, self._taken = self._start + self._taken, 0
-                self._closed = isinstance(complete.value, StreamClose)
-                self._parts = self._parse()
-                self._wanted = next(self._parts)
-        del self._buffer[:offset]
-        return found
+        try:
+            while not self._closed and len(self._buffer) - offset >= self._wanted:
+                part = bytes(memoryview(self._buffer)[offset : offset + self._wanted])
+                offset += self._wanted
+                self._taken += self._wanted
+                try:
+                    self._wanted = self._parts.send(part)
+                except StopIteration as complete:
+                    start, self._start, self._taken = self._start, self._start + self._taken, 0
+                    self._closed = isinstance(complete.value, StreamClose)
+                    self._parts = self._parse()
+                    self._wanted = next(self._parts)
+                    yield start, self._start, complete.value
+        finally:
+            del self._buffer[:offset]
 
     def _parse(self) -> Parts:
         """One message."""
@@ -232,6 +240,9 @@ class StreamParser:
 
     def _acquisition(self) -> Generator[int, bytes, StreamReadout]:
         head = np.frombuffer((yield acquisition_header_dtype.itemsize), acquisition_header_dtype)[0]
+        if head["flags"] & COMPRESSED:
+            # How many bytes follow is the compression's to say: to guess would be to wait for what never comes.
+            self._refuse("a readout whose samples are compressed (ISMRMRD flags 53 to 56), which cannot be read")
         n_coils, n, n_dims = (int(head[name]) for name in ("active_channels", "number_of_samples", "trajectory_dimensions"))
         self._check(
             8 * n_coils * n + 4 * n * n_dims, self._limits.acquisition, f"a readout of {n_coils} channels x {n} samples"

@@ -210,14 +210,25 @@ class RawWriter:
         """Append readouts: acquisition headers ``(readout,)``, samples ``(coil sample)`` each; errors as `write_raw`."""
         self.append_rows(_rows(self._path, headers, samples, trajectories))
 
+    def append_waveforms(self, headers: NDArray[np.void], samples: Sequence[NDArray[np.uint32]]) -> None:
+        """Append waveforms: headers ``(waveform,)`` of ``ismrmrd.hdf5.waveform_header_dtype``, samples ``(channel sample)``."""
+        rows = np.empty(len(headers), ismrmrd.hdf5.waveform_dtype)
+        rows["head"] = headers
+        for i, values in enumerate(samples):
+            rows["data"][i] = np.ascontiguousarray(values, np.uint32).ravel()
+        self._extend("waveforms", rows)
+
     def append_rows(self, rows: NDArray[np.void]) -> None:
         """Append readouts ``(readout,)`` structured as they are stored."""
-        if "data" not in self._group:
-            self._group.create_dataset("data", data=rows, dtype=rows.dtype, maxshape=(None,))
+        self._extend("data", rows)
+
+    def _extend(self, name: str, rows: NDArray[np.void]) -> None:
+        if name not in self._group:
+            self._group.create_dataset(name, data=rows, dtype=rows.dtype, maxshape=(None,))
             return
-        data, before = self._group["data"], len(self._group["data"])
-        data.resize(before + len(rows), axis=0)
-        data[before:] = rows
+        stored, before = self._group[name], len(self._group[name])
+        stored.resize(before + len(rows), axis=0)
+        stored[before:] = rows
 
 
 @contextmanager
