@@ -38,7 +38,7 @@ from recon.process import (
 class Command:
     """Subcommand: its function, summary, positional parameters and short options.
 
-    A `raw` command parses its arguments itself.
+    A `raw` command parses its arguments itself; an `alone` one has child processes of its own and needs none around it.
     """
 
     function: str
@@ -46,6 +46,7 @@ class Command:
     positional: tuple[str, ...] = ()
     short: tuple[tuple[str, str], ...] = ()
     raw: bool = False
+    alone: bool = False
 
 
 COMMANDS = {
@@ -65,6 +66,13 @@ COMMANDS = {
         "repeat the run of a JSON record and compare its pixels bit for bit",
         ("record",),
         (("output", "-o"),),
+    ),
+    "serve": Command(
+        "recon.commands.scanner.serve:serve",
+        "serve the MRD streaming protocol to a scanner: raw data in, images out",
+        (),
+        (("method", "-m"),),
+        alone=True,
     ),
     "send": Command(
         "recon.commands.scanner.send:send",
@@ -142,6 +150,9 @@ SURROUNDINGS = {
 
 def main() -> int:
     """Entry point of the console script; returns the exit status."""
+    chosen = COMMANDS.get(next(iter(sys.argv[1:]), ""))
+    if chosen is not None and chosen.alone:
+        return execute(sys.argv[1:])
     return run_in_child(lambda: execute(sys.argv[1:]))
 
 
@@ -319,8 +330,10 @@ def _flat_parameters(function: Callable[..., Any]) -> list[_Parameter]:
 def _described(documented: Any) -> dict[str, str]:
     import docstring_parser
 
-    parsed = docstring_parser.parse(inspect.getdoc(documented) or "")
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+    # A dataclass that derives from another documents its own fields only.
+    documents = [inspect.getdoc(one) for one in reversed(getattr(documented, "__mro__", (documented,))) if one.__doc__]
+    parsed = [p for text in documents for p in docstring_parser.parse(text or "").params]
+    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed}
 
 
 def _call(command: Command, options: dict[str, Any]) -> int:
