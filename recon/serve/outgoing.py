@@ -184,7 +184,8 @@ class _Sender:
         if scale is not None:
             meta |= {
                 "RescaleSlope": str(gain),
-                "RescaleIntercept": str(round(gain * scale.intercept / scale.slope)),
+                # Windows would be read before or after an offset, depending on the console: that of signed maps is told apart.
+                "RescaleIntercept": "0",
                 "IntensitySlope": repr(scale.slope),
                 "IntensityIntercept": repr(scale.intercept),
             }

@@ -123,10 +123,11 @@ def test_maps_of_the_evidence_come_last_and_signed_ones_keep_their_zero() -> Non
     assert [one.image_series_index for one in sent] == [1, 1, 2, 2, 3, 3]
     assert "difference" in sent[4].meta["SeriesDescription"]
     assert "trained generator" not in sent[2].meta["ImageProcessingHistory"]
-    intercept, slope = int(sent[4].meta["RescaleIntercept"]), float(sent[4].meta["IntensitySlope"])
+    assert {one.meta["RescaleIntercept"] for one in sent} == {"0"}
+    intercept, slope = (float(sent[4].meta[name]) for name in ("IntensityIntercept", "IntensitySlope"))
     assert intercept < 0
-    values = (sent[4].data[0].astype(float) + intercept) * slope
-    np.testing.assert_allclose(values, signed[0].data.numpy(), atol=1.01 * slope)
+    values = sent[4].data[0] * slope + intercept
+    np.testing.assert_allclose(values, signed[0].data.numpy(), atol=0.51 * slope)
 
 
 def test_slices_keep_the_geometry_of_their_source_and_a_slab_is_a_new_volume() -> None:
