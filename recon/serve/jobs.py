@@ -29,9 +29,10 @@ from recon.run.pipeline import Result, choose_method, reconstruct_source
 from recon.serve.configs import resolve
 from recon.serve.interface import OutgoingState, ResolvedConfig
 from recon.serve.options import from_json, to_json
-from recon.serve.outgoing import messages
+from recon.serve.outgoing import frame_remarks, messages
 from recon.serve.ranges import Key, name_of
 from recon.serve.source import ServedSource, cut_out, replaced_noise
+from recon.serve.store import enqueue
 
 Job = Mapping[str, Any]
 Tell = Callable[[str, str], None]
@@ -55,12 +56,15 @@ class Workshop:
         Where noise scans of their own are kept.
     tell, deliver
         Where texts and images go.
+    store_folder
+        Spool of the DICOM archive; None where there is none.
     """
 
     defaults: ResolvedConfig
     noise_folder: Path
     tell: Tell
     deliver: Deliver
+    store_folder: Path | None = None
     _methods: dict[str, Method] = field(default_factory=dict)
 
     def do(self, job: Job) -> dict[str, Any]:
@@ -105,7 +109,8 @@ class Workshop:
         self._say_dependencies(header)
         limits = [e.limits["average"].maximum + 1 for e in header.encodings if "average" in e.limits]
         begun["n_averages"] = max([1, *limits])
-        begun["streaming"] = not needs_whole_scan(method, config.options)
+        # A DICOM series has one scale and one numbering, so an archive gets the scan as a whole.
+        begun["streaming"] = self.store_folder is None and not needs_whole_scan(method, config.options)
         return begun
 
     def _say_dependencies(self, header: MrdHeader) -> None:
@@ -143,7 +148,9 @@ class Workshop:
             if changed:
                 self.tell("WARNING", f"readouts came after their image was sent: {len(changed)} images are sent again")
                 n_images += self._reconstruct(ServedSource(file, stream, changed, whole=True), job, state)
-            elif sent and not left:
+            for line in frame_remarks(state):
+                self.tell("WARNING", line)
+            if sent and not left and not changed:
                 for line in whole.warnings:
                     self.tell("WARNING", line)
         return {"n_images": n_images + len(sent), "state": asdict(state), "warnings": list(warnings)}
@@ -186,10 +193,19 @@ class Workshop:
         with self._outgoing(Path(job["out"])) as path, path.open("wb") as out:
             for message in messages(results, job["xml"], options, state):
                 out.write(message)
+        if self.store_folder is not None:
+            self._store(results, self.store_folder)
         names = _names(results)
         self.tell("INFO", f"{names} by {options.method} in {time.perf_counter() - started:.1f} s")
         memory.release()
         return n_images
+
+    def _store(self, results: Sequence[Result], folder: Path) -> None:
+        """Hand the images to the archive. The client has them already: a full disk costs no more than the archive's."""
+        try:
+            enqueue(results, folder)
+        except (OSError, InputError) as error:
+            self.tell("ERROR", f"the images are not sent to the archive ({error})")
 
     def _results(self, source: ServedSource, options: RunOptions) -> list[Result]:
         return reconstruct_source(source, self.method(options), options, lambda line: self.tell("WARNING", line), False)

@@ -83,6 +83,9 @@ class ServeOptions:
         Remove the oldest reconstructed scans when the spool holds more, GiB. Without it nothing is removed.
     worker_memory_gib
         The most address space that a worker may take, GiB.
+    store
+        DICOM archive, AET@HOST:PORT, that gets the images of every scan too (pip install recon[pacs]). Images are then
+        reconstructed at the end of the scan, all at once.
     metrics_port
         Port on the loopback address with /health and Prometheus' /metrics (pip install recon[serve]).
     tls_cert
@@ -113,6 +116,7 @@ class ServeOptions:
     min_free_gib: float = 2.0
     quota_gib: float | None = None
     worker_memory_gib: float | None = None
+    store: str | None = None
     metrics_port: int | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

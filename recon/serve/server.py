@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from kspace.errors import InputError
@@ -20,6 +21,7 @@ from recon.serve.peer import PIECE, Peer, PipePeer, TcpPeer
 from recon.serve.pool import Pool, check_able
 from recon.serve.session import Session
 from recon.serve.spool import Spool
+from recon.serve.store import ArchiveQueue, parse_node
 
 
 class Server:
@@ -58,10 +60,12 @@ class Server:
         self._offer_unfinished()
         tls = _tls(self._options)
         memory = self._options.worker_memory_gib
+        archive = self._archive()
         setup = {
             "options": to_json(self._scanner),
             "classical_first": self._options.classical_first,
             "noise_folder": self._spool.noise_folder,
+            "store_folder": None if archive is None else self._store_folder,
             "memory": None if memory is None else int(memory * GIB),
         }
         pool = self._pool = Pool(self._options.workers, setup, self._events)
@@ -69,6 +73,8 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, signal.Signals(number).name)
         server = page = None
         try:
+            if archive is not None:
+                archive.start()
             pool.start()
             if listening is not None:
                 server = await asyncio.start_server(self._connected, sock=listening, ssl=tls, limit=2 * PIECE)
@@ -86,9 +92,22 @@ class Server:
             if page is not None:
                 await page.close()
             await pool.stop()
+            if archive is not None:
+                await asyncio.to_thread(archive.stop)
         check_able(pool)
         self._events.write("stopped")
         return 0
+
+    @property
+    def _store_folder(self) -> Path:
+        return self._options.spool / "archive"
+
+    def _archive(self) -> ArchiveQueue | None:
+        """What sends DICOM images to the archive; what waited at the end of an earlier server is sent first."""
+        if self._options.store is None:
+            return None
+        node = parse_node(self._options.store)
+        return ArchiveQueue(node, self._store_folder, lambda line: self._events.write("archive", text=line))
 
     async def _wait(self, pool: Pool) -> None:
         stop = asyncio.ensure_future(self._stop.wait())

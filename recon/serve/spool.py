@@ -116,9 +116,10 @@ class Spool:
     def used_bytes(self) -> int:
         """Size of everything in the folder."""
         total = 0
-        for path in self.folder.rglob("*"):
-            with suppress(FileNotFoundError):  # another process may remove it meanwhile
-                total += path.stat().st_size
+        for folder, _, names in os.walk(self.folder):  # `Path.rglob` fails where a folder is removed meanwhile
+            for name in names:
+                with suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(folder, name)).st_size
         return total
 
     def record(self) -> Recording:

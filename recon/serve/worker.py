@@ -66,6 +66,7 @@ def main() -> None:
             Path(setup["noise_folder"]),
             lambda level, text: line.send("text", level=level, text=text),
             lambda path: line.send("images", path=str(path), bytes=path.stat().st_size),
+            None if setup["store_folder"] is None else Path(setup["store_folder"]),
         )
         _warm_up(workshop)
     except InputError as error:
