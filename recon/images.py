@@ -14,7 +14,7 @@ from kspace.container import Image
 from kspace.errors import InputError
 from recon.evidence.record import ROLES
 from recon.run.input import Source
-from recon.run.options import FORMATS, RunOptions, checked
+from recon.run.options import RunOptions, checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ class Images(Sequence[Image]):
     def save(
         self,
         output: str | PathLike[str],
-        formats: Sequence[str] = FORMATS,
+        formats: Sequence[str] | None = None,
         *,
         complex: bool = False,
         mrd_pixels: Literal["float32", "uint16"] = "float32",
@@ -100,7 +100,7 @@ class Images(Sequence[Image]):
         output
             Folder, made where it does not exist.
         formats
-            Of ``mrd``, ``dicom``, ``nifti``, ``png``.
+            Of ``mrd``, ``dicom``, ``nifti``, ``png``, ``html``, ``fastmri``; None: those of ``recon run``.
         complex
             Complex values into MRD and NIfTI, instead of magnitudes.
         mrd_pixels
@@ -118,16 +118,16 @@ class Images(Sequence[Image]):
         InputError
             If an output exists and `force` is not given, a format is unknown, or the folder cannot be written.
         """
-        from recon.run.pipeline import check_room, choose_method, save_results
+        from recon.run.pipeline import check_room, choose_method, formats_of, save_results
 
-        chosen = (formats,) if isinstance(formats, str) else tuple(formats)
-        options = checked(replace(self._options, format=",".join(chosen), complex=complex, mrd_pixels=mrd_pixels, force=force))
+        chosen = formats if formats is None or isinstance(formats, str) else ",".join(formats)
+        options = checked(replace(self._options, format=chosen, complex=complex, mrd_pixels=mrd_pixels, force=force))
         if complex:
             choose_method(options)  # refuses it for magnitudes
         roles = ("main", *dict.fromkeys(image.role for image in self._beside))
         check_room(self._source, Path(output), options, roles)
         said: list[str] = []
-        stated = {"format": options.format, "complex": complex, "mrd_pixels": mrd_pixels}
+        stated = {"format": ",".join(formats_of(self._source, options)), "complex": complex, "mrd_pixels": mrd_pixels}
         results = [_restated(result, stated) for result in self._results]
         written = save_results(results, self._source, Path(output), options, said.append)
         for message in said:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "RunRecord", "check_outputs", "export"]
 
-SUFFIXES = {"mrd": ".mrd.h5", "dicom": "_dicom", "nifti": ".nii.gz", "png": ".png", "fastmri": ".h5"}
+SUFFIXES = {"mrd": ".mrd.h5", "dicom": "_dicom", "nifti": ".nii.gz", "png": ".png", "html": ".html", "fastmri": ".h5"}
 FORMATS = tuple(SUFFIXES)
-USUAL = tuple(name for name in FORMATS if name != "fastmri")  # a submission serves fastMRI's own volumes
+OF_THE_RUN = ("html", "fastmri")
+"""Formats with one file for the run: a page of all roles, and a submission of the main images."""
+USUAL = tuple(name for name in FORMATS if name not in OF_THE_RUN)
 
 
 def export(
@@ -45,9 +47,9 @@ def export(
     """Write the images of one run.
 
     Files in ``out``: ``<stem>.mrd.h5``, ``<stem>_dicom/*.dcm``, ``<stem>.nii.gz`` and ``<stem>.png`` for the main images, the
-    same with ``<stem>_<role>`` for each further role, ``<stem>.h5`` in fastMRI's layout for the main images, and
-    ``<stem>.json``. They appear together once all are complete; after an exception, including Ctrl-C, the directory is
-    unchanged.
+    same with ``<stem>_<role>`` for each further role, ``<stem>.h5`` in fastMRI's layout for the main images, ``<stem>.html``
+    for all of them, and ``<stem>.json``. They appear together once all are complete; after an exception, including Ctrl-C, the
+    directory is unchanged.
 
     Parameters
     ----------
@@ -60,7 +62,7 @@ def export(
     stem
         Name of the outputs without suffix.
     formats
-        Any of ``mrd``, ``dicom``, ``nifti``, ``png``, ``fastmri``. The JSON record is always written.
+        Any of ``mrd``, ``dicom``, ``nifti``, ``png``, ``html``, ``fastmri``. The JSON record is always written.
     complex_images
         Write complex values of complex images to MRD and NIfTI; DICOM and PNG hold magnitudes.
     force
@@ -153,8 +155,8 @@ def _existing(out: Path, stem: str, formats: Sequence[str], roles: Sequence[str]
 
 
 def _holds(name: str, main: bool) -> bool:
-    """Whether a format holds images of this role: a fastMRI submission is the volume of the main images only."""
-    return main or name != "fastmri"
+    """Whether a format has a file for this role: those of the run have one beside the main images."""
+    return main or name not in OF_THE_RUN
 
 
 def role_stem(stem: str, role: str) -> str:
@@ -201,6 +203,10 @@ def _write_all(
             from recon.output.submission import write_submission
 
             write_submission(folder / (name + SUFFIXES["fastmri"]), images, record)
+    if "html" in formats:
+        from recon.output.scan_page import write_page
+
+        write_page(folder / (stem + SUFFIXES["html"]), series, replace(record, warnings=list(dict.fromkeys(warnings))))
     if tell is not None:
         for warning in warnings[len(record.warnings) :]:
             tell(warning)

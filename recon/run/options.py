@@ -10,7 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from kspace.errors import InputError
 from recon.methods.precision import Precision
 
-FORMATS = ("mrd", "dicom", "nifti", "png", "fastmri")
+FORMATS = ("mrd", "dicom", "nifti", "png", "html", "fastmri")
+USUAL = ("mrd", "dicom", "nifti", "png")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class RunOptions:
     incomplete
         Reconstruct images too whose acquisition was begun and not finished.
     format
-        What to write, separated by commas: mrd, dicom, nifti, png, fastmri (a submission to the fastMRI challenges; always
-        written for fastMRI input). A JSON record is always written.
+        What to write, separated by commas: mrd, dicom, nifti, png, html (one page with images and evidence), fastmri (a
+        submission to the fastMRI challenges; always written for fastMRI input). Default: mrd,dicom,nifti,png, and html for a
+        generator whose evidence is not none. A JSON record is always written.
     complex
         Write complex MRD and NIfTI images instead of magnitudes.
     mrd_pixels
@@ -96,7 +98,7 @@ class RunOptions:
     slices: str | None = None
     repetitions: str | None = None
     incomplete: bool = False
-    format: str = "mrd,dicom,nifti,png"
+    format: str | None = None
     complex: bool = False
     mrd_pixels: Literal["float32", "uint16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -128,7 +130,9 @@ class RunOptions:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats to write, one by one."""
+        """The formats to write, one by one; without a choice those of every method."""
+        if self.format is None:
+            return USUAL
         chosen = tuple(part.strip() for part in self.format.split(",") if part.strip())
         if unknown := [c for c in chosen if c not in FORMATS]:
             raise InputError(f"unknown format '{unknown[0]}'", "--format", f"choose from {', '.join(FORMATS)}")

@@ -22,7 +22,8 @@ from kspace.noise_check import fit_noise
 from kspace.operators import Sense
 from recon import memory
 from recon.evidence.record import ROLES, ImageEvidence
-from recon.methods.choose import Method, choose
+from recon.methods import classical
+from recon.methods.choose import RSS, Method, choose
 from recon.output.export import RunRecord, check_outputs, export
 from recon.output.series import IN_PLACE
 from recon.run.delivery import Delivery, replaced, roles_of
@@ -146,7 +147,7 @@ def check_room(source: Source, output: Path, options: RunOptions, roles: Sequenc
         If an output exists and ``options.force`` is not given, or the folder cannot be written.
     """
     for e in _chosen_encodings(source, options):
-        check_outputs(output, _stem(source, e), _formats(source, options), options.force, roles, source.path)
+        check_outputs(output, _stem(source, e), formats_of(source, options), options.force, roles, source.path)
 
 
 def save_results(
@@ -171,7 +172,7 @@ def save_results(
                 result.record,
                 output,
                 result.stem,
-                _formats(source, options),
+                formats_of(source, options),
                 options.complex,
                 options.force,
                 source.xml,
@@ -181,9 +182,11 @@ def save_results(
     return written
 
 
-def _formats(source: Source, options: RunOptions) -> tuple[str, ...]:
-    """The formats that were asked for, and those that belong to this kind of file."""
-    return tuple(dict.fromkeys((*options.formats, *source.own_formats)))
+def formats_of(source: Source, options: RunOptions) -> tuple[str, ...]:
+    """The formats to write: those asked for, by default the page for a generator, and those of this kind of file."""
+    generator = options.method not in (RSS, *classical.METHODS)
+    page = ("html",) if options.format is None and generator and options.evidence != "none" else ()
+    return tuple(dict.fromkeys((*options.formats, *page, *source.own_formats)))
 
 
 def _stem(source: Source, encoding: int) -> str:
@@ -361,6 +364,7 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
         sha256 = source.sha256()
     parameters = {name: value for name, value in vars(options).items() if name != "force"}
     parameters = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
+    parameters["format"] = ",".join(formats_of(source, options))
     header = images[0].header if images else None
     with log.step("checksum"):
         origin = (

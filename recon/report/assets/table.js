@@ -183,12 +183,6 @@ function hopeless(s) {
   return least < 0.05 ? "" : ` With so few volumes p cannot fall below ${probability(least)}, whatever the difference.`;
 }
 
-function groupBy(list, key) {
-  const groups = new Map();
-  for (const item of list) groups.set(key(item), [...(groups.get(key(item)) ?? []), item]);
-  return groups;
-}
-
 let volumeSort = { key: null, descending: false };
 
 function drawVolumes() {
@@ -209,13 +203,6 @@ function drawVolumes() {
   if (active) rows.sort(compare(active, volumeSort.descending));
   byId("volume-table").replaceChildren(headings(list, volumeSort, (c) => { volumeSort = sortBy(volumeSort, c); drawVolumes(); }),
     h("tbody", {}, ...rows.map((row) => h("tr", {}, ...list.map((c) => h("td", { class: c.text ? "text" : "" }, c.cell(row)))))));
-}
-
-function fill(select, options, chosen) {
-  const groups = groupBy(options, (o) => o.group ?? "");
-  const option = (o) => h("option", { value: o.value, selected: o.value === chosen }, o.label);
-  select.replaceChildren(...[...groups].flatMap(([group, found]) => (group ? [h("optgroup", { label: group }, ...found.map(option))] : found.map(option))));
-  select.disabled = options.length < 2;
 }
 
 function choose(change) {

@@ -48,6 +48,19 @@ function median(list) {
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
+function groupBy(list, key) {
+  const groups = new Map();
+  for (const item of list) groups.set(key(item), [...(groups.get(key(item)) ?? []), item]);
+  return groups;
+}
+
+function fill(select, options, chosen) {
+  const groups = groupBy(options, (o) => o.group ?? "");
+  const option = (o) => h("option", { value: o.value, selected: o.value === chosen }, o.label);
+  select.replaceChildren(...[...groups].flatMap(([group, found]) => (group ? [h("optgroup", { label: group }, ...found.map(option))] : found.map(option))));
+  select.disabled = options.length < 2;
+}
+
 // Figures as people read them: as many places as tell values of this size apart.
 function format(value, metric) {
   if (value == null || Number.isNaN(value)) return "–";

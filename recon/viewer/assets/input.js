@@ -64,7 +64,7 @@ function dragged(panel, drag, event) {
   if (drag.pan) {
     const scale = magnification(panel.canvas) * (box.width / panel.canvas.width);
     pan(-dy / scale, -dx / scale);
-  } else if (view.difference) setScale(view.scale * Math.exp(dx / 150));
+  } else if (view.difference || kindOf(contentOf(panel.series))) setScale(view.scale * Math.exp(dx / 150));
   else setWindow(view.high - view.low + dx / box.width, (view.high + view.low) / 2 + dy / box.height);
 }
 

@@ -1,4 +1,4 @@
-// Panels: one picture each, all drawn with the same window, zoom and place.
+// Panels: one image or map each, all drawn with the same zoom and place, images with the same window, maps with the same scale.
 
 const view = {
   file: null, slice: null, difference: false, low: 0, high: 1, scale: 0.1, zoom: 1, centre: [0, 0], turn: 0, mirror: false,
@@ -8,8 +8,11 @@ let panels = [];
 let planes = new Map();
 
 const seriesOf = (file) => (file.truth ? ["truth", ...file.methods] : file.methods);
-const nameOf = (series) => (series === "truth" ? "Truth" : labelOf(series));
+// A page may name a series by the slice that is shown.
+const nameOf = (series) => (series === "truth" ? "Truth" : view.nameHere?.(series) ?? labelOf(series));
 const shownSeries = () => (view.solo ? [view.a] : seriesOf(view.file).filter((s) => !view.hidden.has(s)));
+// "signed" or "magnitude" for a map, nothing for an image.
+const kindOf = (series) => view.file.maps[series];
 // What a panel shows: flickering puts B in the place of A.
 const contentOf = (series) => (view.flicker && series === view.a ? view.b : series);
 const failureOf = (series) => FAILURES.find((f) =>
@@ -79,6 +82,25 @@ function differenceTable() {
   return table;
 }
 
+// Black, purple, orange, pale yellow: brightness grows evenly, also for people who see few colours.
+const HEAT = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]];
+function heatColour(t) {
+  const place = Math.min(1, Math.max(0, t)) * (HEAT.length - 1);
+  const i = Math.min(HEAT.length - 2, Math.floor(place));
+  return rgb(...HEAT[i].map((from, k) => Math.round(from + (HEAT[i + 1][k] - from) * (place - i))));
+}
+
+const mapColour = (kind, t) => (kind === "signed" ? differenceColour(t) : heatColour(t));
+
+function mapTable(series) {
+  const table = new Int32Array(INVALID + 1);
+  for (let code = 0; code < INVALID; code++) {
+    table[code] = mapColour(kindOf(series), valueOf(view.file, code, series) / view.file.reference / view.scale);
+  }
+  table[INVALID] = NO_NUMBER;
+  return table;
+}
+
 function paintPanel(panel, grey, difference) {
   const codes = planes.get(contentOf(panel.series));
   const [rows, columns] = displayShape();
@@ -90,10 +112,12 @@ function paintPanel(panel, grey, difference) {
   const picture = context.createImageData(columns, rows);
   const pixels = new Int32Array(picture.data.buffer);
   const map = turnedMap();
-  const truth = view.difference && contentOf(panel.series) !== "truth" ? planes.get("truth") : null;
+  const series = contentOf(panel.series);
+  const truth = view.difference && series !== "truth" ? planes.get("truth") : null;
+  const table = kindOf(series) ? mapTable(series) : grey;
   for (let i = 0; i < pixels.length; i++) {
     const code = codes[map[i]];
-    if (!truth) pixels[i] = grey[code];
+    if (!truth) pixels[i] = table[code];
     else pixels[i] = code === INVALID || truth[map[i]] === INVALID ? NO_NUMBER : difference[code - truth[map[i]] + INVALID];
   }
   context.putImageData(picture, 0, 0);
@@ -120,6 +144,7 @@ function drawPanel(panel) {
   context.drawImage(panel.source, left, top, panel.source.width * scale, panel.source.height * scale);
   const place = ([r, c]) => [left + c * scale, top + r * scale];
   if (view.boxes) drawBoxes(context, place, ratio);
+  if (view.file.letters) drawLetters(context, panel.canvas, ratio);
   if (view.cursor) drawCursor(context, place, scale, ratio);
 }
 
@@ -149,6 +174,30 @@ function drawBoxes(context, place, ratio) {
     context.font = `${11 * ratio}px system-ui, sans-serif`;
     context.fillText(`class ${kind}`, x, y > 14 * ratio ? y - 4 * ratio : y + Math.abs(by - ay) + 12 * ratio);
   }
+}
+
+// Directions of the patient at the edges; they follow when the view is rotated or mirrored.
+function lettersShown() {
+  const [left, right, top, bottom] = view.file.letters;
+  let around = [top, right, bottom, left];
+  for (let i = 0; i < view.turn; i++) around = [around[3], ...around.slice(0, 3)];
+  if (view.mirror) around = [around[0], around[3], around[2], around[1]];
+  return around;
+}
+
+function drawLetters(context, canvas, ratio) {
+  const [w, h, edge] = [canvas.width, canvas.height, 4 * ratio];
+  const spots = [[w / 2, edge, "center", "top"], [w - edge, h / 2, "right", "middle"], [w / 2, h - edge, "center", "bottom"], [edge, h / 2, "left", "middle"]];
+  context.font = `600 ${12 * ratio}px system-ui, sans-serif`;
+  context.lineWidth = 3 * ratio;
+  context.lineJoin = "round";
+  lettersShown().forEach((letters, i) => {
+    const [x, y, align, baseline] = spots[i];
+    Object.assign(context, { textAlign: align, textBaseline: baseline, strokeStyle: "#000", fillStyle: "#fff" });
+    context.strokeText(letters, x, y);
+    context.fillText(letters, x, y);
+  });
+  Object.assign(context, { textAlign: "start", textBaseline: "alphabetic" });
 }
 
 function drawCursor(context, place, scale, ratio) {
@@ -222,12 +271,13 @@ function caption() {
     const row = metric && ROWS.find((r) => r.dataset === view.file.dataset && r.volume === view.file.volume && r.mask === view.file.mask && r.method === series);
     const figure = row && row[metric.key] != null ? `${format(number(row[metric.key]), metric)}${metric.unit ? ` ${metric.unit}` : ""}` : "";
     const difference = view.difference && view.file.truth && series !== "truth";
+    panel.name.title = nameOf(series);
     panel.name.textContent = nameOf(series) + (difference ? " − truth" : "") + (series === panel.series ? "" : "  (B)");
     panel.figure.textContent = figure;
     panel.figure.title = figure ? `${metric.label} of the volume` : "";
     panel.element.classList.toggle("a", panel.series === view.a);
     panel.element.classList.toggle("swapped", series !== panel.series);
-    panel.canvas.setAttribute("aria-label", `${nameOf(series)}${difference ? ", difference to the truth" : ""}, ${view.file.volume}, slice ${view.slice}, ${view.file.mask}${figure ? `; ${metric.label} of the volume ${figure}` : ""}`);
+    panel.canvas.setAttribute("aria-label", `${nameOf(series)}${difference ? ", difference to the truth" : ""}, ${view.file.volume}, slice ${view.slice}${view.file.mask ? `, ${view.file.mask}` : ""}${figure ? `; ${metric.label} of the volume ${figure}` : ""}`);
     panel.value.textContent = valueUnderCursor(series);
   }
   drawLegend();
@@ -237,7 +287,7 @@ function valueUnderCursor(series) {
   const codes = planes.get(series);
   if (!view.cursor || !codes) return "";
   const at = view.cursor[0] * view.file.shape[1] + view.cursor[1];
-  const value = valueText(view.file, codes[at]);
+  const value = valueText(view.file, codes[at], series);
   const truth = series === "truth" ? null : planes.get("truth");
   if (!truth || codes[at] >= ABOVE || truth[at] >= ABOVE) return value;
   const difference = (codes[at] - truth[at]) * view.file.step;

@@ -47,12 +47,18 @@ function planeOf(file, slice, series) {
   return found;
 }
 
-// A value in the unit of the images; NaN where there is no number.
-const valueOf = (file, code) => (code === INVALID ? NaN : code * file.step);
+// What a code of a series means: value = (code - zero) * step. Maps have their own; images share that of the file.
+const scaleOf = (file, series) => file.scales[series] ?? { step: file.step, zero: 0 };
 
-function valueText(file, code) {
+// A value in the unit of the images; NaN where there is no number.
+function valueOf(file, code, series) {
+  const { step, zero } = scaleOf(file, series);
+  return code === INVALID ? NaN : (code - zero) * step;
+}
+
+function valueText(file, code, series) {
   if (code === INVALID) return "no number";
-  return (code === ABOVE ? "≥ " : "") + significant(code * file.step);
+  return (code === ABOVE ? "≥ " : "") + significant(valueOf(file, code, series));
 }
 const significant = (v) => (v === 0 ? "0" : Math.abs(v) >= 1e5 || Math.abs(v) < 1e-3 ? v.toExponential(3) : v.toPrecision(4)).replace(/^-/, "−");
 

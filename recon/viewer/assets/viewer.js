@@ -4,6 +4,8 @@ const volumeKey = (file) => JSON.stringify([file.dataset, file.volume]);
 const held = IMAGES.files.filter((file) => file.slices.length);
 const volumeFiles = (key) => held.filter((file) => volumeKey(file) === key);
 let loading = 0;
+const showListeners = [];
+const onShow = (listener) => showListeners.push(listener);
 
 function announce(text) { byId("said").textContent = text; }
 
@@ -30,6 +32,7 @@ async function show(change = {}) {
   paint();
   drawControls();
   if (before !== file) drawSampling();
+  showListeners.forEach((listener) => listener());
   byId("stage").dataset.shown = JSON.stringify([file.dataset, file.volume, file.mask, slice]);
 }
 
@@ -51,7 +54,7 @@ function resetPlace() {
   view.centre = displayShape().map((n) => n / 2);
 }
 function resetWindow() {
-  Object.assign(view, { low: 0, high: view.file.bright, scale: 0.1 });
+  Object.assign(view, { low: 0, high: view.file.bright, scale: view.file.map_scale ?? 0.1 });
 }
 function resetAll() {
   resetPlace();
@@ -147,14 +150,14 @@ function drawControls() {
   fill(byId("view-a"), options, view.a);
   fill(byId("view-b"), options, view.b);
   const pressed = { "view-difference": view.difference, "view-flicker": view.flicker, "view-boxes": view.boxes, "view-smooth": view.smooth, "view-solo": view.solo };
-  for (const [id, on] of Object.entries(pressed)) byId(id).setAttribute("aria-pressed", String(on));
-  byId("view-difference").disabled = !file.truth;
+  for (const [id, on] of Object.entries(pressed)) byId(id)?.setAttribute("aria-pressed", String(on));
+  if (byId("view-difference")) byId("view-difference").disabled = !file.truth;
   byId("view-boxes").hidden = !held.some((f) => f.boxes.length);
   byId("view-chips").replaceChildren(h("legend", {}, "Panels"), ...seriesOf(file).map((s) => h("button", { type: "button", "aria-pressed": String(!view.hidden.has(s)), onclick: () => togglePanel(s) }, nameOf(s))));
 }
 
-function ramp(colourAt) {
-  const canvas = byId("ramp");
+function ramp(id, colourAt) {
+  const canvas = byId(id);
   const context = canvas.getContext("2d");
   const picture = context.createImageData(canvas.width, 1);
   const pixels = new Int32Array(picture.data.buffer);
@@ -167,18 +170,31 @@ function drawLegend() {
   const percent = (v) => `${(100 * v).toPrecision(3).replace(/\.?0+$/, "")} %`;
   const of = file.truth ? "of the truth's maximum" : "of the images' maximum";
   if (view.difference) {
-    ramp((t) => differenceColour(2 * t - 1));
+    ramp("ramp", (t) => differenceColour(2 * t - 1));
     byId("from").textContent = `−${percent(view.scale)}`;
     byId("to").textContent = `+${percent(view.scale)} ${of} (±${significant(view.scale * file.reference)}), the same for every method; the truth in grey`;
   } else {
-    ramp((t) => { const grey = Math.round(255 * t); return rgb(grey, grey, grey); });
+    ramp("ramp", (t) => { const grey = Math.round(255 * t); return rgb(grey, grey, grey); });
     byId("from").textContent = significant(view.low * file.reference);
-    byId("to").textContent = `${significant(view.high * file.reference)} (${percent(view.low)} to ${percent(view.high)} ${of}), the same for every panel`;
+    byId("to").textContent = `${significant(view.high * file.reference)} (${percent(view.low)} to ${percent(view.high)} ${of}), the same for every ${seriesOf(file).some(kindOf) ? "image" : "panel"}`;
   }
   byId("ramp").setAttribute("aria-label", `${byId("from").textContent} to ${byId("to").textContent}`);
+  for (const kind of ["signed", "magnitude"]) drawMapLegend(kind, percent(view.scale), significant(view.scale * file.reference));
   const [rows, columns] = displayShape();
   const cursor = view.cursor ? `y ${view.cursor[0]}, x ${view.cursor[1]}` : "";
   byId("place").textContent = `${rows} × ${columns} · zoom ${view.zoom.toFixed(1)} ${cursor}`;
+}
+
+// Every map has this scale, so that colours of different maps can be compared.
+function drawMapLegend(kind, share, value) {
+  const label = byId(`legend-${kind}`);
+  const named = seriesOf(view.file).filter((series) => kindOf(series) === kind).map(nameOf);
+  label.hidden = !named.length;
+  if (!named.length) return;
+  ramp(`ramp-${kind}`, (t) => mapColour(kind, kind === "signed" ? 2 * t - 1 : t));
+  byId(`from-${kind}`).textContent = kind === "signed" ? `−${share}` : "0";
+  byId(`to-${kind}`).textContent = `${kind === "signed" ? "+" : ""}${share} of the images' maximum (${kind === "signed" ? "±" : ""}${value}): ${named.join(", ")}`;
+  byId(`ramp-${kind}`).setAttribute("aria-label", `${byId(`from-${kind}`).textContent} to ${byId(`to-${kind}`).textContent}`);
 }
 
 async function drawSampling() {
@@ -204,21 +220,24 @@ async function drawSampling() {
 }
 
 const KEYS = [["arrows", "pixel"], ["Shift+arrows", "pan"], ["PgUp PgDn", "slice"], ["v", "volume"], ["m", "mask"], ["+ −", "zoom"], ["0", "reset"],
-  ["d", "difference"], ["[ ]", "its scale"], ["f", "flicker A and B"], ["a", "next A"], ["s", "next B"], ["o", "only A"], ["w W", "window narrower, wider"], ["l L", "level lower, higher"],
+  ["d", "difference"], ["[ ]", "scale of differences"], ["f", "flicker A and B"], ["a", "next A"], ["s", "next B"], ["o", "only A"], ["w W", "window narrower, wider"], ["l L", "level lower, higher"],
   ["1 … 9", "panel on or off"], ["x", "boxes"], ["i", "smooth"], ["t", "turn"], ["r", "mirror"]];
 
 function build() {
+  const [truth, anyMask] = [held.some((f) => f.truth), held.some((f) => f.mask)];
+  const [several, maps] = [unique(held.map(volumeKey)).length > 1, held.some((f) => Object.keys(f.maps).length)];
+  const useless = new Set([...(truth ? [] : ["d"]), ...(truth || maps ? [] : ["[ ]"]), ...(anyMask ? [] : ["m"]), ...(several ? [] : ["v"]), ...(held.some((f) => f.boxes.length) ? [] : ["x"])]);
   const press = (id, text, action, title) => h("button", { type: "button", id, "aria-pressed": "false", onclick: action, title }, text);
   const stated = IMAGES.held < IMAGES.total ? `This page holds ${IMAGES.held} of ${IMAGES.total} slices, spread over the volumes; the others did not fit its size limit. ` : `All ${IMAGES.total} slices are here. `;
   const share = (100 * held[0].step) / held[0].reference;
   byId("viewer-body").replaceChildren(
-    h("p", { class: "says" }, `${stated}Values are held in ${IMAGES.bits} bits: steps of ${share.toPrecision(2)} % of the ${held[0].truth ? "truth's" : "images'"} maximum of each volume, without further loss. Drag: window (sideways) and level (up, down). Wheel: zoom. Shift or right button and drag: pan. Double click: reset.`),
+    h("p", { class: "says" }, `${stated}Values are held in ${IMAGES.bits} bits: steps of ${share.toPrecision(2)} % of the ${held[0].truth ? "truth's" : "images'"} maximum of each volume, without further loss. Drag: window (sideways) and level (up, down)${maps ? " of images, scale of maps" : ""}. Wheel: zoom. Shift or right button and drag: pan. Double click: reset.`),
     h("div", { class: "viewer-controls" },
-      h("label", {}, "Volume ", h("select", { id: "view-volume", onchange: (e) => chooseVolume(e.target.value) })),
-      h("label", {}, "Mask ", h("select", { id: "view-mask", onchange: (e) => show({ file: volumeFiles(volumeKey(view.file)).find((f) => f.mask === e.target.value) }) })),
+      h("label", { hidden: unique(held.map(volumeKey)).length < 2 }, "Volume ", h("select", { id: "view-volume", onchange: (e) => chooseVolume(e.target.value) })),
+      h("label", { hidden: !anyMask }, "Mask ", h("select", { id: "view-mask", onchange: (e) => show({ file: volumeFiles(volumeKey(view.file)).find((f) => f.mask === e.target.value) }) })),
       h("label", {}, "Slice ", h("input", { type: "range", id: "view-slice", min: 0, step: 1, oninput: (e) => show({ slice: view.file.slices[Number(e.target.value)] }) }), " ", h("span", { id: "view-slice-text" }))),
     h("div", { class: "viewer-controls" },
-      press("view-difference", "Difference to truth", toggleDifference), press("view-flicker", "Flicker", toggleFlicker),
+      truth ? press("view-difference", "Difference to truth", toggleDifference) : null, press("view-flicker", "Flicker", toggleFlicker),
       h("label", {}, "A ", h("select", { id: "view-a", onchange: (e) => { view.flicker = false; show({ a: e.target.value }); } })),
       h("label", {}, "B ", h("select", { id: "view-b", onchange: (e) => show({ b: e.target.value }) })),
       press("view-solo", "Only A", () => toggle("solo", "Only A")), press("view-boxes", "Boxes", () => toggle("boxes", "Boxes")),
@@ -226,9 +245,11 @@ function build() {
       h("button", { type: "button", onclick: () => turnView({ turn: (view.turn + 1) % 4 }) }, "Turn"), h("button", { type: "button", onclick: () => turnView({ mirror: !view.mirror }) }, "Mirror"), h("button", { type: "button", onclick: resetAll }, "Reset")),
     h("fieldset", { class: "chips", id: "view-chips" }),
     h("div", { id: "stage", tabindex: 0, role: "application", "aria-label": "Image viewer", "aria-describedby": "keys" }, h("div", { id: "panels" }),
-      h("div", { id: "legend" }, h("span", {}, h("span", { id: "from" }), h("canvas", { id: "ramp", width: 180, height: 12, role: "img" }), h("span", { id: "to" })), h("span", { class: "place", id: "place" }),
+      h("div", { id: "legend" }, h("span", {}, h("span", { id: "from" }), h("canvas", { id: "ramp", width: 180, height: 12, role: "img" }), h("span", { id: "to" })), 
+        ...["signed", "magnitude"].map((kind) => h("span", { id: `legend-${kind}`, hidden: true }, h("span", { id: `from-${kind}` }), h("canvas", { id: `ramp-${kind}`, width: 180, height: 12, role: "img" }), h("span", { id: `to-${kind}` }))),
+        h("span", { class: "place", id: "place" }), h("span", {}, "Not for diagnostic use"),
         h("span", { class: "sampling", id: "sampling-label" }, "sampled (ky down, kx right) ", h("canvas", { id: "sampling", role: "img" })))),
-    h("p", { class: "keys", id: "keys" }, "Keys, once the images have the focus: ", ...KEYS.map(([key, what]) => h("span", {}, h("kbd", {}, key), ` ${what}`))),
+    h("p", { class: "keys", id: "keys" }, "Keys, once the images have the focus: ", ...KEYS.filter(([key]) => !useless.has(key)).map(([key, what]) => h("span", {}, h("kbd", {}, key), ` ${what}`))),
     h("p", { class: "sr", id: "said", "aria-live": "polite" }));
 }
 
