@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 import kspace
+from recon import cli
 from recon.run.options import RunOptions
-from recon.serve.configs import resolve
+from recon.serve.configs import METHODS, resolve
 from recon.serve.interface import ResolvedConfig
 from tests.conftest import ROOT
 
@@ -161,6 +162,26 @@ def test_the_dockerfile_copies_what_there_is_and_has_its_stages() -> None:
     assert users[-1] == ("USER", "recon")
     assert any(name == "ARG" and rest.startswith("TORCH_INDEX=") and rest.endswith("/cpu") for name, rest in found)
     assert any(name == "LABEL" and "openrecon.metadata:1.1.0" in rest for name, rest in found)
+
+
+def test_the_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
+    commands = [json.loads(rest) for name, rest in instructions() if name == "CMD"]
+    unit = re.search(r"(?m)^ExecStart=\S+ (.*) \$RECON_ARGS$", (DEPLOY / "recon.service").read_text())
+    assert unit is not None
+    echoed = subprocess.run(
+        [str(DEPLOY / "fire" / "start.sh"), "/dev/stdout"],
+        env={"RECON_BIN": "echo", "RECON_SHARE": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    commands += [unit[1].split(), echoed.stdout.split()]
+    serving = [command[command.index("serve") :] for command in commands if "serve" in command]
+    assert len(serving) == 4
+    for command in serving:
+        name, options = cli._parse(command)
+        assert (name, options["port"]) == ("serve", 9002)
+        assert options["method"] in METHODS
 
 
 def test_the_apptainer_definition_copies_what_there_is() -> None:
