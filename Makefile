@@ -10,7 +10,7 @@ export RECON_DATA ?= $(abspath ../shared/data)
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install docs test test-slow test-gpu test-soak lint format demo bench results system-packages clean
+.PHONY: help install docs test test-slow test-gpu test-soak lint format wheel demo bench results system-packages clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -48,6 +48,10 @@ format: $(STAMP)  ## let ruff rewrite what it can
 docs: $(STAMP)  ## the documentation site with reference and examples, in build/docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(TEST_ENV) $(BIN)/python docs/site/build.py
+
+wheel: $(STAMP)  ## wheel and source archive in build/dist, installed elsewhere and tried
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d build/dist
+	$(TEST_ENV) $(BIN)/python -m pytest tests/test_packages.py
 
 demo: $(STAMP)  ## make a synthetic multi-coil scan, reconstruct it, say where the images are
 	$(BIN)/recon demo -o demo --force

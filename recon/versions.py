@@ -61,7 +61,7 @@ def _commit() -> str | None:
 def _installed_commit() -> str | None:
     """The commit that pip installed from, which it notes for a repository (PEP 610)."""
     try:
-        noted = json.loads(distribution("recon").read_text("direct_url.json") or "{}")
+        noted = json.loads(distribution("mri-gan-recon").read_text("direct_url.json") or "{}")
         return str(noted["vcs_info"]["commit_id"])
     except (PackageNotFoundError, ValueError, KeyError, TypeError):
         return None

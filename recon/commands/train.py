@@ -27,6 +27,7 @@ from recon.methods.precision import SLOW, multiplies_bfloat16
 from recon.methods.weights import Card, find, read, read_card
 from recon.metrics.image import CONVENTIONS
 from recon.train.callbacks import Interrupted, Keeper, Panels, RandomState, StopOnSignal
+from recon.train.configs import with_paths
 from recon.train.data import DataOptions, DataSets, make_data
 from recon.train.loaders import DataModule
 from recon.train.module import Diverged, GanModule, UpdateOptions, batches_per_step
@@ -175,7 +176,7 @@ def parser(system: str | None, preset: str, init: str | None = None) -> jsonargp
         exit_on_error=False,
         allow_abbrev=False,
     )
-    made.add_argument("--config", action="config", help="YAML file with any of the options; unknown keys are refused")
+    made.add_argument("--config", action="config", help="YAML file, or the name of a system; unknown keys are refused")
     made.add_argument("--system", type=str, required=True, help=f"one of {', '.join(systems.find_systems())}")
     made.add_argument("--preset", type=str, default="raw", help="raw, or published")
     for name, section in _sections(system, preset).items():
@@ -218,6 +219,7 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     """
     import jsonargparse
 
+    argv = with_paths(argv)
     made = parser(*_which(argv))
     try:
         found = made.parse_args(list(argv))

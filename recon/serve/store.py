@@ -64,7 +64,7 @@ def parse_node(text: str) -> Node:
     try:
         import pynetdicom  # noqa: F401 - said before anything is reconstructed
     except ImportError as error:
-        raise InputError("pynetdicom is not installed", "--store", "pip install 'recon[pacs]'") from error
+        raise InputError("pynetdicom is not installed", "--store", "pip install 'mri-gan-recon[pacs]'") from error
     return Node(title.strip(), host.strip("[]"), int(port))
 
 

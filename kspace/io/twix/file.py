@@ -126,7 +126,7 @@ def _definitions() -> Any:
         import twixtools.mdh_def
     except ImportError as error:
         raise InputError(
-            "reading Siemens twix files needs the package twixtools", fix="install it with: pip install 'recon[twix]'"
+            "reading Siemens twix files needs the package twixtools", fix="install it with: pip install 'mri-gan-recon[twix]'"
         ) from error
     return twixtools.mdh_def
 

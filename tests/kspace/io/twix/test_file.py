@@ -275,5 +275,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_without_twixtools_the_error_says_how_to_get_it(gre: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "twixtools", None)
     monkeypatch.setitem(sys.modules, "twixtools.mdh_def", None)
-    with pytest.raises(InputError, match=r"pip install 'recon\[twix\]'"):
+    with pytest.raises(InputError, match=r"pip install 'mri-gan-recon\[twix\]'"):
         to_ismrmrd(gre, tmp_path / "scan.h5")
