@@ -33,6 +33,8 @@ class Claim:
         Its file.
     descriptor
         The open file.
+    scan
+        Name of the scan.
     n_begun
         Attempts of the same run that began earlier, and did not end: their processes died.
     has_expired
@@ -43,24 +45,27 @@ class Claim:
 
     path: Path
     descriptor: int
+    scan: str
     n_begun: int
     has_expired: bool
     was_left: bool
 
     def note(self, run: str, event: str) -> None:
         """Append a line, for the process that holds the claim next."""
-        line = json.dumps({"run": run, "event": event, "host": socket.gethostname(), "pid": os.getpid()})
+        line = json.dumps({"scan": self.scan, "run": run, "event": event, "host": socket.gethostname(), "pid": os.getpid()})
         os.write(self.descriptor, f"{line}\n".encode())
 
 
 @contextmanager
-def claim(path: Path, run: str) -> Iterator[Claim]:
+def claim(path: Path, scan: str, run: str) -> Iterator[Claim]:
     """Claim a scan, waiting for another process that works on it; the file is removed at the end.
 
     Parameters
     ----------
     path
         File of the claim; its folder is made.
+    scan
+        Name of the scan.
     run
         Name of the run of the batch, which attempts are counted in.
 
@@ -72,7 +77,7 @@ def claim(path: Path, run: str) -> Iterator[Claim]:
     descriptor = _acquire(path)
     try:
         begun, expired = _history(descriptor, run)
-        held = Claim(path, descriptor, begun, expired, os.fstat(descriptor).st_size > 0)
+        held = Claim(path, descriptor, scan, begun, expired, os.fstat(descriptor).st_size > 0)
         held.note(run, "begun")
         yield held
     finally:  # a process that dies does not come here: its lines are what the next attempt reads
@@ -107,6 +112,28 @@ def _history(descriptor: int, run: str) -> tuple[int, bool]:
                 begun += said["event"] == "begun"
                 expired |= said["event"] == EXPIRED
     return begun, expired
+
+
+def abandoned(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Claims whose processes died, held while the caller looks at each: file, and name of the scan.
+
+    The caller removes the file, or leaves it.
+    """
+    for path in sorted(folder.glob("*.claim")):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                if _free(descriptor) and (scan := _scan(descriptor)) is not None:
+                    yield path, scan
+            finally:
+                os.close(descriptor)
+
+
+def _scan(descriptor: int) -> str | None:
+    """Name of the scan in the first line; None where that was torn."""
+    with contextlib.suppress(ValueError, KeyError, IndexError):
+        return str(json.loads(os.pread(descriptor, 1 << 16, 0).splitlines()[0])["scan"])
+    return None
 
 
 @contextmanager

@@ -82,10 +82,14 @@ class BatchInputs:
         return [s.root for s in self._sources if s.kind == "folder"]
 
     def __iter__(self) -> Iterator[ScanEntry]:
-        i, n = self.share
         for entry in self._everything():
-            if n == 1 or int.from_bytes(_digest(entry.name)[:8], "big") % n == i:
+            if self.in_part(entry.name):
                 yield entry
+
+    def in_part(self, name: str) -> bool:
+        """Whether the scan of this name is one of this part."""
+        i, n = self.share
+        return n == 1 or int.from_bytes(_digest(name)[:8], "big") % n == i
 
     def check(self) -> int:
         """Number of scans of this part.
@@ -97,7 +101,6 @@ class BatchInputs:
         """
         seen: set[bytes] = set()
         n = n_all = 0
-        i, parts = self.share
         for entry in self._everything():
             digest = _digest(entry.name)
             if digest in seen:
@@ -109,7 +112,7 @@ class BatchInputs:
                 )
             seen.add(digest)
             n_all += 1
-            n += parts == 1 or int.from_bytes(digest[:8], "big") % parts == i
+            n += self.in_part(entry.name)
         if not n_all:
             raise InputError("no scans found", ", ".join(self.given), f"folders are searched for {', '.join(RAW)}")
         return n

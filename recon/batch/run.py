@@ -164,6 +164,7 @@ def run(batch: Batch, method: str) -> int:
             raise InputError("another recon batch is running there", batch.folder, "wait for it, or use --part for shares")
         if batch.inputs.dataset is not None:
             bids.describe(batch.inputs.dataset, batch.folder, method)
+        tidy(batch)
         known = KnownScans(batch.folder)
         with BatchLog(log_path(batch.folder, batch.inputs.share)) as log:
             counts = _run_all(batch, known, log)
@@ -179,20 +180,17 @@ def _run_all(batch: Batch, known: KnownScans, log: BatchLog) -> BatchCounts:
     counts = BatchCounts(batch.n_scans)
     lone_progress_bars()
     executor: Executor | None = None
-    running: dict[str, dict[str, Any]] = {}
     bar = tqdm(total=batch.n_scans, desc="batch", unit="scan", disable=None, bar_format=BAR)
 
     def tasks() -> Iterator[dict[str, Any]]:
-        for entry, reason, row in batch.todo(known):
+        for entry, _, row in batch.todo(known):
             if row is not None:
                 counts.add(row, skipped=True)
                 if row.state == "done" and not known.has_row(row):
                     log.append(row)
                 bar.update()
                 continue
-            task = batch.task(entry) | {"reason": reason}
-            running[entry.name] = task
-            yield task
+            yield batch.task(entry)
 
     pending = tasks()
     first = next(pending, None)
@@ -204,7 +202,6 @@ def _run_all(batch: Batch, known: KnownScans, log: BatchLog) -> BatchCounts:
             loop = TaskLoop(executor, _chain(first, pending))
             for ended in loop:
                 if (row := _ended(batch, loop, ended)) is not None:
-                    running.pop(row.scan, None)
                     counts.add(log.append(row))
                     bar.update()
                     bar.set_postfix_str(counts.rate)
@@ -215,8 +212,7 @@ def _run_all(batch: Batch, known: KnownScans, log: BatchLog) -> BatchCounts:
         bar.close()
         if executor is not None:
             executor.close()
-            if batch.cluster.scheduler is None or batch.cluster.n_local is not None:
-                _tidy(batch, running)
+        tidy(batch)
     return counts
 
 
@@ -245,12 +241,11 @@ def _ended(batch: Batch, loop: TaskLoop, ended: EndedTask) -> BatchRow | None:
     return BatchRow(**{**vars(row), "attempts": max(row.attempts, tried + 1)})
 
 
-def _tidy(batch: Batch, running: dict[str, dict[str, Any]]) -> None:
-    """Remove what workers left that were ended by Ctrl-C."""
-    for name in running:
-        path = worker.claim_path(batch.folder, name)
-        if path.exists() and not claims.is_held(path):
-            worker.clean_up(batch.folder, PurePosixPath(name))
+def tidy(batch: Batch) -> None:
+    """Remove what workers left that died with a scan of this part, even after its images were complete."""
+    for path, scan in claims.abandoned(batch.folder / ".batch"):
+        if batch.inputs.in_part(scan):
+            worker.clean_up(batch.folder, PurePosixPath(scan))
             path.unlink(missing_ok=True)
 
 

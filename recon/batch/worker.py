@@ -79,7 +79,7 @@ def handle(task: dict[str, Any], reconstruct: Reconstruct) -> dict[str, Any]:
     cause: Cause = ""
     try:
         try:
-            with claim(claim_path(Path(task["folder"]), task["scan"]), task["run"]) as held:
+            with claim(claim_path(Path(task["folder"]), task["scan"]), task["scan"], task["run"]) as held:
                 row = _claimed(task, row, held, reconstruct)
         except MemoryError as error:
             cause, row = "memory", replace(row, message=str(error) or "allocation failed")
@@ -111,6 +111,8 @@ def claim_path(folder: Path, scan: str) -> Path:
 def _claimed(task: dict[str, Any], row: BatchRow, held: Claim, reconstruct: Reconstruct) -> BatchRow:
     folder, source, output = Path(task["folder"]), Path(task["source"]), PurePosixPath(task["scan"])
     row = replace(row, attempts=held.n_begun + 1)
+    if held.was_left:
+        clean_up(folder, output)
     if not task["force"]:
         record, _ = done(folder, source, output, task["key"], task["checksum"])
         if record is not None:  # by a worker whose answer was lost
@@ -120,8 +122,6 @@ def _claimed(task: dict[str, Any], row: BatchRow, held: Claim, reconstruct: Reco
     if held.n_begun >= ATTEMPTS_THAT_DIE:
         message = f"its worker process died in {held.n_begun} attempts (memory used up, or a crash in a library)"
         return replace(row, cause="died", message=message, attempts=held.n_begun)
-    if held.was_left:
-        clean_up(folder, output)
     with time_limit(held, task["run"], task["time_limit"]):
         records = reconstruct(task, folder, source, output)
     said = summarise(records)

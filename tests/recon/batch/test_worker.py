@@ -15,7 +15,7 @@ from kspace.errors import InputError
 from kspace.simulation.measurement import write_scan
 from recon.batch import claims, worker
 from recon.batch.options import BatchOptions, ClusterOptions
-from recon.batch.run import Batch, KnownScans, prepare
+from recon.batch.run import Batch, KnownScans, prepare, tidy
 from recon.commands.demo import head_scan
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
@@ -138,7 +138,7 @@ def test_what_a_killed_worker_left_is_removed_and_its_death_counted(folder: Path
     task = made.task(next(iter(made.inputs)))
     path = worker.claim_path(made.folder, "a/scan")
     if (child := os.fork()) == 0:
-        with claims.claim(path, made.run):
+        with claims.claim(path, "a/scan", made.run):
             (made.folder / "a").mkdir()
             (made.folder / "a/.scan.x1y2.part").mkdir()
             os._exit(9)
@@ -157,7 +157,7 @@ def test_two_deaths_in_one_run_are_a_row_and_those_of_earlier_runs_are_not(folde
     path = worker.claim_path(made.folder, "a/scan")
     for _ in range(2):
         if (child := os.fork()) == 0:
-            with claims.claim(path, made.run if same_run else "earlier"):
+            with claims.claim(path, "a/scan", made.run if same_run else "earlier"):
                 os._exit(9)
         os.waitpid(child, 0)
     row = worker.work(made.task(next(iter(made.inputs))))
@@ -183,7 +183,7 @@ def test_the_claim_waits_for_another_process(folder: Path) -> None:
     path = worker.claim_path(made.folder, "a/scan")
     ready, go = os.pipe(), os.pipe()
     if (child := os.fork()) == 0:
-        with claims.claim(path, "other"):
+        with claims.claim(path, "a/scan", "other"):
             os.write(ready[1], b"1")
             os.read(go[0], 1)
         os._exit(0)
@@ -194,3 +194,19 @@ def test_the_claim_waits_for_another_process(folder: Path) -> None:
     os.waitpid(child, 0)
     assert row["state"] == "done"
     assert replace(made, force=True).task(next(iter(made.inputs)))["force"]
+
+
+def test_what_was_left_of_a_complete_scan_is_removed_too(folder: Path) -> None:
+    made = batch(folder)
+    work_all(made)
+    path, room = worker.claim_path(made.folder, "a/scan"), made.folder / "a/.scan.x1y2.part"
+    if (child := os.fork()) == 0:
+        with claims.claim(path, "a/scan", "earlier"):
+            room.mkdir()
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert room.exists()
+    tidy(made)
+    assert not room.exists()
+    assert not path.exists()
+    assert reasons(made) == {}
