@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kspace.operators import Sense
@@ -190,6 +191,24 @@ class Cascade(RawGenerator):
     def last_layers(self) -> list[nn.Module]:
         """Those of the networks."""
         return [network.get_submodule("last") for network in self.networks]
+
+    def lengthened(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a shorter chain, tensors of any shape, continued to the length of this one.
+
+        Each further network begins as the last one with its last layer at zero: at first it adds nothing but another step of
+        data consistency.
+        """
+        found, end = dict(state), 0
+        while any(name.startswith(f"networks.{end}.") for name in state):
+            end += 1
+        for new in range(end, len(self.networks)) if end else ():
+            for name, x in state.items():
+                part, _, rest = name.partition(".")
+                number, _, rest = rest.partition(".")
+                if number == str(end - 1):
+                    zero = part == "networks" and rest.startswith("last.")
+                    found[f"{part}.{new}.{rest}"] = torch.zeros_like(x) if zero else x.clone()
+        return found
 
     def refine(self, start: Tensor, observed: Observation) -> dict[str, Tensor]:
         """``before_k`` and ``after_k`` (data consistency) of each network, and ``image``, complex ``(*batch y x)``."""

@@ -22,6 +22,7 @@ from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from models import systems
 from models.interface import Gan
+from models.raw import Cascade
 from recon.commands.raw_volumes import as_volumes
 from recon.methods.precision import SLOW, multiplies_bfloat16
 from recon.methods.weights import Card, find, read, read_card
@@ -121,6 +122,8 @@ def _initialise(gan: Gan, name: str | None) -> dict[str, Any]:
         return {}
     path = find(name)
     card, state = read(path, str(gan.config["system"]))
+    if isinstance(gan.generator, Cascade):
+        state = gan.generator.lengthened(state)
     try:
         gan.generator.load_state_dict(state)
     except RuntimeError as error:
@@ -194,7 +197,7 @@ def parser(system: str | None, preset: str, init: str | None = None) -> jsonargp
         "--init",
         type=str,
         default=None,
-        help="start from weights: a bundled name, or a .safetensors file; its generator counts",
+        help="start from weights: a bundled name, or a .safetensors file; its generator counts; a longer chain continues it",
     )
     made.add_argument("--output", "-o", type=Path, default=Path("run"), help="folder of the run")
     made.add_argument("--resume", type=Path, default=None, help="folder of a run, or a checkpoint of one's own, to go on with")

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from kspace.errors import InputError
+from kspace.operators import Sense
 from models import dagan
 from models.interface import total
+from models.raw import Cascade
 from models.systems import build, build_generator, find_systems, resolve
+from tests.support.operators import normalised_maps
 from tests.support.scans import scan
 
 
@@ -96,3 +99,21 @@ def test_every_loss_is_a_key_of_a_configuration(system: str) -> None:
     assert [t.name for t in gan.d_terms] == ["adversarial", "gradient_penalty", "r1"], (
         "feature matching needs a discriminator that learns"
     )
+
+
+def test_a_longer_chain_begins_as_the_shorter_one_with_more_data_consistency() -> None:
+    """A chain of one network, continued to three: without data consistency the image stays the same, bit for bit."""
+    settings: dict[str, Any] = {"width": 4, "depth": 2, "consistency": False}
+    short, long = (build_generator({"system": "refinegan", "generator": {**settings, "chain": n}}).eval() for n in (1, 3))
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in short.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=g))
+    assert isinstance(long, Cascade)
+    long.load_state_dict(long.lengthened(short.state_dict()))
+    y = torch.randn(2, 16, 16, dtype=torch.complex64, generator=g)
+    op = Sense(normalised_maps(2, 16, 16, dtype=torch.complex64), torch.ones(16, 1, dtype=torch.bool))
+    with torch.no_grad():
+        assert torch.equal(long(y, op), short(y, op))
+        assert float(short(y, op).abs().max()) > 0
+    assert long.networks[2].get_submodule("last").weight.abs().max() == 0
