@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ from recon.methods.refine import RefinedGenerator
 from recon.methods.stack import SLICES, Stack
 
 MASKS = ("random1d:4", "random1d:8", "uniform1d:4", "poisson2d:4", "poisson2d:8")
-GRID = tuple(1e-3 * 2.0**i for i in range(-1, 4))
-ULF_SLICES = 2  # of each volume
+CENTRE, FARTHEST = 2e-3, 6  # of the grid of weights, in octaves
+ULF_SLICES = 4  # of each volume
 CLASSICAL = {"l1-wavelet": L1Wavelet, "tv": TotalVariation}
 
 Row = tuple[str, float, str, str]
@@ -48,14 +49,25 @@ def psnr(case: Case, reconstruct: Reconstructor) -> float:
 
 
 def tuned(cases: Sequence[Case]) -> dict[str, Reconstructor]:
-    """L1-wavelet and TV with the weights that are best by the mean over `cases`; refused at the edge of the grid."""
+    """L1-wavelet and TV with the weights that are best by the mean over `cases`, of powers of two around 2e-3.
+
+    The grid grows until its best weight does not lie at its edge, or `FARTHEST` is reached.
+    """
     found: dict[str, Reconstructor] = {}
     for name, method in CLASSICAL.items():
-        scores = [float(np.mean([psnr(case, method(lamda=w)) for case in cases])) for w in GRID]
-        best = int(np.argmax(scores))
-        if best in (0, len(GRID) - 1):
-            print(f"  note: {name}: best weight {GRID[best]:g} lies at the edge of the grid", flush=True)
-        found[name] = method(lamda=GRID[best])
+        scores: dict[int, float] = {}
+
+        def score(i: int, method: Any = method, scores: dict[int, float] = scores) -> float:
+            if i not in scores:
+                scores[i] = float(np.mean([psnr(case, method(lamda=CENTRE * 2.0**i)) for case in cases]))
+            return scores[i]
+
+        best = max((-1, 0, 1), key=score)
+        while best in (min(scores), max(scores)) and abs(best) < FARTHEST:
+            best = max((best - 1, best, best + 1), key=score)
+        if abs(best) == FARTHEST:
+            print(f"  note: {name}: best weight {CENTRE * 2.0**best:g} lies at the edge of the grid", flush=True)
+        found[name] = method(lamda=CENTRE * 2.0**best)
     return found
 
 

@@ -33,6 +33,8 @@ def run(inputs: list[Path], output: Path = Path("out"), options: RunOptions = Ru
     from recon.run.pipeline import reconstruct_file
 
     _refuse_equal_stems(inputs)
+    if options.save_weights is not None and len(inputs) > 1:
+        raise InputError(f"{len(inputs)} scans would write one file", "--save-weights", "adapt to one scan at a time")
     failed = 0
     fallbacks: list[ImageEvidence] = []
     for path in inputs:

@@ -67,10 +67,12 @@ class GeneratorReconstructor:
             for i in range(0, n, at_once):
                 part = slice(i, i + at_once)
                 here = Sense(maps[part], mask[part], op.noise_std, None if counts is None else counts[part]).to(self.device)
-                images.append(self._run(samples[part].to(self.device), here).to(y.device))
+                images.append(self.on_device(samples[part].to(self.device), here).to(y.device))
         return torch.cat(images).reshape(*batch, *y.shape[-2:]).clone()
 
-    def _run(self, y: Tensor, op: Sense) -> Tensor:
+    def on_device(self, y: Tensor, op: Sense) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)`` that lies on `device`, whatever its size;
+        differentiable."""
         if self.generator.homogeneous:
             image: Tensor = self.generator(y, op)
             return image

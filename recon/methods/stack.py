@@ -33,9 +33,9 @@ FOLDS = 3
 FEWEST = 20  # lines below which the prior decides alone
 PRIOR_UNITS = 4.0  # held-out units that the prior weighs as much as
 SLICES = 3  # of a volume, that its weights are made from
-EVEN = 0.5  # share of equal weights in the prior: means of reconstructions are seldom much worse than any of them
-LAMDAS = {"lines": 4e-3, "points": 2e-3}  # least of L1-wavelet: missing lines leave stronger aliases
-NOISE = 0.25  # its weight in standard deviations of the noise, where that is more
+EVEN = 0.25  # share of equal weights in the prior: means of reconstructions are seldom much worse than any of them
+LAMDAS = {"lines": 4e-3, "points": 1e-3}  # least of L1-wavelet: missing lines leave stronger aliases
+NOISE = 0.15  # its weight in standard deviations of the noise, where that is more
 BLOCKS = 16  # units that the held-out points of a fold count as, for standard errors
 
 
@@ -266,6 +266,9 @@ class Stack:
         Iterations of the classical method, and of the residual, for a fold: a comparison needs no convergence.
     companion
         A classical method whose held-out error is measured beside those of the candidates; None: none.
+    unadapted
+        The generator before it was adapted to the scan, whose held-out errors give the weights: the adapted one has seen those
+        samples. None: `network`.
     fit
         Weights and how they were chosen; None: not yet.
     """
@@ -276,6 +279,7 @@ class Stack:
     seed: int = 0
     quick: tuple[int, int] = (12, 8)
     companion: Reconstructor | None = None
+    unadapted: GeneratorReconstructor | None = None
     fit: Fit | None = None
 
     @property
@@ -307,7 +311,7 @@ class Stack:
         cases
             k-space ``(*batch coil ky kx)`` and operator of each; at most `SLICES` planes, spread over all, are looked at.
         """
-        planes = [plane for y, op in cases for plane in _planes(y, op)]
+        planes = [plane for y, op in cases for plane in planes_of(y, op)]
         chosen = [planes[int((i + 0.5) * len(planes) / SLICES)] for i in range(SLICES)] if len(planes) > SLICES else planes
         found, twins = [], torch.zeros(3, 3, dtype=torch.float64)
         n_held, held = 0, None
@@ -351,7 +355,7 @@ class Stack:
 
     def _candidates(self, y: Tensor, op: Sense, lamda: float) -> Tensor:
         """Quick images of all candidates: complex ``(plane candidate y x)``."""
-        network = self.network(y, op)
+        network = (self.unadapted or self.network)(y, op)
         classical = replace(self.classical, lamda=lamda, iterations=self.quick[0], tolerance=0.0)(y, op)
         refined = replace(self.residual, iterations=self.quick[1])(network, y, op)
         return torch.stack([classical, network, refined], -3)
@@ -415,8 +419,8 @@ def _joined(found: Sequence[Evidence]) -> Evidence | None:
     return Evidence(torch.cat([e.products for e in found]), torch.cat([e.fold for e in found]), size)
 
 
-def _planes(y: Tensor, op: Sense) -> list[tuple[Tensor, Sense]]:
-    """The planes of a batch, each with its operator."""
+def planes_of(y: Tensor, op: Sense) -> list[tuple[Tensor, Sense]]:
+    """The planes ``(coil ky kx)`` of a batch ``(*batch coil ky kx)``, each with its operator."""
     batch = torch.broadcast_shapes(y.shape[:-3], op.maps.shape[:-3], op.mask.shape[:-3])
     samples, flat, _ = flattened(y, op)
     n = math.prod(batch)

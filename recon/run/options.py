@@ -28,6 +28,14 @@ class RunOptions:
         What follows a generator: stack (default), the mixture of L1-wavelet, generator and refined generator that predicts
         held-out samples of the scan best; residual, a sparse correction by what the samples say against the generator's image;
         none, the network's own image.
+    adapt
+        Seconds of scan-specific training of a generator on the acquired samples of the volume, before it reconstructs; it stops
+        earlier where samples that no step sees are not predicted better. Default: none.
+    adapt_steps
+        Most steps of this training, each on one slice.
+    save_weights
+        File (.safetensors) for the adapted weights. Its neighbour with the suffix .adaptation says where the training stands:
+        run again with more time or steps, it goes on there.
     lamda
         Regularisation weight; for l1-wavelet and tv relative to max|A^H y|. Default: the method's own.
     maps
@@ -86,6 +94,9 @@ class RunOptions:
     method: str = "sense"
     weights: Path | None = None
     refine: Literal["stack", "residual", "none"] | None = None
+    adapt: float | None = None
+    adapt_steps: int = 60
+    save_weights: Path | None = None
     lamda: float | None = None
     maps: str = "espirit"
     calibration_width: int = 24
@@ -113,6 +124,14 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.no_whiten and self.noise is not None:
             raise InputError("--noise is for whitening, --no-whiten forbids it", "the options", "give one of them")
+        if self.adapt is None and (self.save_weights is not None or self.adapt_steps != RunOptions.adapt_steps):
+            raise InputError("nothing is adapted", "--save-weights or --adapt-steps", "add --adapt SECONDS, or leave it out")
+        if self.adapt is not None and not 0 < self.adapt < float("inf"):
+            raise InputError(f"{self.adapt:g} is no time", "--adapt", "give seconds, more than 0")
+        if self.adapt_steps < 1:
+            raise InputError(f"{self.adapt_steps} steps", "--adapt-steps", "give at least 1")
+        if self.save_weights is not None and self.save_weights.suffix != ".safetensors":
+            raise InputError("weights are files that end in .safetensors", f"--save-weights {self.save_weights}", "rename it")
         if self.complex and not {"mrd", "nifti"} & set(self.formats):
             raise InputError("only MRD and NIfTI images can be complex", "--complex", f"--format is {self.format}")
         if self.mrd_pixels == "uint16" and (self.complex or "mrd" not in self.formats):

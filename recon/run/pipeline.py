@@ -26,6 +26,7 @@ from recon.methods import classical
 from recon.methods.choose import RSS, Method, choose
 from recon.output.export import RunRecord, check_outputs, export
 from recon.output.series import IN_PLACE
+from recon.run.adaptation import adapted, check_adaptation
 from recon.run.delivery import Delivery, replaced, roles_of
 from recon.run.input import Source, open_source
 from recon.run.log import Log, to_terminal
@@ -95,6 +96,7 @@ def choose_method(options: RunOptions) -> Method:
     method = choose(options.method, options.lamda, options.weights, options.device, options.precision, options.refine)
     if method.reconstruct is None and options.complex:
         raise InputError(f"{method.name} is a magnitude", "--complex", "leave it out, or choose another method")
+    check_adaptation(method, options)
     return method
 
 
@@ -126,6 +128,8 @@ def reconstruct_source(
         If the data, or their combination with the options, cannot be used.
     """
     encodings = _chosen_encodings(source, options)
+    if options.save_weights is not None and len(encodings) > 1:
+        raise InputError(f"{len(encodings)} encodings would write one file", "--save-weights", "choose one by --encoding")
     chosen = _chosen_images(source, encodings, options)
     results = []
     for e in encodings:
@@ -214,6 +218,7 @@ def reconstruct_encoding(
         k = prepare(source.load(encoding, index), noise, options, log)
         return k.data, _operator(k, maps)
 
+    method = adapted(method, order, load, options, log)
     delivery = None if method.generator is None else Delivery(method, options, log)
     refinement = Refinement(method, order, load, log, None if delivery is None else delivery.companion)
     # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
