@@ -15,7 +15,7 @@ from kspace.operators import Sense
 from recon.evidence import masks, statistics
 from recon.evidence.assess import Assessor, EvidenceOptions, ScanEvidence
 from recon.evidence.calibration import VERSION
-from recon.evidence.replicates import quick, replicate, spread_of
+from recon.evidence.replicates import replicate, spread_of
 from recon.methods.choose import refined
 from recon.methods.classical import CgSense
 from recon.methods.generator import GeneratorReconstructor
@@ -184,6 +184,8 @@ def _measure(network: GeneratorReconstructor, case: Labelled, k: int, found: Mea
     found.statistics.append(dict(scan.facts.statistics))
     assert scan.noise is not None, "an empty slice cannot calibrate"
     gain = None
+    # Both refinements repeat the network (`quick`).
+    repeated = replicate(assessor.network, scan.y, case.op, scan.noise[0], k, 0)
     for name in REFINEMENTS:
         method = fit(refined(assessor.network, name), case.y, case.op)
         image = method(case.y, case.op)
@@ -195,7 +197,6 @@ def _measure(network: GeneratorReconstructor, case: Labelled, k: int, found: Mea
         assert judged.certificate is not None
         assert judged.determined is not None
         certificate = judged.certificate
-        repeated = replicate(quick(method), scan.y, case.op, scan.noise[0], k, 0)
         sigma = spread_of(image, repeated, case.op.support)
         inside = case.op.support & (sigma > 0)
         scores = ((image.abs() - case.truth).abs() / sigma.clamp(min=1e-30))[inside].sort().values
