@@ -9,5 +9,5 @@
     python -m benchmarks.trust leak     --volumes TEST                # samples that were not acquired
 
 TEST are volumes that nothing was trained or calibrated on; ``--data`` (default: $RECON_DATA) is a folder with
-``fastmri_style``. ``--weights`` takes a file of weights in place of the bundled ones of refinegan.
+``fastmri_style``. ``--system`` names the generator (refinegan), ``--weights`` a file in place of the bundled one.
 """

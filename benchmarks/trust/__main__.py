@@ -27,11 +27,12 @@ def main() -> None:
     parser.add_argument("--volumes", nargs="*", default=[])
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("RECON_DATA", ".")))
     parser.add_argument("--weights", type=Path, default=None)
+    parser.add_argument("--system", default="refinegan")
     parser.add_argument("--masks", default="random1d:4,poisson2d:4")
     parser.add_argument("--at-most", type=int, default=8)
     arguments = parser.parse_args()
     start = time.perf_counter()
-    setting = common.Setting(tuple(arguments.volumes), arguments.data, arguments.weights, arguments.masks, arguments.at_most)
+    setting = common.Setting(tuple(arguments.volumes), arguments.data, arguments.weights, arguments.masks, arguments.at_most, arguments.system)
     PARTS[arguments.part](setting)
     print(f"({time.perf_counter() - start:.0f} s)")
 

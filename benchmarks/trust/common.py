@@ -39,6 +39,7 @@ class Setting:
     weights: Path | None
     masks: str
     at_most: int
+    system: str = "refinegan"
 
     def test_volumes(self) -> list[FullVolume]:
         """Volumes with truth."""
@@ -54,9 +55,10 @@ class Setting:
             for spec in self.specs():
                 yield volume, spec, labelled(volume, spec)
 
-    def method(self, name: str = "refinegan", refine: Any = "stack") -> Method:
-        """A bundled generator; refinegan with the weights of the command line."""
-        return _chosen(name, self.weights if name == "refinegan" else None, refine)
+    def method(self, name: str | None = None, refine: Any = "stack") -> Method:
+        """A bundled generator, by default that of the command line, which may have other weights."""
+        name = name or self.system
+        return _chosen(name, self.weights if name == self.system else None, refine)
 
 
 @lru_cache

@@ -27,7 +27,7 @@ def cost(setting: Setting) -> None:
                 seconds = {}
                 for level in ("none", "full") if i % 2 else ("full", "none"):
                     options = RunOptions(
-                        method="refinegan", weights=setting.weights, refine=refine, evidence=level, force=True  # type: ignore[arg-type]
+                        method=setting.system, weights=setting.weights, refine=refine, evidence=level, force=True  # type: ignore[arg-type]
                     )  # fmt: skip
                     start = time.perf_counter()
                     run([path], Path(folder) / "out", options)
