@@ -30,10 +30,10 @@ def main() -> None:
     parser.add_argument("--system", default="refinegan")
     parser.add_argument("--masks", default="random1d:4,poisson2d:4")
     parser.add_argument("--at-most", type=int, default=8)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     start = time.perf_counter()
-    setting = common.Setting(tuple(arguments.volumes), arguments.data, arguments.weights, arguments.masks, arguments.at_most, arguments.system)
-    PARTS[arguments.part](setting)
+    setting = common.Setting(tuple(given.volumes), given.data, given.weights, given.masks, given.at_most, given.system)
+    PARTS[given.part](setting)
     print(f"({time.perf_counter() - start:.0f} s)")
 
 

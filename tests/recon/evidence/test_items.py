@@ -72,6 +72,17 @@ def test_determined_part_of_several_coils_is_the_regularised_projection() -> Non
     assert (part.flatten() - dense).norm() < 5e-3 * dense.norm()
 
 
+def test_what_no_sample_sees_is_the_priors_share_even_without_noise() -> None:
+    _, op, x = plane(n=16, spec="random1d:4,centre=4")
+    columns = torch.eye(256, dtype=torch.complex64).reshape(256, 16, 16)
+    matrix = torch.stack([op.normal(column).flatten() for column in columns], 1)
+    values, vectors = torch.linalg.eigh(matrix)
+    unseen = vectors[:, 0].reshape(16, 16) * x.norm()
+    assert float(values[0]) < 1e-3
+    part, lamda = determined_part(unseen, op, 0.2)
+    assert float((unseen - part).norm() / unseen.norm()) == pytest.approx(lamda / (lamda + float(values[0])), abs=0.02)
+
+
 def test_determined_part_of_one_coil_is_the_sampled_part_of_kspace() -> None:
     y, op, x = plane(n_coils=1)
     part, lamda = determined_part(x, op, 0.05)
