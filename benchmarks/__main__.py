@@ -7,7 +7,7 @@ import importlib
 import os
 import platform
 
-NAMES = ("startup", "read_mrd", "operators", "solve", "dataset", "pipeline", "serve")
+NAMES = ("startup", "read_mrd", "operators", "solve", "dataset", "pipeline", "serve", "batch")
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def _line(folder: Path, row: BatchRow, image: str) -> str:
     worst = next((i for i, name in enumerate(VERDICTS) if row.evidence.get(name)), len(VERDICTS))
     name = html.escape(row.scan)
     if row.state == "done":
-        links = [(".json", "record"), (".nii.gz", "NIfTI"), (".png", "PNG"), ("_dicom", "DICOM")]
+        links = [(".html", "page"), (".json", "record"), (".nii.gz", "NIfTI"), (".png", "PNG"), ("_dicom", "DICOM")]
         found = [(f"{row.scan}{suffix}", text) for suffix, text in links if (folder / f"{row.scan}{suffix}").exists()]
         there = [f'<a href="{quote(path)}">{text}</a>' for path, text in found]
         message = " ".join(there) + (f" · {row.warnings} warnings" if row.warnings else "")
