@@ -38,8 +38,8 @@ Row = tuple[str, float, str, str]
 
 
 def volumes(folder: Path, name: str) -> list[FullVolume]:
-    """The volumes of ``brain``, ``fruit`` or ``ulf``."""
-    pattern = {"brain": "brain_8ch.h5", "fruit": "ge_fruit_8ch.h5", "ulf": "ulf_*.h5"}[name]
+    """The volumes of ``brain``, ``fruit`` or ``ulf``, or those that a pattern below ``fastmri_style`` names."""
+    pattern = {"brain": "brain_8ch.h5", "fruit": "ge_fruit_8ch.h5", "ulf": "ulf_*.h5"}.get(name, name)
     return find_data([str(folder / "fastmri_style" / pattern)])[0]
 
 
