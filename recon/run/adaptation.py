@@ -96,6 +96,12 @@ def adapted(method: Method, indices: Sequence[ImageIndex], load: Load, options: 
     return replace(method, generator=network, reconstruct=_with(method, network))
 
 
+def as_adapted(options: RunOptions, log: Log) -> RunOptions:
+    """The options with the number of steps that were taken: those that repeat the images, whatever the time limit."""
+    steps = next((one["steps"] for one in log.refinement if "recipe" in one and "steps" in one), None)
+    return options if options.adapt is None or not isinstance(steps, int) else replace(options, adapt_steps=max(1, steps))
+
+
 def _with(method: Method, network: GeneratorReconstructor) -> Reconstructor:
     """What reconstructs, with another generator."""
     from recon.methods.refine import RefinedGenerator

@@ -26,7 +26,7 @@ from recon.methods import classical
 from recon.methods.choose import RSS, Method, choose
 from recon.output.export import RunRecord, check_outputs, export
 from recon.output.series import IN_PLACE
-from recon.run.adaptation import adapted, check_adaptation
+from recon.run.adaptation import adapted, as_adapted, check_adaptation
 from recon.run.delivery import Delivery, replaced, roles_of
 from recon.run.input import Source, open_source
 from recon.run.log import Log, to_terminal
@@ -375,7 +375,9 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
         origin = (
             {}
             if header is None
-            else provenance(source.path, sha256, options, method, header.encoding, images, log.masks, log.thresholds)
+            else provenance(
+                source.path, sha256, as_adapted(options, log), method, header.encoding, images, log.masks, log.thresholds
+            )
         )
     fallen = replaced(log.evidence)
     # Only where no generated image is left is the series a classical one; else each image says what it is.

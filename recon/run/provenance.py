@@ -20,7 +20,7 @@ from recon.run.options import RunOptions
 from recon.versions import code
 
 SCHEMA = 1
-OF_THE_OUTPUT = ("format", "complex", "mrd_pixels", "strict", "force")
+OF_THE_OUTPUT = ("format", "complex", "mrd_pixels", "save_weights", "strict", "force")
 """Options that change how images are written, not the images."""
 
 

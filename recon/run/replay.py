@@ -24,6 +24,7 @@ from recon.versions import code, versions
 
 MOST_BYTES = 64 << 20  # of a record: some hundred thousand images
 MOST_THREADS = 1024
+ADAPT_SECONDS = 7 * 86400.0  # no limit
 
 Kind = TypeVar("Kind")
 
@@ -135,6 +136,9 @@ def options_of(recorded: Recorded, raw: Path | None = None) -> tuple[Path, RunOp
     device = recorded.machine.get("device")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("the images were made on CUDA, and there is no CUDA device here", where, "replay on such a machine")
+    if values.get("adapt") is not None:
+        # As many steps as were taken, however long they take here.
+        values |= {"adapt": ADAPT_SECONDS, "save_weights": None}
     values |= {"device": device, "precision": recorded.machine.get("precision"), "encoding": recorded.encoding, "force": False}
     path = next(one.get("path") for one in recorded.inputs if one["what"] == "raw file")
     return raw if raw is not None else _found(path, "raw file", where), checked(RunOptions(**values))
