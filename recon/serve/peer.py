@@ -101,8 +101,10 @@ class PipePeer:
 
     def abort(self) -> None:
         """Close the sink."""
-        with suppress(OSError):
-            os.close(self._sink)
+        sink, self._sink = self._sink, -1  # its number may be another file's afterwards
+        if sink >= 0:
+            with suppress(OSError):
+                os.close(sink)
 
 
 @dataclass(frozen=True)
