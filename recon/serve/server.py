@@ -23,6 +23,8 @@ from recon.serve.session import Session
 from recon.serve.spool import Spool
 from recon.serve.store import ArchiveQueue, parse_node
 
+HANDSHAKE_S = 10.0
+
 
 class Server:
     """The server.
@@ -77,7 +79,10 @@ class Server:
                 archive.start()
             pool.start()
             if listening is not None:
-                server = await asyncio.start_server(self._connected, sock=listening, ssl=tls, limit=2 * PIECE)
+                wait = None if tls is None else HANDSHAKE_S
+                server = await asyncio.start_server(
+                    self._connected, sock=listening, ssl=tls, limit=2 * PIECE, ssl_handshake_timeout=wait
+                )
                 self._events.write("serving", port=listening.getsockname()[1], pid=os.getpid())
             else:
                 await self._begin(PipePeer(*_pipes()))

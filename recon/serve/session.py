@@ -89,6 +89,7 @@ class Session:
         self._n_logged = 0
         self._complete = asyncio.Event()  # configuration, header and parameters have come
         self._wake = asyncio.Event()
+        self._over = asyncio.Event()
         self._ended = False
         self._sent: dict[str, str] = {}
         self._begun: dict[str, Any] = {}
@@ -123,6 +124,7 @@ class Session:
             self._peer.abort()
         finally:
             self._ended = True
+            self._over.set()
             sending_task.cancel()
             await asyncio.gather(sending_task, syncing, return_exceptions=True)
             self._peer.abort()
@@ -191,8 +193,10 @@ class Session:
 
     async def _sync(self) -> None:
         """Flush the recording to the disk, and log how much has been received, once a second."""
-        while not self._ended:
-            await asyncio.sleep(SYNC_S)
+        while not self._over.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SYNC_S):
+                    await self._over.wait()
             if self._recording is not None:
                 with suppress(OSError):
                     await asyncio.to_thread(self._recording.sync)

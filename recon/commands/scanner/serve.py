@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -40,7 +41,11 @@ def serve(server: ServeOptions = ServeOptions(), options: ScannerOptions = Scann
     async def run() -> int:
         return await Server(options, server, Events()).run(listening)
 
-    return asyncio.run(run())
+    status = asyncio.run(run())
+    if server.stdio:
+        sys.stderr.flush()
+        os._exit(status)  # a thread may still wait for standard input
+    return status
 
 
 def _listen(server: ServeOptions) -> socket.socket:
