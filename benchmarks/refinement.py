@@ -131,6 +131,31 @@ def _summary(name: str, values: dict[str, list[float]]) -> Iterator[Row]:
         yield f"{name}: {method}", float(array.mean()), "dB", note
 
 
+def times(folder: Path, masks: Sequence[str], weights: str) -> Iterator[Row]:
+    """CPU time of a slice of ``brain_8ch.h5``, coil maps apart, as a ratio to L1-wavelet with its defaults; medians of three
+    alternating runs."""
+    network = generator.load(weights, precision="auto")
+    methods: dict[str, Reconstructor] = {
+        "l1-wavelet": L1Wavelet(),
+        "network": network,
+        "residual": RefinedGenerator(network),
+        "stack with its weights": Stack(network),
+    }
+    (volume,) = volumes(folder, "brain")
+    for mask in masks:
+        case = make_case(volume, 0, of_spec(mask, 0))
+        network(case.y, case.op)
+        seconds: dict[str, list[float]] = {name: [] for name in methods}
+        for _ in range(3):
+            for name, method in methods.items():
+                start = time.process_time()
+                method(case.y, case.op)
+                seconds[name].append(time.process_time() - start)
+        base = float(np.median(seconds["l1-wavelet"]))
+        for name, found in seconds.items():
+            yield f"brain {mask}: {name}", float(np.median(found)) / base, "x", f"{np.median(found):.2f} s"
+
+
 def run() -> Iterator[Row]:
     """Rows of (what, figure, unit, remark), for one draw of each mask."""
     yield from rows(
@@ -147,11 +172,14 @@ def main() -> None:
     parser.add_argument("--masks", default=None)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--max-slices", type=int, default=None)
+    parser.add_argument("--time", action="store_true", help="CPU times instead, of a slice of the brain")
     a = parser.parse_args()
     masks = a.masks.split(";") if a.masks else MASKS
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     start = time.perf_counter()
-    for what, value, unit, note in rows(a.data, a.scans.split(","), masks, a.draws, a.weights, a.max_slices):
+    scans = a.scans.split(",")
+    made = times(a.data, masks, a.weights) if a.time else rows(a.data, scans, masks, a.draws, a.weights, a.max_slices)
+    for what, value, unit, note in made:
         print(f"{what:<40} {value:>7.2f} {unit:<3} {note}", flush=True)
     print(f"{time.perf_counter() - start:.0f} s")
 
