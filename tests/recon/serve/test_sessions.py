@@ -57,7 +57,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def run_images(path: Path, out: Path, **options: object) -> dict[tuple[int, ...], np.ndarray]:
     """Images of `recon run`, in the layout of `pixels_by_index`."""
-    reconstruct_file(path, out, RunOptions(method="sense", format="mrd", **options))  # type: ignore[arg-type]
+    chosen = {"method": "sense", "format": "mrd", **options}
+    reconstruct_file(path, out, RunOptions(**chosen))  # type: ignore[arg-type]
     found = {}
     for one in read_images(out / f"{path.stem}.mrd.h5"):
         i = one.image.header.index
@@ -77,6 +78,29 @@ def test_images_are_those_of_recon_run_bit_for_bit(server: Served, flags: bool, 
     assert len(served) == 6
     for index, pixels in expected.items():
         np.testing.assert_array_equal(served[index], pixels)
+
+
+@pytest.mark.parametrize("refine", ["none", "stack"])
+def test_generated_images_are_those_of_recon_run_bit_for_bit(server: Served, refine: str, tmp_path: Path) -> None:
+    """One slice at a time without refinement; with the stack, which needs the volume, at the end."""
+    path = small(tmp_path / "scan.h5", n_slices=2)
+    xml, readouts = scan_messages(path)
+    config = sending.config_text(json.dumps({"parameters": {"method": "refinegan", "refine": refine}}))
+    got = server.exchange(b"".join([config, sending.header(xml), *readouts, sending.close()]))
+    assert not [line for line in texts(got) if line.startswith("ERROR")], texts(got)
+    reconstruct_file(path, tmp_path / "out", RunOptions(method="refinegan", refine=refine, format="mrd"))  # type: ignore[arg-type]
+    expected = {}
+    for file in (tmp_path / "out").glob("*.mrd.h5"):
+        for one in read_images(file):
+            expected[one.meta["SeriesDescription"], one.image.header.index.slice] = one.image.data.numpy()
+    found = {
+        (ismrmrd.Meta.deserialize(one.attributes)["SeriesDescription"], int(one.head["slice"])): one.pixels[0]
+        for one in images(got)
+    }
+    assert found.keys() == expected.keys()
+    assert len({description for description, _ in found}) >= 2
+    for key, pixels in expected.items():
+        np.testing.assert_array_equal(found[key], pixels)
 
 
 def test_a_slice_comes_back_before_the_next_is_sent(server: Served, tmp_path: Path) -> None:
