@@ -57,6 +57,9 @@ class ReconstructOptions(TypedDict, total=False):
 
     weights: str | Path | None
     refine: Literal["stack", "residual", "none"] | None
+    adapt: float | None
+    adapt_steps: int
+    save_weights: str | Path | None
     lamda: float | None
     maps: str | Path
     calibration_width: int
@@ -393,7 +396,7 @@ def _resolve(method: str, options: dict[str, Any]) -> RunOptions:
     known = ReconstructOptions.__annotations__
     if unknown := options.keys() - known.keys():
         raise InputError(f"there is no option '{min(unknown)}'", "reconstruct", f"the options are {', '.join(known)}")
-    for name in ("weights", "noise"):
+    for name in ("weights", "noise", "save_weights"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
     for name in ("slices", "repetitions"):

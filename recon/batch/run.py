@@ -140,6 +140,10 @@ def prepare(
     """
     if options.strict:
         raise InputError("a batch ends with status 0 or 4", "--strict", "leave it out; batch.html counts the verdicts")
+    if options.save_weights is not None:
+        raise InputError(
+            "the scans of a batch would write one file", "--save-weights", "adapt to one scan at a time with recon run"
+        )
     inputs = BatchInputs(given, batch.root, batch.share, options.method)
     folder = Path(os.path.abspath(output or (inputs.dataset / "derivatives" / "recon" if inputs.dataset else "out")))
     for root in inputs.folders:

@@ -38,6 +38,8 @@ class ScannerOptions(RunOptions):
     def __post_init__(self) -> None:
         if self.format != "mrd" or self.force or self.strict:
             raise InputError("of recon run only", "--format, --force and --strict", "leave them out: a client gets MRD images")
+        if self.save_weights is not None:
+            raise InputError("the scans of a server would write one file", "--save-weights", "adapt to one scan with recon run")
         super().__post_init__()
 
 

@@ -29,9 +29,9 @@ def serve(server: ServeOptions = ServeOptions(), options: ScannerOptions = Scann
     int
         0 after SIGTERM, Ctrl-C or, with --once and --stdio, the end of the session.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # until the server has its own
     # Bound before anything heavy is imported: consoles connect a second after they start the process.
     listening = None if server.stdio else _listen(server)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # until the server has its own
 
     import asyncio
 

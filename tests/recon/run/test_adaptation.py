@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from kspace.errors import InputError
+from recon.batch.options import BatchOptions, ClusterOptions
+from recon.batch.run import prepare
 from recon.commands.replay import replay
 from recon.commands.run import run
 from recon.methods import weights
 from recon.run.options import RunOptions
+from recon.serve.options import ScannerOptions
 from tests.support import raw_files
 from tests.support.weights import written
 
@@ -59,3 +62,11 @@ def test_an_adaptation_that_cannot_be_is_refused_in_one_line(tmp_path: Path, opt
     with pytest.raises(InputError, match=message):
         run([path], tmp_path / "out", RunOptions(**options))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_server_and_a_batch_refuse_to_save_adapted_weights(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--save-weights: the scans of a server would write one file"):
+        ScannerOptions(method="dagan", adapt=3.0, save_weights=tmp_path / "a.safetensors")
+    options = RunOptions(method="dagan", adapt=3.0, save_weights=tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="--save-weights: the scans of a batch would write one file"):
+        prepare([str(tmp_path)], tmp_path / "out", options, BatchOptions(), ClusterOptions())
