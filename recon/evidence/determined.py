@@ -43,7 +43,7 @@ def judge_determined(image: Tensor, part: Tensor, lamda: float, threshold: float
     energy = float(image.abs().double().square().sum())
     share = float((image - part).abs().double().square().sum()) / energy if energy > 0 else 0.0
     how = "exact null space of one coil" if lamda == 0 else f"lamda {lamda:.2g}"
-    says = f"{share:.2%} of the image's energy is not determined by the data ({how})"
+    says = f"{100 * share:.2g} % of the image's energy is not determined by the data ({how})"
     if threshold is None:
         return Determined("green", f"{says}; the card has no limit for it", share, lamda, None)
     if share > threshold:

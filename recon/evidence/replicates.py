@@ -170,7 +170,7 @@ def score(
     worse = ratio > 1 + (spread or 0.0)
     verdict: Verdict = "amber" if worse else "green"
     word = "worse" if worse else "no worse"
-    about = f"+- {spread:.2f}" if spread is not None else "of unknown error"
+    about = f"+- {spread:.1g}" if spread is not None else "of unknown error"
     says = f"predicts {n} held-out {unit} {word} than the classical image: error ratio {ratio:.2f} {about}"
     return HeldOutScore(verdict, says, error, companion_error, ratio, spread, unit, n, images)
 

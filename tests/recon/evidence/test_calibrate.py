@@ -109,8 +109,9 @@ def test_the_unit_of_the_samples_changes_no_verdict(scale: float, calibrated: Pa
     scaled = replace(one, y=one.y * scale, noise_std=NOISE * scale, op=replace(one.op, noise_std=NOISE * scale))
     (first, maps), (second, others) = deliver(calibrated, one, "none"), deliver(calibrated, scaled, "none")
     assert second["certificate"]["chi2"] == pytest.approx(first["certificate"]["chi2"], rel=1e-3)
+    # Networks round to bfloat16 where the processor has it (2^-8), and the scales are no powers of two.
     assert second["stability"]["gain"] == pytest.approx(first["stability"]["gain"], rel=1e-2)
-    assert second["held_out"]["ratio"] == pytest.approx(first["held_out"]["ratio"], rel=1e-3)
+    assert second["held_out"]["ratio"] == pytest.approx(first["held_out"]["ratio"], rel=1e-2)
     assert float((others["std"] / scale - maps["std"]).norm()) < 1e-2 * float(maps["std"].norm())
 
 
