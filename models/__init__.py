@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 from kspace import __version__
 
 if TYPE_CHECKING:
-    from models.contract import ContractError, Preset
-    from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, total
-    from models.raw import RawGenerator, RawGeneratorOptions, RawLosses, RawOptions
+    from models.parts.contract import ContractError, Preset
+    from models.parts.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, total
+    from models.parts.raw import RawGenerator, RawGeneratorOptions, RawLosses, RawOptions
     from models.systems import build, build_generator, find_systems, resolve
 
 _HOMES = {
-    "contract": ("ContractError", "Preset"),
-    "interface": ("Discriminator", "Gan", "Generator", "LearningRate", "LossTerm", "Optimiser", "Schedule", "Step", "total"),
-    "raw": ("RawGenerator", "RawGeneratorOptions", "RawLosses", "RawOptions"),
+    "parts.contract": ("ContractError", "Preset"),
+    "parts.interface": (
+        *("Discriminator", "Gan", "Generator", "LearningRate", "LossTerm"),
+        *("Optimiser", "Schedule", "Step", "total"),
+    ),
+    "parts.raw": ("RawGenerator", "RawGeneratorOptions", "RawLosses", "RawOptions"),
     "systems": ("build", "build_generator", "find_systems", "resolve"),
 }
 

@@ -39,15 +39,15 @@ import torch
 from torch import Tensor, nn
 
 from kspace.operators import Sense
-from models.adversarial import adversarial, discriminator_loss
-from models.consistency import Observation
-from models.contract import Preset
-from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, terms
-from models.layers import PatchDiscriminator, PatchOptions, UNet, activations, magnitude, refuse_other_size
-from models.losses import frequency, kspace_full, l2, nmse, orthonormal_weight, relative
-from models.perceptual import Perceptual, perceptual_term
-from models.raw import RawGenerator, RawGeneratorOptions, RawLosses, RawOptions, assemble, correction
-from models.tensorflow import BiasedBatchNorm2d, truncated_normal
+from models.parts.adversarial import adversarial, discriminator_loss
+from models.parts.consistency import Observation
+from models.parts.contract import Preset
+from models.parts.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, terms
+from models.parts.layers import PatchDiscriminator, PatchOptions, UNet, activations, magnitude, refuse_other_size
+from models.parts.losses import frequency, kspace_full, l2, nmse, orthonormal_weight, relative
+from models.parts.perceptual import Perceptual, perceptual_term
+from models.parts.raw import RawGenerator, RawGeneratorOptions, RawLosses, RawOptions, assemble, correction
+from models.parts.tensorflow import BiasedBatchNorm2d, truncated_normal
 
 SIZE = 256
 
@@ -62,7 +62,7 @@ class DaganGeneratorOptions(RawGeneratorOptions):
     Parameters
     ----------
     width, depth
-        See `models.layers.UNet`.
+        See `models.parts.layers.UNet`.
     refine
         Refinement learning: predict the correction of the starting image. Without it, the image.
     """

@@ -44,10 +44,10 @@ from torch import Tensor, nn
 
 from kspace.data_consistency import data_consistency
 from kspace.operators import Sense
-from models.adversarial import Kind, adversarial, discriminator_loss
-from models.contract import Preset
-from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, terms
-from models.layers import (
+from models.parts.adversarial import Kind, adversarial, discriminator_loss
+from models.parts.contract import Preset
+from models.parts.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, terms
+from models.parts.layers import (
     Norm,
     PatchDiscriminator,
     PatchOptions,
@@ -60,10 +60,10 @@ from models.layers import (
     to_channels,
     zero_last,
 )
-from models.losses import data_consistency_error, kspace_masked, l1, l2, relative, ssim_map
-from models.perceptual import Perceptual, perceptual_term
-from models.raw import Cascade, RawGeneratorOptions, RawLosses, RawOptions, assemble
-from models.tensorflow import BatchStatistics2d, SameConv2d, SameConvTranspose2d
+from models.parts.losses import data_consistency_error, kspace_masked, l1, l2, relative, ssim_map
+from models.parts.perceptual import Perceptual, perceptual_term
+from models.parts.raw import Cascade, RawGeneratorOptions, RawLosses, RawOptions, assemble
+from models.parts.tensorflow import BatchStatistics2d, SameConv2d, SameConvTranspose2d
 
 Variant = Literal["code", "paper"]
 

@@ -39,13 +39,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.operators import Sense
-from models.adversarial import Kind, adversarial, discriminator_loss
-from models.consistency import Observation
-from models.contract import Preset
-from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, terms
-from models.layers import UNet, activations, magnitude, maybe_spectral, refuse_other_size
-from models.losses import relative
-from models.raw import RawGenerator, RawGeneratorOptions, RawOptions, assemble, correction
+from models.parts.adversarial import Kind, adversarial, discriminator_loss
+from models.parts.consistency import Observation
+from models.parts.contract import Preset
+from models.parts.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, terms
+from models.parts.layers import UNet, activations, magnitude, maybe_spectral, refuse_other_size
+from models.parts.losses import relative
+from models.parts.raw import RawGenerator, RawGeneratorOptions, RawOptions, assemble, correction
 
 SIZE, ROI = 160, 60
 
@@ -97,7 +97,7 @@ class ReconGlganGeneratorOptions(RawGeneratorOptions):
     Parameters
     ----------
     width, depth
-        See `models.layers.UNet`.
+        See `models.parts.layers.UNet`.
     """
 
     width: int = 32

@@ -60,10 +60,10 @@ from torch import Tensor, nn
 
 from kspace.data_consistency import data_consistency
 from kspace.operators import Sense
-from models.adversarial import Kind, adversarial, discriminator_loss
-from models.contract import Preset
-from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, terms
-from models.layers import (
+from models.parts.adversarial import Kind, adversarial, discriminator_loss
+from models.parts.contract import Preset
+from models.parts.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, terms
+from models.parts.layers import (
     Norm,
     PatchDiscriminator,
     PatchOptions,
@@ -78,7 +78,7 @@ from models.layers import (
     to_channels,
     zero_last,
 )
-from models.losses import (
+from models.parts.losses import (
     cyclic_image,
     cyclic_measurement,
     discriminator_kernels,
@@ -90,8 +90,8 @@ from models.losses import (
     relative,
     total_variation,
 )
-from models.raw import Cascade, RawGeneratorOptions, RawLosses, RawOptions, assemble
-from models.tensorflow import SameConv2d, SameConvTranspose2d, truncated_normal
+from models.parts.raw import Cascade, RawGeneratorOptions, RawLosses, RawOptions, assemble
+from models.parts.tensorflow import SameConv2d, SameConvTranspose2d, truncated_normal
 
 SIZE = 256
 NormLayer = Callable[[int], nn.Module]
@@ -168,7 +168,7 @@ class RefineGanGeneratorOptions(RawGeneratorOptions):
     Parameters
     ----------
     network
-        ``unet``: `models.layers.UNet`; ``residual``: the paper's blocks, `RefineNet` with a stem.
+        ``unet``: `models.parts.layers.UNet`; ``residual``: the paper's blocks, `RefineNet` with a stem.
     width, depth
         Channels of the first level, doubled at each of the `depth` levels; 64 and 4 in the paper.
     chain

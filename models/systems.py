@@ -23,10 +23,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import models
 from kspace.errors import InputError
-from models.consistency import Consistency
-from models.contract import ContractError, Preset
-from models.interface import Gan, Generator
-from models.raw import RawGenerator, RawOptions
+from models.parts.consistency import Consistency
+from models.parts.contract import ContractError, Preset
+from models.parts.interface import Gan, Generator
+from models.parts.raw import RawGenerator, RawOptions
 
 # Former keys, refused with the name of the new one.
 RENAMED = {"schedule.n_critic": "schedule.n_discriminator"}
@@ -84,9 +84,9 @@ def check_presets(name: str, presets: Mapping[str, Preset]) -> None:
         raise ContractError(where, "raw preset", "there is no preset called `raw`", "add one for complex multi-coil data")
     raw = presets["raw"]
     if not issubclass(raw.generator, RawGenerator):
-        raise ContractError(where, "raw generator", "that of `raw` is none", "derive it from models.raw.RawGenerator")
+        raise ContractError(where, "raw generator", "that of `raw` is none", "derive it from models.parts.raw.RawGenerator")
     if not isinstance(raw.options, RawOptions):
-        raise ContractError(where, "raw options", "those of `raw` are none", "derive them from models.raw.RawOptions")
+        raise ContractError(where, "raw options", "those of `raw` are none", "derive them from models.parts.raw.RawOptions")
     for preset in presets.values():
         try:
             _options(preset, preset.narrow)
@@ -153,7 +153,7 @@ def _check_network(generator: Generator) -> None:
     if isinstance(generator, RawGenerator):
         for layer in generator.last_layers():
             if any(not p.is_meta and bool(p.detach().any()) for p in layer.parameters()):
-                raise ContractError(where, "zero start", f"{layer} does not start at zero", "use models.layers.zero_last")
+                raise ContractError(where, "zero start", f"{layer} does not start at zero", "use models.parts.layers.zero_last")
 
 
 def _preset(config: Mapping[str, Any]) -> Preset:

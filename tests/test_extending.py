@@ -49,11 +49,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "pyproject.toml", folder)
     for path in ("models/unetgan.py", "configs/unetgan.yaml"):
         (folder / path).write_text(BLOCKS[path])
-    losses, raw = folder / "models" / "losses.py", folder / "models" / "raw.py"
-    losses.write_text(losses.read_text() + "\n\n" + BLOCKS["append to models/losses.py"])
+    losses, raw = (folder / "models" / "parts" / f"{name}.py" for name in ("losses", "raw"))
+    losses.write_text(losses.read_text() + "\n\n" + BLOCKS["append to models/parts/losses.py"])
     last = "    feature_matching: float = 0.0\n"
     assert raw.read_text().count(last) == 1
-    raw.write_text(raw.read_text().replace(last, last + BLOCKS["in class Extra of models/raw.py"]))
+    raw.write_text(raw.read_text().replace(last, last + BLOCKS["in class Extra of models/parts/raw.py"]))
     return folder
 
 
@@ -69,7 +69,8 @@ def test_the_system_and_the_loss_pass_the_contract(copy: Path) -> None:
 def test_the_loss_is_zero_for_the_target_and_known_for_a_constant_phase(copy: Path) -> None:
     code = """
 import math, torch
-from models import losses, systems
+from models import systems
+from models.parts import losses
 from tests.support.scans import scan
 y, op, target = scan()
 gan = systems.build({"system": "unetgan", "generator": {"width": 4}, "extra": {"phase_error": 0.1}})

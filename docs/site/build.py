@@ -22,7 +22,7 @@ MODULES = {
         "kspace.container", "kspace.operators", "kspace.fourier", "kspace.preprocess", "kspace.coils", "kspace.noise",
         "kspace.masks.spec", "kspace.errors",
     ],
-    "models": ["models.interface", "models.systems", "models.losses"],
+    "models": ["models.parts.interface", "models.systems", "models.parts.losses"],
 }  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from models import systems
-from models.interface import Gan
-from models.raw import Cascade
+from models.parts.interface import Gan
+from models.parts.raw import Cascade
 from recon.commands.raw_volumes import as_volumes
 from recon.methods.precision import SLOW, multiplies_bfloat16
 from recon.methods.weights import Card, find, read, read_card

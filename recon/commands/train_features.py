@@ -1,4 +1,4 @@
-"""`recon train-features`: training of the feature network of `models.features`."""
+"""`recon train-features`: training of the feature network of `models.parts.features`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from kspace.errors import InputError
 from kspace.io.images import find_images
-from models.features import MrFeatures
+from models.parts.features import MrFeatures
 from recon.datasets.patients import group_files, split_groups
 from recon.train import features
 from recon.versions import versions

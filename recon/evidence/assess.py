@@ -264,7 +264,7 @@ def before_exact_consistency(network: GeneratorReconstructor, y: Tensor, op: Sen
     y, op
         Complex ``(*batch coil ky kx)``, and its forward model.
     """
-    from models.raw import Cascade
+    from models.parts.raw import Cascade
 
     generator = network.generator
     if op.n_coils != 1 or not isinstance(generator, Cascade) or not len(generator.consistency):

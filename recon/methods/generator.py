@@ -17,7 +17,7 @@ from recon.methods.precision import Precision, Used, resolve
 from recon.methods.weights import Card
 
 if TYPE_CHECKING:
-    from models.interface import Generator
+    from models.parts.interface import Generator
 
 # Points of image and coils that a network gets at once: 8 planes of 8 coils of 256 x 256.
 MAX_POINTS = 1 << 22

@@ -1,7 +1,7 @@
 """Perceptual metrics: distances between network features, available if the weights are.
 
 ``mr``
-    Bundled network trained on MR images (`models.features`). Comparable only with itself.
+    Bundled network trained on MR images (`models.parts.features`). Comparable only with itself.
 ``lpips``
     Zhang et al. 2018, doi:10.1109/CVPR.2018.00068, version 0.1 on VGG-16.
 ``dists``
@@ -34,7 +34,7 @@ from torch import Tensor
 from kspace.errors import InputError
 
 if TYPE_CHECKING:
-    from models.perceptual import Vgg
+    from models.parts.perceptual import Vgg
 
 METRICS = ("mr", "lpips", "dists")
 TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
@@ -125,7 +125,7 @@ def _distance(metric: str, path: Path | None) -> Distance:
         If weights are missing.
     """
     if metric == "mr":
-        from models.features import MR_WEIGHTS
+        from models.parts.features import MR_WEIGHTS
 
         return _mr(path or MR_WEIGHTS)
     backbone = path or _cached_vgg()
@@ -136,7 +136,7 @@ def _distance(metric: str, path: Path | None) -> Distance:
 
 
 def _cached_vgg() -> Path:
-    from models.perceptual import SOURCES
+    from models.parts.perceptual import SOURCES
 
     return Path(torch.hub.get_dir()) / "checkpoints" / SOURCES["vgg16"].file
 
@@ -144,7 +144,7 @@ def _cached_vgg() -> Path:
 # Failures are not cached: weights may be added later.
 @lru_cache(maxsize=2)
 def _mr(path: Path) -> Distance:
-    from models.features import load_mr_features
+    from models.parts.features import load_mr_features
 
     network = load_mr_features(path)
 
@@ -211,7 +211,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _vgg(backbone: Path) -> Vgg:
-    from models.perceptual import load_vgg
+    from models.parts.perceptual import load_vgg
 
     network = load_vgg("vgg16", TAPS, weights=backbone)
     for layer in network.features:

@@ -1,4 +1,4 @@
-"""Training of the small feature network of `models.features`, on images with boxes.
+"""Training of the small feature network of `models.parts.features`, on images with boxes.
 
 Three tasks at once, one for each kind of thing that a perceptual loss should notice: the class of the tumour (contrast), its
 box (where), and by how many quarter turns the image was rotated (anatomy; Gidaris, Singh and Komodakis 2018, arXiv
@@ -20,7 +20,7 @@ from kspace.errors import InputError
 from kspace.io.atomic import atomic_write
 from kspace.io.images import read_boxes, read_image
 from kspace.simulation.from_images import crop_to_matrix
-from models.features import MrFeatures
+from models.parts.features import MrFeatures
 from recon.datasets.patients import PatientFiles
 
 SIZE = 256

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.interface import LossTerm, Step
+from models.parts.interface import LossTerm, Step
 from recon.datasets.example import Example
 
 

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from models.interface import Gan, Optimiser, Step, total
+from models.parts.interface import Gan, Optimiser, Step, total
 from recon.datasets.example import Example
 from recon.train import health
 from recon.train.supervision import HeldOutRecorder, Split

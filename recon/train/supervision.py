@@ -18,8 +18,8 @@ from kspace.coils import calibration_region
 from kspace.errors import InputError
 from kspace.operators import Sense
 from kspace.simulation.from_images import generator
-from models.interface import Gan, LossTerm
-from models.losses import held_out
+from models.parts.interface import Gan, LossTerm
+from models.parts.losses import held_out
 from recon.datasets.example import Example, Key
 from recon.train.validation import Recorder, sense
 

@@ -19,8 +19,8 @@ import yaml
 from torch import Tensor, nn
 
 from kspace.operators import Sense
-from models.consistency import Observation, starting_image
-from models.interface import Gan, Generator, total
+from models.parts.consistency import Observation, starting_image
+from models.parts.interface import Gan, Generator, total
 from models.systems import build, build_generator, find_systems, resolve
 from tests.conftest import ROOT
 from tests.support.scans import scan

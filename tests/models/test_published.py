@@ -13,8 +13,8 @@ from torch import nn
 from kspace.errors import InputError
 from kspace.operators import Sense
 from models import dagan, gancs, reconglgan, refinegan
-from models.interface import Gan, LearningRate, total
-from models.layers import to_channels
+from models.parts.interface import Gan, LearningRate, total
+from models.parts.layers import to_channels
 from models.systems import build, build_generator
 from tests.support.scans import ellipses, scan
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import models
 from kspace.operators import Sense
 from models import dagan, systems
-from models.consistency import Observation
-from models.contract import ContractError, Preset
-from models.interface import Generator, LossTerm
-from models.raw import RawGenerator, RawGeneratorOptions, RawOptions
+from models.parts.consistency import Observation
+from models.parts.contract import ContractError, Preset
+from models.parts.interface import Generator, LossTerm
+from models.parts.raw import RawGenerator, RawGeneratorOptions, RawOptions
 
 RAW = dagan.PRESETS["raw"]
 
@@ -113,8 +113,11 @@ def test_a_preset_is_checked_where_it_is_declared(change: dict[str, Any], messag
     ("presets", "message"),
     [
         ({}, "models.mine.PRESETS: rule 'raw preset': there is no preset called `raw`"),
-        ({"raw": dagan.PRESETS["published"]}, "rule 'raw generator': that of `raw` is none; derive it from models.raw"),
-        ({"raw": replace(RAW, options=Nested())}, "rule 'raw options': those of `raw` are none; derive them from models.raw"),
+        ({"raw": dagan.PRESETS["published"]}, "rule 'raw generator': that of `raw` is none; derive it from models.parts.raw"),
+        (
+            {"raw": replace(RAW, options=Nested())},
+            "rule 'raw options': those of `raw` are none; derive them from models.parts.raw",
+        ),
         ({"raw": replace(RAW, narrow={"generator": {"widht": 3}})}, "rule 'narrow': no configuration .*unknown key 'widht'"),
     ],
 )
@@ -133,7 +136,7 @@ def test_scaling_is_not_a_systems_own(name: str) -> None:
     ("generator", "message"),
     [
         (Hidden, r"Hidden: rule 'learned': `conv.weight` is in none of `learned\(\)`; add its module"),
-        (Awake, r"Awake: rule 'zero start': Conv2d.* does not start at zero; use models.layers.zero_last"),
+        (Awake, r"Awake: rule 'zero start': Conv2d.* does not start at zero; use models.parts.layers.zero_last"),
     ],
 )
 def test_a_network_is_checked_when_it_is_built(

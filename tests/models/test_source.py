@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FILES = sorted((ROOT / "models").glob("*.py"))
+FILES = sorted((ROOT / "models").rglob("*.py"))
 RUN = 6
 
 

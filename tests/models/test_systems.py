@@ -10,8 +10,8 @@ import torch
 from kspace.errors import InputError
 from kspace.operators import Sense
 from models import dagan
-from models.interface import total
-from models.raw import Cascade
+from models.parts.interface import total
+from models.parts.raw import Cascade
 from models.systems import build, build_generator, find_systems, resolve
 from tests.support.operators import normalised_maps
 from tests.support.scans import scan

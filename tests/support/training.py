@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from kspace.operators import Sense
-from models.interface import Gan
+from models.parts.interface import Gan
 from models.systems import build
 from recon.commands.train import make_trainer, planned_steps
 from recon.datasets.example import Example, Key, Shape

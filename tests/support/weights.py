@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from models.interface import Generator
+from models.parts.interface import Generator
 from models.systems import build_generator, resolve
 from recon.methods import weights
 from recon.methods.weights import Card

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models import features
-from models.features import MrFeatures
-from models.perceptual import Vgg
+from models.parts import features
+from models.parts.features import MrFeatures
+from models.parts.perceptual import Vgg
 from recon.metrics import perceptual
 from recon.metrics.perceptual import HEADS, TAPS, dists, lpips, mr_distance, why_not
 

@@ -21,7 +21,7 @@ from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions
 from kspace.simulation.phase import PhaseOptions
 from kspace.simulation.realism import Realism
-from models.interface import LossTerm, Step
+from models.parts.interface import LossTerm, Step
 from models.systems import build
 from recon.datasets.example import Example, Key, collate
 from recon.datasets.kspace_dataset import Draw, ShapeBatchSampler

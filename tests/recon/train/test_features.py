@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from kspace.errors import InputError
 from kspace.io.images import find_images
-from models.features import load_mr_features
+from models.parts.features import load_mr_features
 from recon.commands.train_features import train_features
 from recon.datasets.patients import group_files, split_groups
 from recon.train import features

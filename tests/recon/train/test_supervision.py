@@ -15,8 +15,8 @@ from kspace.operators import Sense
 from kspace.simulation.acquisition import ScanProtocol, accelerate, add_noise_scan, cartesian, coil_covariance
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
-from models.interface import Step
-from models.losses import held_out
+from models.parts.interface import Step
+from models.parts.losses import held_out
 from models.systems import build
 from recon.commands import train
 from recon.commands.raw_volumes import as_volumes

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from models.interface import Gan, LearningRate, LossTerm, Optimiser, Schedule, Step
+from models.parts.interface import Gan, LearningRate, LossTerm, Optimiser, Schedule, Step
 from models.systems import build
 from recon.train.callbacks import Interrupted
 from recon.train.module import Diverged, UpdateOptions, batches_per_step, regions

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kspace.errors import InputError
-from models import features, perceptual
-from models.features import MrFeatures, load_mr_features
-from models.interface import Generator, Step
-from models.perceptual import SOURCES, Perceptual, Vgg, _Source, feature_extractor, load_vgg
+from models.parts import features, perceptual
+from models.parts.features import MrFeatures, load_mr_features
+from models.parts.interface import Generator, Step
+from models.parts.perceptual import SOURCES, Perceptual, Vgg, _Source, feature_extractor, load_vgg
 from models.systems import build
 from tests.support.scans import scan
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kspace.operators import Sense
-from models import losses
-from models.adversarial import adversarial, discriminator_loss, feature_matching, gradient_penalty, r1
-from models.interface import Discriminator, Generator, LossTerm, Step, frozen, terms, total
-from models.layers import PatchDiscriminator, PatchOptions, Spectral, magnitude, to_channels
+from models.parts import losses
+from models.parts.adversarial import adversarial, discriminator_loss, feature_matching, gradient_penalty, r1
+from models.parts.interface import Discriminator, Generator, LossTerm, Step, frozen, terms, total
+from models.parts.layers import PatchDiscriminator, PatchOptions, Spectral, magnitude, to_channels
 from tests.support.scans import scan
 
 

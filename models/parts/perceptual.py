@@ -1,7 +1,7 @@
 """Perceptual loss: distance between the features of a network trained on another task.
 
 Johnson 2016, doi:10.1007/978-3-319-46475-6_43. VGG (Simonyan 2015, arXiv 1409.1556) with torchvision's ImageNet weights, or the
-small network of `models.features`. Without trained weights it raises: untrained features are never used.
+small network of `models.parts.features`. Without trained weights it raises: untrained features are never used.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.errors import InputError
-from models.features import MrFeatures, load_mr_features
-from models.interface import LossTerm, Step
-from models.layers import magnitude
+from models.parts.features import MrFeatures, load_mr_features
+from models.parts.interface import LossTerm, Step
+from models.parts.layers import magnitude
 
 Features = Literal["vgg16", "vgg16_caffe", "vgg19", "mr"]
 

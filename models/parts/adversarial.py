@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.interface import LossTerm, Step, frozen, terms
+from models.parts.interface import LossTerm, Step, frozen, terms
 
 Kind = Literal["minimax", "non_saturating", "lsgan", "wgan"]
 

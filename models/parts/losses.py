@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.fourier import fft
-from models.interface import Step
-from models.layers import magnitude
+from models.parts.interface import Step
+from models.parts.layers import magnitude
 
 View = Callable[[Tensor], Tensor]
 

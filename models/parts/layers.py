@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.errors import InputError
-from models.interface import Discriminator
+from models.parts.interface import Discriminator
 
 Norm = Literal["none", "instance", "batch"]
 

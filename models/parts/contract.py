@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from models.interface import Gan, Generator
+from models.parts.interface import Gan, Generator
 
 
 class ContractError(TypeError):

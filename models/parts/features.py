@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.errors import InputError
-from models.layers import he_initialise
+from models.parts.layers import he_initialise
 
-MR_WEIGHTS = Path(__file__).parent / "weights" / "mr_features.safetensors"
+MR_WEIGHTS = Path(__file__).parents[1] / "weights" / "mr_features.safetensors"
 
 
 class MrFeatures(nn.Module):

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from kspace.operators import Sense
-from models import losses
-from models.adversarial import AdversarialWeights, adversarial, discriminator_terms, feature_matching
-from models.consistency import Consistency, Observation, Start, slice_scale, starting_image
-from models.contract import ContractError
-from models.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, terms
-from models.layers import Norm, from_channels, to_channels
-from models.perceptual import Perceptual, perceptual_term
+from models.parts import losses
+from models.parts.adversarial import AdversarialWeights, adversarial, discriminator_terms, feature_matching
+from models.parts.consistency import Consistency, Observation, Start, slice_scale, starting_image
+from models.parts.contract import ContractError
+from models.parts.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, terms
+from models.parts.layers import Norm, from_channels, to_channels
+from models.parts.perceptual import Perceptual, perceptual_term
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RawGeneratorOptions:
     consistency
         Data consistency after each network.
     lamda
-        Its initial weight, noise over signal variance: see `models.consistency.Consistency`.
+        Its initial weight, noise over signal variance: see `models.parts.consistency.Consistency`.
     learn_lamda
         Train that weight.
     adapt_lamda
@@ -78,7 +78,7 @@ class RawLosses(AdversarialWeights):
 
 @dataclass(frozen=True)
 class Extra:
-    """Weights of further terms, logged as ``extra_`` and their name: see the function of that name in `models.losses`."""
+    """Weights of further terms, logged as ``extra_`` and their name: see the function of that name in `models.parts.losses`."""
 
     l1: float = 0.0
     l2: float = 0.0

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kspace.operators import Sense
-from models.consistency import Consistency, Observation, scan_conditions, slice_scale, starting_image
-from models.layers import (
+from models.parts.consistency import Consistency, Observation, scan_conditions, slice_scale, starting_image
+from models.parts.layers import (
     PatchDiscriminator,
     PatchOptions,
     UNet,
@@ -23,7 +23,7 @@ from models.layers import (
     pad_to_multiple,
     to_channels,
 )
-from models.tensorflow import BatchStatistics2d, BiasedBatchNorm2d, SameConv2d, SameConvTranspose2d
+from models.parts.tensorflow import BatchStatistics2d, BiasedBatchNorm2d, SameConv2d, SameConvTranspose2d
 from tests.support.scans import scan
 
 
