@@ -35,7 +35,7 @@ def detect(setting: Setting) -> None:
         evidence, planes, _ = deliver(method, case, evidence="basic", guard="off")
         image = planes["main"]
         reference = misfit(beside, scan.y, case.op, std)
-        part = determined_part(image, case.op, std)[0]
+        part, lamda = determined_part(image, case.op, std)
 
         def scores(x: torch.Tensor, determined: torch.Tensor) -> dict[str, float]:
             judged = misfit(x, scan.y, case.op, std)  # noqa: B023 - used at once
@@ -57,11 +57,11 @@ def detect(setting: Setting) -> None:
             for diameter in DIAMETERS:
                 shape = blob(image.shape, place_in(case.truth, rng, diameter), diameter, kind)
                 d = level * shape * torch.exp(1j * image.angle())
-                seen = determined_part(d, case.op, std)[0]
+                seen = determined_part(d, case.op, std, lamda)[0]
                 rest = d - seen
                 rest = rest * (d.norm() / rest.norm().clamp(min=1e-12))  # as strong as the object itself
-                rest_seen = determined_part(rest, case.op, std)[0]
-                seen_seen = determined_part(seen, case.op, std)[0]
+                rest_seen = determined_part(rest, case.op, std, lamda)[0]
+                seen_seen = determined_part(seen, case.op, std, lamda)[0]
                 for contrast in CONTRASTS:
                     for where, more, its in (("determined", seen, seen_seen), ("rest", rest, rest_seen)):
                         for name, value in scores(image + contrast * more, part + contrast * its).items():

@@ -13,7 +13,7 @@ LEAST_LAMDA = 1e-4  # below, conjugate gradients need hundreds of iterations
 TOLERANCE, ITERATIONS = 1e-4, 100
 
 
-def determined_part(image: Tensor, op: Sense, noise_std: float) -> tuple[Tensor, float]:
+def determined_part(image: Tensor, op: Sense, noise_std: float, lamda: float | None = None) -> tuple[Tensor, float]:
     """``(A^H W A + lamda I)^-1 A^H W A x`` and lamda, noise over signal variance; at least `LEAST_LAMDA`.
 
     One coil of unit modulus: ``A^H A x`` exactly, the projection onto the sampled part of k-space, and lamda 0.
@@ -26,12 +26,15 @@ def determined_part(image: Tensor, op: Sense, noise_std: float) -> tuple[Tensor,
         Forward model.
     noise_std
         Square root of E|n|^2 of a sample measured once.
+    lamda
+        That of another image, of which this one is a component; None: of this image.
     """
     if op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4):
         return op.normal(image), 0.0
-    inside = image[op.support.expand(image.shape)]
-    signal = float(inside.abs().double().square().mean()) if inside.numel() else 0.0
-    lamda = max(noise_std**2 / signal, LEAST_LAMDA) if signal > 0 else 1.0
+    if lamda is None:
+        inside = image[op.support.expand(image.shape)]
+        signal = float(inside.abs().double().square().mean()) if inside.numel() else 0.0
+        lamda = max(noise_std**2 / signal, LEAST_LAMDA) if signal > 0 else 1.0
     weight = torch.tensor(lamda, dtype=image.real.dtype, device=image.device)
     seen = op.gram(op.weights)(image)
     # From zero: the image itself already solves the system to within lamda, and nothing would be left for the prior.
@@ -45,7 +48,7 @@ def judge_determined(image: Tensor, part: Tensor, lamda: float, threshold: float
     how = "exact null space of one coil" if lamda == 0 else f"lamda {lamda:.2g}"
     says = f"{100 * share:.2g} % of the image's energy is not determined by the data ({how})"
     if threshold is None:
-        return Determined("green", f"{says}; the card has no limit for it", share, lamda, None)
+        return Determined("amber", f"{says}; the card has no limit for it: recon calibrate makes one", share, lamda, None)
     if share > threshold:
         return Determined("amber", f"{says}, more than on validation volumes ({threshold:.2%})", share, lamda, threshold)
     return Determined("green", f"{says}, as on validation volumes", share, lamda, threshold)

@@ -195,7 +195,9 @@ def replaced(evidence: list[ImageEvidence]) -> list[ImageEvidence]:
 
 def _expected(item: str, found: Any) -> bool:
     """Whether what is not green is only the absence of a calibration: on record, but no warning to repeat for each scan."""
-    return item == "uncertainty" and not found.calibrated
+    if item == "uncertainty":
+        return not found.calibrated
+    return item in ("determined", "stability") and found.threshold is None
 
 
 def _first_line(error: BaseException) -> str:
