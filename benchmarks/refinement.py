@@ -6,6 +6,10 @@
 support of each slice, against the root sum of squares of all samples. L1-wavelet and TV are tuned for each mask: for the ULF
 scans on the other patient, else on the middle slice by its own truth, which favours them. Draws of the mask are repeated
 measures of the same scans: the spread that is printed is over draws and slices, not over subjects.
+
+``--masks`` are separated by semicolons; ``A+B`` acquires what both acquire (``random1d:4+partial:6/8``). ``--virtual-coils 1``
+compresses the coils first. Of several ``--weights``, separated by commas, the first are refined and stacked. ``--adapt 60``
+adds the network after scan-specific adaptation of so many steps. ``--small`` leaves out the stack.
 """
 
 from __future__ import annotations
@@ -14,17 +18,20 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from kspace.compression import compress
+from kspace.container import KSpace
 from kspace.masks import MaskSpec
 from recon.compare.cases import Case, FullVolume, find_data, make_case, spread
 from recon.compare.metrics import slice_figure
 from recon.methods import generator
+from recon.methods.adapt import Recipe, adapt
 from recon.methods.classical import L1Wavelet, Reconstructor, TotalVariation
 from recon.methods.refine import RefinedGenerator
 from recon.methods.stack import SLICES, Stack
@@ -71,38 +78,80 @@ def tuned(cases: Sequence[Case]) -> dict[str, Reconstructor]:
     return found
 
 
-def of_spec(text: str, draw: int) -> MaskSpec:
-    """A mask, by the number of its draw."""
-    return replace(MaskSpec.parse(text), seed=draw)
+@dataclass(frozen=True)
+class Both:
+    """What all of several masks acquire."""
+
+    parts: tuple[MaskSpec, ...]
+
+    def draw(self, shape: tuple[int, int], key: str = "") -> torch.Tensor:
+        """Bool ``(ky 1)`` or ``(ky kx)``."""
+        found = self.parts[0].draw(shape, key)
+        for part in self.parts[1:]:
+            found = found & part.draw(shape, key)
+        return found
+
+
+def of_spec(text: str, draw: int) -> Any:
+    """A mask, or the intersection of several, by the number of its draw."""
+    parts = tuple(replace(MaskSpec.parse(part), seed=draw) for part in text.split("+"))
+    return parts[0] if len(parts) == 1 else Both(parts)
+
+
+def with_virtual_coils(volume: FullVolume, n: int) -> FullVolume:
+    """The volume after compression of its coils, each slice by itself."""
+
+    def plane(i: int) -> KSpace:
+        return compress(volume.plane(i), n)
+
+    return replace(volume, plane=plane)
 
 
 def measure(
-    volume: FullVolume, spec: MaskSpec, slices: Sequence[int], methods: dict[str, Reconstructor], stack: Stack
+    volume: FullVolume,
+    spec: Any,
+    slices: Sequence[int],
+    methods: dict[str, Reconstructor],
+    stack: Stack,
+    setting: argparse.Namespace,
 ) -> tuple[dict[str, list[float]], str]:
-    """PSNR of every method on some slices of a volume, and what the stack says of itself."""
+    """PSNR of every method on some slices of a volume, and what the stack and adaptation say of themselves."""
     cases = [make_case(volume, i, spec) for i in slices]
-    looked_at = [cases[slices.index(i)] for i in spread(slices, SLICES)]
-    fitted = stack.fitted([(case.y, case.op) for case in looked_at])
-    assert fitted.fit is not None
-    every = {**methods, "stack": fitted}
-    return {name: [psnr(case, method) for case in cases] for name, method in every.items()}, fitted.fit.says
+    every, says = dict(methods), []
+    if not setting.small:
+        looked_at = [cases[slices.index(i)] for i in spread(slices, SLICES)]
+        fitted = stack.fitted([(case.y, case.op) for case in looked_at])
+        assert fitted.fit is not None
+        every["stack"] = fitted
+        says.append(fitted.fit.says)
+    if setting.adapt:
+        made = adapt(stack.network, [(case.y, case.op) for case in cases], Recipe(float("inf"), setting.adapt))
+        every["adapted network"] = made.network
+        says.append(made.says)
+    return {name: [psnr(case, method) for case in cases] for name, method in every.items()}, "; ".join(says)
 
 
-def rows(folder: Path, scans: Sequence[str], masks: Sequence[str], draws: int, weights: str, most: int | None) -> Iterator[Row]:
+def rows(setting: argparse.Namespace) -> Iterator[Row]:
     """A row for every scan, mask and method: mean over draws and slices."""
-    network = generator.load(weights, "cuda" if torch.cuda.is_available() else "cpu", precision="auto")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, *more = [generator.load(path, device, precision="auto") for path in setting.weights.split(",")]
     generated: dict[str, Reconstructor] = {"network": network, "residual": RefinedGenerator(network)}
-    for scan in scans:
-        members = volumes(folder, scan)
+    for path, other in zip(setting.weights.split(",")[1:], more, strict=True):
+        generated[f"network {path}"] = other
+    masks = setting.masks.split(";") if setting.masks else MASKS
+    for scan in setting.scans.split(","):
+        members = volumes(setting.data, scan)
+        if setting.virtual_coils:
+            members = [with_virtual_coils(volume, setting.virtual_coils) for volume in members]
         for mask in masks:
             values: dict[str, list[float]] = {}
             for patient, others in _patients(members, scan):
                 first = [make_case(v, v.n_slices // 2, of_spec(mask, 0)) for v in others]
                 methods = {**tuned(first), **generated}
                 for volume in patient:
-                    slices = volume.slices(ULF_SLICES if scan == "ulf" else most)
-                    for draw in range(draws):
-                        found, says = measure(volume, of_spec(mask, draw), slices, methods, Stack(network))
+                    slices = volume.slices(setting.max_slices or (ULF_SLICES if scan == "ulf" else None))
+                    for draw in range(setting.draws):
+                        found, says = measure(volume, of_spec(mask, draw), slices, methods, Stack(network), setting)
                         print(f"  {volume.name} {mask} draw {draw}: {says}", flush=True)
                         for name, numbers in found.items():
                             values.setdefault(name, []).extend(numbers)
@@ -158,13 +207,10 @@ def times(folder: Path, masks: Sequence[str], weights: str) -> Iterator[Row]:
 
 def run() -> Iterator[Row]:
     """Rows of (what, figure, unit, remark), for one draw of each mask."""
-    yield from rows(
-        Path(os.environ.get("RECON_DATA", "../shared/data")), ("brain", "fruit", "ulf"), MASKS, 1, "refinegan", None
-    )
+    yield from rows(_parser().parse_args(["--draws", "1"]))
 
 
-def main() -> None:
-    """Print the rows."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("RECON_DATA", "../shared/data")))
     parser.add_argument("--weights", default="refinegan")
@@ -172,13 +218,20 @@ def main() -> None:
     parser.add_argument("--masks", default=None)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--max-slices", type=int, default=None)
+    parser.add_argument("--virtual-coils", type=int, default=None)
+    parser.add_argument("--adapt", type=int, default=None, metavar="STEPS")
+    parser.add_argument("--small", action="store_true", help="without the stack")
     parser.add_argument("--time", action="store_true", help="CPU times instead, of a slice of the brain")
-    a = parser.parse_args()
-    masks = a.masks.split(";") if a.masks else MASKS
+    return parser
+
+
+def main() -> None:
+    """Print the rows."""
+    setting = _parser().parse_args()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     start = time.perf_counter()
-    scans = a.scans.split(",")
-    made = times(a.data, masks, a.weights) if a.time else rows(a.data, scans, masks, a.draws, a.weights, a.max_slices)
+    masks = setting.masks.split(";") if setting.masks else MASKS
+    made = times(setting.data, masks, setting.weights) if setting.time else rows(setting)
     for what, value, unit, note in made:
         print(f"{what:<40} {value:>7.2f} {unit:<3} {note}", flush=True)
     print(f"{time.perf_counter() - start:.0f} s")
