@@ -24,7 +24,7 @@ from recon.methods.classical import CgSense
 from recon.methods.refine import Residual
 
 STEPS = 10
-UNKNOWN_MASKS = ("gancs:4", "dagan-g2d:20%")
+UNKNOWN_MASKS = ("spiral:20%", "dagan-g2d:20%")
 
 
 def outside(setting: Setting) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kspace.operators import Sense
 from recon.evidence.calibration import Calibration, Setting, Thresholds
-from recon.evidence.certificate import certificate, misfit
+from recon.evidence.certificate import certificate, misfit, weighed
 from recon.evidence.determined import determined_part, judge_determined
 from recon.evidence.guard import ScanFacts, inspect
 from recon.evidence.noise import noise_level, residual_of
@@ -198,7 +198,9 @@ class Assessor:
             held_out=held_out,
             prior=(judged - part) * scan.op.support,
         )
-        return self._repeated(found, judged, scan, reconstruct, name)
+        found = self._repeated(found, judged, scan, reconstruct, name)
+        assert found.certificate is not None
+        return replace(found, certificate=weighed(found.certificate, found.held_out))
 
     def _certificate(self, image: Tensor, scan: ScanEvidence, limits: Thresholds, magnitudes: bool) -> Certificate:
         assert scan.noise is not None

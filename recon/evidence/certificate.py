@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from kspace.fourier import fft, ifft
 from kspace.operators import Sense
 from recon.evidence.calibration import Thresholds
 from recon.evidence.noise import n_samples, residual_of
-from recon.evidence.record import Certificate, Measured, NoiseSource, Verdict
+from recon.evidence.record import Certificate, HeldOutScore, Measured, NoiseSource, Verdict
 
 RINGS = 8  # of equal width; the corners count to the last
 FEWEST = 64  # samples of a ring
@@ -114,6 +114,31 @@ def certificate(
         noise=noise[1],
         of=of,
     )
+
+
+def weighed(found: Certificate, held_out: HeldOutScore | None) -> Certificate:
+    """The certificate in the light of the other evidence: amber in place of red where nothing else is against the image.
+
+    A misfit of several times the noise says little at an SNR of hundreds, where errors of the coil maps exceed the noise, and
+    nothing where the noise is guessed from the residual of a companion that fits a single coil. A generated image that predicts
+    held-out samples better than the companion, beyond two standard errors, is not replaced by it.
+
+    Parameters
+    ----------
+    found
+        As `certificate` made it.
+    held_out
+        Score of the same reconstruction; None: not measured.
+    """
+    if found.verdict != "red":
+        return found
+    if found.noise == "companion's residual":
+        why = "the noise is not known well enough to replace the image"
+    elif held_out is not None and held_out.ratio_error is not None and held_out.ratio + 2 * held_out.ratio_error < 1:
+        why = f"not replaced, since held-out {held_out.unit} are predicted better than by the classical image"
+    else:
+        return found
+    return replace(found, verdict="amber", says=f"{found.says}; {why}")
 
 
 def _sentence(

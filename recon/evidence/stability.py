@@ -64,7 +64,9 @@ def judge_stability(gain: float, companion_gain: float | None, threshold: float 
         return Stability("amber", f"{says}; no classical image to compare with", gain, None, threshold)
     says += f", the classical image by {companion_gain:.2f}"
     if threshold is None:
-        return Stability("amber", f"{says}; the card has no limit for it: recon calibrate makes one", gain, companion_gain, None)
+        return Stability(
+            "amber", f"{says}; the card has no limit for it: recon calibrate makes one", gain, companion_gain, None
+        )
     if gain > threshold * max(companion_gain, 1e-12):
         return Stability("amber", f"{says}: more than on validation volumes", gain, companion_gain, threshold)
     return Stability("green", f"{says}: as on validation volumes", gain, companion_gain, threshold)

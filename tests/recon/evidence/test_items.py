@@ -15,10 +15,11 @@ from kspace.operators import Sense
 from kspace.simulation.from_images import complex_noise
 from recon.evidence import masks
 from recon.evidence.calibration import Calibration, Setting, Thresholds
-from recon.evidence.certificate import misfit
+from recon.evidence.certificate import certificate, misfit, weighed
 from recon.evidence.determined import determined_part
 from recon.evidence.noise import noise_level, residual_of
-from recon.evidence.replicates import held_out_of_replicates, replicate, spread_of
+from recon.evidence.record import NoiseSource
+from recon.evidence.replicates import held_out_of_replicates, replicate, score, spread_of
 from recon.evidence.stability import largest_gain
 from recon.methods.classical import CgSense
 from tests.support.planes import plane
@@ -34,6 +35,26 @@ def test_chi2_of_the_truth_is_one_in_all_by_coil_and_by_radius() -> None:
     assert found.per_coil == pytest.approx([1] * 4, abs=0.1)
     assert [v for v in found.by_radius if v is not None] == pytest.approx([1] * 8, abs=0.25)
     assert found.local < 5
+
+
+def test_a_large_misfit_replaces_an_image_unless_held_out_samples_or_unknown_noise_speak_for_it() -> None:
+    y, op, x = plane()
+    good, bad = misfit(x, y, op, 0.05), misfit(0.5 * x, y, op, 0.05)
+
+    def verdict(noise: NoiseSource, ratio: float | None, error: float | None = 0.1) -> str:
+        found = certificate(bad, good, bad, (0.05, noise), Thresholds())
+        assert found.verdict == "red"
+        held_out = None if ratio is None else score(ratio, 1.0, error, "lines", 20, ("slice 0",))
+        return weighed(found, held_out).verdict
+
+    assert verdict("noise scan", None) == "red"
+    assert verdict("noise scan", 0.9) == "red"  # within two standard errors
+    assert verdict("noise scan", 0.1, None) == "red"  # of unknown error
+    assert verdict("noise scan", 0.7) == "amber"
+    assert verdict("outermost samples", 0.7) == "amber"
+    assert verdict("companion's residual", 1.5) == "amber"
+    green = certificate(good, good, good, (0.05, "noise scan"), Thresholds())
+    assert weighed(green, None) is green
 
 
 def test_averages_count_as_often_as_they_were_measured() -> None:
