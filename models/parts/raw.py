@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kspace.errors import InputError
 from kspace.operators import Sense
 from models.parts import losses
 from models.parts.adversarial import AdversarialWeights, adversarial, discriminator_terms, feature_matching
@@ -176,16 +177,22 @@ class Cascade(RawGenerator):
         See there.
     networks
         Two channels to two, real ``(n 2 y x)``; the last layer of each is its submodule ``last``.
+    length
+        Number of networks in the chain where some are repeated (`chain`); None: each once.
     """
 
-    def __init__(self, options: RawGeneratorOptions, networks: Iterable[nn.Module]) -> None:
+    def __init__(self, options: RawGeneratorOptions, networks: Iterable[nn.Module], length: int | None = None) -> None:
         super().__init__(options)
         self.networks = nn.ModuleList(networks)
-        blocks = len(self.networks) if options.consistency else 0
+        blocks = (length or len(self.networks)) if options.consistency else 0
         self.consistency = nn.ModuleList(options.data_consistency(exact=True) for _ in range(blocks))
 
     def learned(self) -> list[nn.Module]:
         """The networks of the chain."""
+        return list(self.networks)
+
+    def chain(self) -> list[nn.Module]:
+        """The networks in the order of their use."""
         return list(self.networks)
 
     def last_layers(self) -> list[nn.Module]:
@@ -213,7 +220,7 @@ class Cascade(RawGenerator):
     def refine(self, start: Tensor, observed: Observation) -> dict[str, Tensor]:
         """``before_k`` and ``after_k`` (data consistency) of each network, and ``image``, complex ``(*batch y x)``."""
         image, found = start, {}
-        for k, network in enumerate(self.networks):
+        for k, network in enumerate(self.chain()):
             image = found[f"before_{k}"] = image + correction(network, image, observed.op)
             if self.consistency:
                 image = self.consistency[k](image, observed)
@@ -235,7 +242,7 @@ def extra_terms(extra: Extra) -> tuple[LossTerm, ...]:
 def assemble(
     generator: Generator,
     options: RawOptions,
-    discriminator: Discriminator,
+    discriminator: Discriminator | None,
     *fidelity: LossTerm,
     images: Sequence[str] = ("image",),
     weight: float | Callable[[int], float] | None = None,
@@ -247,7 +254,7 @@ def assemble(
     Parameters
     ----------
     generator, discriminator
-        The networks.
+        The networks; without a discriminator the adversarial terms must have the weight 0.
     options
         Weights of the common terms, and training.
     fidelity
@@ -260,10 +267,17 @@ def assemble(
         Weight of the discriminator's own loss.
     find_roi
         Target, complex ``(*batch y x)``, to boxes, integer ``(*batch 4)``: see `Gan`.
+
+    Raises
+    ------
+    InputError
+        If a term needs a discriminator and there is none.
     """
     given = options.losses
     weight = given.adversarial / len(images) if weight is None else weight
     plays = given.adversarial or options.extra.feature_matching
+    if discriminator is None and plays:
+        raise InputError("this system has no discriminator", "losses.adversarial", "give the adversarial terms the weight 0")
     g_terms = terms(
         *fidelity,
         perceptual_term("perceptual", given.perceptual, options.perceptual),
@@ -272,4 +286,5 @@ def assemble(
     d_terms = discriminator_terms(given, d_weight if plays else 0.0, images)
     g_terms += extra_terms(options.extra)
     training = options.g_optimiser, options.d_optimiser, options.schedule
-    return Gan(generator, (discriminator,), g_terms, d_terms, *training, find_roi)
+    discriminators = () if discriminator is None else (discriminator,)
+    return Gan(generator, discriminators, g_terms, d_terms, *training, find_roi)

@@ -17,11 +17,12 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from models import systems
-from models.parts.interface import Gan
+from models.parts.interface import Gan, Generator
 from models.parts.raw import Cascade
 from recon.commands.raw_volumes import as_volumes
 from recon.methods.precision import SLOW, multiplies_bfloat16
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 OURS = ("logger", "default_root_dir", "use_distributed_sampler")  # options of the trainer that this file decides
 INTERRUPTED = 130
+LEAST_SHARE = 1 / 3  # of a network's parameters, for weights of another system to be a start
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,10 @@ def _initialise(gan: Gan, name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     path = find(name)
-    card, state = read(path, str(gan.config["system"]))
+    card, state = read(path)
+    if card.system != gan.config["system"]:
+        taken = _transfer(gan.generator, state, path)
+        return {"init": card.name, "init_sha256": card.sha256, "init_share": round(taken, 3)}
     if isinstance(gan.generator, Cascade):
         state = gan.generator.lengthened(state)
     try:
@@ -133,6 +138,33 @@ def _initialise(gan: Gan, name: str | None) -> dict[str, Any]:
             "leave the --generator options out",
         ) from error
     return {"init": card.name, "init_sha256": card.sha256}
+
+
+def _transfer(generator: Generator, state: Mapping[str, Tensor], path: Path) -> float:
+    """Give the generator of one system what it has in common with the weights of another: tensors of one name and shape.
+
+    Returns
+    -------
+    float
+        Share of the generator's parameters.
+
+    Raises
+    ------
+    InputError
+        If it is less than a third.
+    """
+    own = generator.state_dict()
+    common = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape}
+    share = sum(x.numel() for x in common.values()) / sum(x.numel() for x in own.values())
+    if share < LEAST_SHARE:
+        raise InputError(
+            f"only {100 * share:.0f} % of the parameters are also in these weights of another system",
+            path,
+            "choose weights of the same system, or --generator options that fit",
+        )
+    generator.load_state_dict(common, strict=False)
+    print(f"{path.name}: {100 * share:.0f} % of the parameters are taken, the others begin anew", file=sys.stderr)
+    return share
 
 
 def _fit(trainer: pl.Trainer, module: GanModule, loaders: DataModule, folder: Path, resume: Path | None) -> int:
@@ -188,16 +220,18 @@ def parser(system: str | None, preset: str, init: str | None = None) -> jsonargp
     if init is not None and system is not None:
         path = find(init)
         card = read_card(path)
-        if card.system != system or card.preset != preset:
+        if card.preset != preset:
             raise InputError(
                 f"these are weights of {card.system} {card.preset}, not of {system} {preset}", path, "choose others"
             )
-        made.set_defaults({f"generator.{key}": value for key, value in card.config.get("generator", {}).items()})
+        if card.system == system:
+            made.set_defaults({f"generator.{key}": value for key, value in card.config.get("generator", {}).items()})
     made.add_argument(
         "--init",
         type=str,
         default=None,
-        help="start from weights: a bundled name, or a .safetensors file; its generator counts; a longer chain continues it",
+        help="start from weights: a bundled name, or a .safetensors file; its generator counts; a longer chain continues it; "
+        "of another system, the tensors of the same names and shapes are taken",
     )
     made.add_argument("--output", "-o", type=Path, default=Path("run"), help="folder of the run")
     made.add_argument("--resume", type=Path, default=None, help="folder of a run, or a checkpoint of one's own, to go on with")

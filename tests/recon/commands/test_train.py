@@ -179,7 +179,10 @@ def test_a_run_that_diverges_is_one_line(
         (["--trainer.accumulate_grad_batches", "2"], r"gradients are not accumulated"),
         (["--card.licens", "CC0"], r"licens"),
         (["--init", "nothing"], r"there are no weights called 'nothing'"),
-        (["--init", "refinegan"], r"these are weights of refinegan raw, not of dagan raw"),
+        (
+            ["--init", "refinegan"],
+            r"% of the parameters are also in these weights of another system; choose weights of the same",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
