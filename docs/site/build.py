@@ -12,7 +12,7 @@ from sphinx.cmd.build import main
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 PAGES = {
-    "Use": ["SCANNER", "MASKS", "TRAINING", "TRAINING_DATA", "COMPARE", "HELD_OUT"],
+    "Use": ["SCANNER", "MASKS", "TRAINING", "TRAINING_DATA", "SYSTEMS", "COMPARE", "HELD_OUT"],
     "Results": ["RESULTS", "BASELINES"],
     "Develop": ["NOTATION", "ARCHITECTURE", "EXTENDING"],
 }

@@ -15,7 +15,7 @@ from kspace.operators import Sense
 from models.systems import find_systems
 from recon.compare.store import TAKEN
 from recon.methods import bart as bart_program
-from recon.methods import classical
+from recon.methods import classical, fastmri_networks
 from recon.methods.classical import Reconstructor
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.precision import Precision
@@ -80,6 +80,13 @@ class ComparedMethod:
         network = getattr(self.reconstruct, "network", self.reconstruct)
         return network if isinstance(network, GeneratorReconstructor) else None
 
+    @property
+    def sha256(self) -> str | None:
+        """Of the weights of a network; None where there are none."""
+        network = getattr(self.reconstruct, "network", self.reconstruct)
+        found: str | None = getattr(self.reconstruct, "sha256", getattr(network, "sha256", None))
+        return found
+
     def at(self, weight: float) -> Reconstructor:
         """The reconstructor with another regularisation weight."""
         return replace(self.reconstruct, lamda=weight)  # type: ignore[type-var]
@@ -90,13 +97,12 @@ class ComparedMethod:
 
     def says(self) -> dict[str, Any]:
         """What `compare.json` says of it."""
-        network = self.generator
         return {
             "name": self.name,
             "label": self.label,
             "family": self.family,
             "details": self.details,
-            "weights_sha256": None if network is None else network.sha256,
+            "weights_sha256": self.sha256,
             "options": self.options,
             "tuned": dict(self.tuned),
             "outside": {},
@@ -109,6 +115,7 @@ def choose(
 ) -> list[ComparedMethod]:
     """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
 
+    A file of weights is one of ours, or of a network of the package ``fastmri`` (`recon.methods.fastmri_networks`).
     Without names: every classical method, every bundled generator, and those of `weights`. A generator may be followed by
     ``+residual`` or ``+stack`` (`recon.methods.refine`, `recon.methods.stack`).
 
@@ -156,6 +163,8 @@ def _make(name: str, weights: Mapping[str, Path], device: str, precision: Precis
     base = _base(name)
     refine = REFINED.get(name.removeprefix(base), "none")
     own = weights.get(base)
+    if own is not None and own.suffix in fastmri_networks.SUFFIXES:
+        return _foreign(name, label, own, device)
     if own is None:
         network = choose_one(base, device=device, precision=precision).generator
     else:
@@ -173,6 +182,15 @@ def _make(name: str, weights: Mapping[str, Path], device: str, precision: Precis
         "refine": refine,
     }
     return ComparedMethod(name, label, GENERATOR, refined(network, refine), details)
+
+
+def _foreign(name: str, label: str, path: Path, device: str) -> ComparedMethod:
+    """A network of the package fastmri."""
+    if name != _base(name):
+        raise InputError(f"{path.name} holds a network of fastmri, which is not refined", "--methods", f"ask for {_base(name)}")
+    network = fastmri_networks.load(path, _place(device))
+    details = {"package": "fastmri", "network": network.kind, "weights": network.name, "refine": "none"}
+    return ComparedMethod(name, label, GENERATOR, network, details)
 
 
 def _base(name: str) -> str:

@@ -182,7 +182,7 @@ def _identity(
     return {
         "recon": recon.__version__,
         "data": files,
-        "methods": [[m.name, "" if m.generator is None else m.generator.sha256] for m in methods],
+        "methods": [[m.name, m.sha256 or ""] for m in methods],
         "masks": [str(spec) for spec in specs],
         "tuned on": [s.name for s in tuned],
         **{name: getattr(options, name) for name in kept},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from kspace.errors import InputError
 from kspace.operators import Sense
-from models import dagan, gancs, reconglgan, refinegan
+from models import dagan, gancs, kspacegan, reconglgan, refinegan, visual
 from models.parts.interface import Gan, LearningRate, total
 from models.parts.layers import to_channels
 from models.systems import build, build_generator
@@ -46,6 +47,11 @@ def test_parameter_counts() -> None:
             )
             == 8_578_689
         )
+        seitzer = visual.PublishedVisualGenerator()
+        assert count(seitzer.blocks) == 31_302
+        assert count(seitzer.refinement) == 920_033
+        assert count(seitzer) == 31_302 + 920_033 + 1
+        assert count(visual.PublishedVisualDiscriminator()) == 27_941_697
 
 
 def sizes(network: Any, x: torch.Tensor) -> list[tuple[int, ...]]:
@@ -304,3 +310,87 @@ def test_optimisers_as_published() -> None:
         LearningRate(1.0, "step")
     with pytest.raises(ValueError, match="needs points"):
         LearningRate(1.0, "piecewise")
+
+
+# --------------------------------------------------------------------------------------------- k-space GAN, visual refinement
+
+
+def test_the_kspace_gan_keeps_the_acquired_samples_and_predicts_the_others() -> None:
+    y, op, _ = scan((256, 256), n_coils=1, batch=(1,))
+    generator = kspacegan.PublishedKspaceGanGenerator(kspacegan.PublishedKspaceGanGeneratorOptions(width=2)).eval()
+    found = generator.intermediates(y, op)
+    torch.testing.assert_close(op.forward(found["middle"]), y, rtol=0, atol=1e-5)
+    other = op.forward(found["predicted"]) - y
+    assert other.abs().max() > 1e-3, "before the replacement the network's own samples stand there"
+    alone = kspacegan.PublishedKspaceGanGenerator(kspacegan.PublishedKspaceGanGeneratorOptions(dual=False, width=2)).eval()
+    alone.load_state_dict(generator.state_dict(), strict=False)
+    assert torch.equal(alone(y, op), found["middle"]), "the form of 2017 ends in k-space"
+
+
+def test_missing_entries_hold_noise_in_training_only() -> None:
+    y, op, _ = scan((256, 256), n_coils=1, batch=(1,))
+    generator = kspacegan.PublishedKspaceGanGenerator(kspacegan.PublishedKspaceGanGeneratorOptions(width=2, dual=False))
+    generator.eval()
+    assert torch.equal(generator(y, op), generator(y, op))
+    seen: list[torch.Tensor] = []
+    generator.predict.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    generator.train()
+    generator(y, op)
+    added = seen[0] - to_channels(y[:, 0])
+    sampled = op.mask.expand(1, 1, 256, 256).expand_as(added)
+    assert added[sampled].abs().max() < 1e-5
+    assert 0.009 < added[~sampled].abs().max() <= 0.0101
+
+
+def test_the_error_of_missing_samples_counts_nothing_else() -> None:
+    gan = build({"system": "kspacegan", "preset": "published", "generator": {"width": 2}, "discriminator": {"width": 2}})
+    y, op, target = scan((256, 256), n_coils=1, batch=(1,))
+    step = gan.step(y, op, target)
+    k = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(step.target[0].numpy()), norm="ortho"))
+    off = ~op.mask.expand(1, 256, 256)[0].numpy()
+    shifted = np.where(off, k + 0.3, k + 100)
+    image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(shifted), norm="ortho"))
+    given = replace(step, intermediates={"image": step.image, "predicted": torch.from_numpy(image.astype(np.complex64))[None]})
+    assert kspacegan.missing_samples(given).item() == pytest.approx(0.09 / np.abs(k).max(), rel=1e-3)
+
+
+def test_visual_refinement_adds_a_scaled_change_of_the_real_part() -> None:
+    y, op, _ = scan((512, 512), n_coils=1, batch=(1,))
+    generator = visual.PublishedVisualGenerator(visual.PublishedVisualGeneratorOptions(width=2)).eval()
+    found = generator.intermediates(y, op)
+    assert torch.equal(found["image"], found["cascade"]), "the factor starts at zero"
+    torch.testing.assert_close(op.forward(found["cascade"]), y, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        generator.factor.fill_(0.5)
+    found = generator.intermediates(y, op)
+    real = found["cascade"].real
+    low, high = real.min(), real.max()
+    scaled = 2 * (real - low) / (high - low) - 1 + 0.5 * found["added"].real
+    torch.testing.assert_close(found["image"].real, (scaled + 1) / 2 * (high - low) + low, rtol=0, atol=1e-5)
+    assert torch.equal(found["image"].imag, found["cascade"].imag)
+    paper = visual.PublishedVisualGenerator(visual.PublishedVisualGeneratorOptions("paper", width=2))
+    assert paper.refinement.last.out_channels == 2
+
+
+def test_the_second_stage_leaves_the_cascade_alone() -> None:
+    config = {"system": "visual", "generator": {"width": 4, "refine_width": 4}, "discriminator": {"width": 4}}
+    gan = build({**config, "losses": {"first_stage": 3}})
+    y, op, target = scan(batch=(2,))
+    generator: Any = gan.generator
+    with torch.no_grad():
+        generator.refinement.factor.fill_(0.1)
+    for number, trained, still in (
+        (2, generator.networks, generator.refinement),
+        (3, generator.refinement, generator.networks),
+    ):
+        generator.zero_grad()
+        total(gan.g_terms, gan.step(y, op, target, number=number))[0].backward()
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in trained.parameters())
+        assert not any(p.grad is not None and p.grad.abs().max() > 0 for p in still.parameters())
+
+
+def test_the_discriminator_of_visual_refinement_ends_in_13x13_logits() -> None:
+    with torch.device("meta"):
+        shapes = sizes(visual.PublishedVisualDiscriminator().layers, torch.empty(2, 1, 512, 512))
+    assert [s[0] for s in shapes] == [64, 128, 256, 512, 1024, 1024, 1]
+    assert shapes[-2:] == [(1024, 16, 16), (1, 13, 13)]

@@ -9,7 +9,7 @@ import torch
 
 from kspace.errors import InputError
 from kspace.operators import Sense
-from models import dagan
+from models import dagan, kspacegan
 from models.parts.interface import total
 from models.parts.raw import Cascade
 from models.systems import build, build_generator, find_systems, resolve
@@ -17,8 +17,9 @@ from tests.support.operators import normalised_maps
 from tests.support.scans import scan
 
 
-def test_the_four_are_found() -> None:
-    assert {"dagan", "refinegan", "gancs", "reconglgan"} <= set(find_systems())
+def test_the_systems_are_found() -> None:
+    known = {"dagan", "refinegan", "gancs", "reconglgan", "dealiasing", "varnet", "kspacegan", "visual"}
+    assert known <= set(find_systems())
     assert "layers" not in find_systems()
 
 
@@ -89,6 +90,9 @@ def test_every_option_is_plain_data_in_the_config_of_the_gan() -> None:
 @pytest.mark.parametrize("system", list(find_systems()))
 def test_every_loss_is_a_key_of_a_configuration(system: str) -> None:
     extra = dict.fromkeys(resolve({"system": system})["extra"], 0.1)
+    alone = not build({"system": system, "generator": {"width": 4}}).discriminators
+    if alone:
+        del extra["feature_matching"]
     off = {"adversarial": 0.0, "gradient_penalty": 1.0, "r1": 1.0}
     gan = build({"system": system, "generator": {"width": 4}, "extra": extra, "losses": off})
     y, op, target = scan()
@@ -96,7 +100,7 @@ def test_every_loss_is_a_key_of_a_configuration(system: str) -> None:
     _, values = total(gan.g_terms, step)
     assert {f"extra_{name}" for name in extra} <= set(values)
     assert all(value.isfinite() for value in values.values())
-    assert [t.name for t in gan.d_terms] == ["adversarial", "gradient_penalty", "r1"], (
+    assert [t.name for t in gan.d_terms] == ([] if alone else ["adversarial", "gradient_penalty", "r1"]), (
         "feature matching needs a discriminator that learns"
     )
 
@@ -117,3 +121,42 @@ def test_a_longer_chain_begins_as_the_shorter_one_with_more_data_consistency() -
         assert torch.equal(long(y, op), short(y, op))
         assert float(short(y, op).abs().max()) > 0
     assert long.networks[2].get_submodule("last").weight.abs().max() == 0
+
+
+def test_dealiasing_is_dagan_without_its_frequency_term() -> None:
+    """So its generator takes DAGAN's weights."""
+    terms = [t.name for t in build({"system": "dealiasing", "generator": {"width": 4}}).g_terms]
+    assert terms == [t.name for t in build({"system": "dagan", "generator": {"width": 4}}).g_terms if t.name != "frequency"]
+    theirs = build_generator({"system": "dagan"}).state_dict()
+    assert {k: v.shape for k, v in build_generator({"system": "dealiasing"}).state_dict().items()} == {
+        k: v.shape for k, v in theirs.items()
+    }
+
+
+def test_the_last_network_of_varnet_serves_all_further_unrolls() -> None:
+    y, op, _ = scan(batch=(1,))
+    config = {"system": "varnet", "generator": {"width": 4, "networks": 1, "unrolls": 3, "consistency": False}}
+    generator: Any = build_generator(config)
+    with torch.no_grad():
+        generator.networks[0].last.bias.fill_(0.1)
+    found = generator.intermediates(y, op)
+    support = op.support * generator.scale(y, op)
+    for k in range(3):
+        moved = found[f"after_{k}"] - (found[f"after_{k - 1}"] if k else found["start"])
+        torch.testing.assert_close(moved, 0.1 * (1 + 1j) * support, atol=1e-5, rtol=1e-4)
+    assert not any(name.startswith("networks.1") for name in generator.state_dict())
+
+
+def test_varnet_has_no_discriminator_and_refuses_an_adversarial_weight() -> None:
+    assert build({"system": "varnet", "generator": {"width": 4}}).discriminators == ()
+    with pytest.raises(InputError, match=r"losses.adversarial: this system has no discriminator; give the adversarial terms"):
+        build({"system": "varnet", "generator": {"width": 4}, "losses": {"adversarial": 0.1}})
+    with pytest.raises(InputError, match=r"unrolls must be at least networks"):
+        build({"system": "varnet", "generator": {"networks": 5}})
+
+
+def test_the_ramp_weights_the_centre_of_kspace_least() -> None:
+    weight = kspacegan.ramp((6, 4), torch.zeros(1))
+    assert weight.argmin() == 3 * 4 + 2, "at the origin, index n // 2"
+    assert weight[3, 2].item() == pytest.approx(0.05)
+    assert weight[0, 2].item() == pytest.approx((0.25 + 0.05**2) ** 0.5)

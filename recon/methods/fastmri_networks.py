@@ -1,0 +1,160 @@
+"""Networks of the package ``fastmri`` with weights from a local file, as reconstructors on our masks and coil maps.
+
+The end-to-end variational network (Sriram 2020, doi:10.1007/978-3-030-59713-9_7) gets our coil maps in place of those that its
+second network would estimate, so that all methods of a comparison have the same; its image is combined with them. The U-Net
+(Zbontar 2018, arXiv 1811.08839) turns the root sum of squares of the zero-filled coil images into a magnitude. Both were
+trained on k-space whose last axis is the phase encoding: axes are exchanged on the way in and out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kspace.errors import InputError
+from kspace.fourier import ifft
+from kspace.operators import Sense
+from recon.methods import weights
+
+SUFFIXES = (".pt", ".pth", ".ckpt")
+CLAMP = 6.0  # standard deviations: the input of fastMRI's U-Net
+
+
+@dataclass(frozen=True, eq=False)
+class FastmriNetwork:
+    """A network of ``fastmri``, called ``(y, op) -> image``; of positive homogeneity, as both normalise their input.
+
+    Attributes
+    ----------
+    network
+        A ``fastmri.models.VarNet`` or ``Unet``, in evaluation mode, on `device`.
+    name
+        The file's name without suffix.
+    sha256
+        Of its weights.
+    device
+        Where it runs; images come back on the device of `y`.
+    """
+
+    network: nn.Module = field(repr=False)
+    name: str
+    sha256: str
+    device: torch.device
+
+    @property
+    def kind(self) -> str:
+        """``VarNet`` or ``Unet``."""
+        return type(self.network).__name__
+
+    @torch.inference_mode()
+    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``; the U-Net's has no phase."""
+        shape = (*y.shape[:-3], *y.shape[-2:])
+        maps, mask = (x.expand_as(y).reshape(-1, *y.shape[-3:]).mT.to(self.device) for x in (op.maps, op.mask))
+        samples = y.reshape(-1, *y.shape[-3:]).mT.to(self.device) * mask
+        image = self._varnet(samples, maps, mask) if self.kind == "VarNet" else self._unet(samples)
+        there = samples.abs().amax((1, 2, 3), keepdim=True)[:, 0] > 0  # no network normalises a slice of zeros
+        return torch.where(there, image, 0).mT.reshape(shape).to(y.device).clone()
+
+    def _varnet(self, samples: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
+        network: Any = self.network
+        given, sensitivities = (torch.view_as_real(x.resolve_conj().contiguous()) for x in (samples, maps))
+        k = given.clone()
+        for cascade in network.cascades:
+            k = cascade(k, given, mask[..., None], sensitivities)
+        return (maps.conj() * ifft(torch.view_as_complex(k.contiguous()))).sum(1)
+
+    def _unet(self, samples: Tensor) -> Tensor:
+        filled = ifft(samples).abs().square().sum(1, keepdim=True).sqrt()
+        mean, std = filled.mean((2, 3), keepdim=True), filled.std((2, 3), keepdim=True)
+        std = torch.where(std > 0, std, 1)
+        image = self.network(((filled - mean) / std).clamp(-CLAMP, CLAMP)) * std + mean
+        return image[:, 0].clamp(min=0).to(samples.dtype)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> FastmriNetwork:
+    """The network whose weights a file holds: a saved ``state_dict``, or a dictionary that has one under ``state_dict``.
+
+    Numbers of cascades, channels and levels are those of the weights. Nothing but tensors and plain containers is read.
+
+    Raises
+    ------
+    InputError
+        If the file is absent, holds anything else, or is of another network.
+    """
+    state = _state(path)
+    found = _varnet(state) or _unet(state)
+    if found is None:
+        raise InputError("neither a VarNet nor a U-Net of fastmri", path, "save the state_dict of one, with torch.save")
+    network, own = found
+    wrong = [name for name, x in network.state_dict().items() if name not in own or own[name].shape != x.shape]
+    if wrong or set(own) - set(network.state_dict()):
+        name = wrong[0] if wrong else next(iter(set(own) - set(network.state_dict())))
+        raise InputError(f"not the weights of a {type(network).__name__} of fastmri: {name} is missing or does not fit", path)
+    network.load_state_dict(own)
+    network = network.eval().requires_grad_(False).to(device)
+    return FastmriNetwork(network, path.stem, weights.digest(own), torch.device(device))
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError("there is no such file of weights", path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler makes of foreign bytes
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"damaged, or more than tensors ({reason})", path, "save the state_dict alone, with torch.save"
+        ) from error
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
+        raise InputError("no state_dict", path, "save the state_dict of a network, with torch.save")
+    return {str(name): x for name, x in found.items()}
+
+
+Found = tuple[nn.Module, dict[str, Tensor]]
+
+
+def _varnet(state: Mapping[str, Tensor]) -> Found | None:
+    """VarNet of the sizes in `state`, tensors of any shape, and its tensors."""
+    own = _below(state, "cascades.0.dc_weight")
+    if own is None:
+        return None
+    from fastmri.models import VarNet
+
+    numbers = [int(m[1]) for m in (re.match(r"cascades\.(\d+)\.", name) for name in own) if m]
+    chans, pools = _sizes(own, "cascades.0.model.unet.")
+    sens_chans, sens_pools = _sizes(own, "sens_net.norm_unet.unet.")
+    return VarNet(1 + max(numbers), sens_chans, sens_pools, chans, pools), own
+
+
+def _unet(state: Mapping[str, Tensor]) -> Found | None:
+    """U-Net of the sizes in `state`, tensors of any shape, and its tensors; one channel to one."""
+    own = _below(state, "down_sample_layers.0.layers.0.weight")
+    if own is None:
+        return None
+    from fastmri.models import Unet
+
+    return Unet(1, 1, *_sizes(own, "")), own
+
+
+def _below(state: Mapping[str, Tensor], known: str) -> dict[str, Tensor] | None:
+    """The tensors, of any shape, that stand beside the one called `known`, without the prefix of a Lightning module."""
+    prefix = next((name.removesuffix(known) for name in state if name.endswith(known)), None)
+    if prefix is None:
+        return None
+    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+
+
+def _sizes(state: Mapping[str, Tensor], prefix: str) -> tuple[int, int]:
+    """Channels and levels of a U-Net in `state`, tensors of any shape."""
+    first = state.get(f"{prefix}down_sample_layers.0.layers.0.weight")
+    found = (re.match(re.escape(prefix) + r"down_sample_layers\.(\d+)\.", name) for name in state)
+    levels = {m[1] for m in found if m}
+    return (1 if first is None else first.shape[0]), max(1, len(levels))
