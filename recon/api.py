@@ -67,6 +67,7 @@ class ReconstructOptions(TypedDict, total=False):
     noise: str | Path | None
     no_whiten: bool
     partial_fourier: Literal["zero-filled", "pocs"]
+    ghost: Literal["auto", "linear", "polynomial", "entropy", "none"]
     conjugate: bool
     encoding: int | None
     slices: str | Iterable[int] | None

@@ -17,6 +17,7 @@ from kspace.io.checksums import sha256
 from kspace.io.mrd import recording
 from kspace.noise import Noise
 from recon.run.describe import describe_scan, describe_volume
+from recon.run.options import RunOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +59,10 @@ class Source(Protocol):
 
     def sha256(self) -> str:
         """Checksum of the file."""
+
+    def configure(self, options: RunOptions) -> None:
+        """Take those of the options that say how samples are read. Most kinds of file have none."""
+        return
 
     def images(self, encoding: int) -> list[ImageIndex]:
         """The complete images, in order."""
@@ -220,6 +225,9 @@ class MrdSource(Source):
 
     def sha256(self) -> str:
         return sha256(self.path)
+
+    def configure(self, options: RunOptions) -> None:
+        self.scan.ghost = options.ghost
 
     def images(self, encoding: int) -> list[ImageIndex]:
         return self.scan.images(encoding)

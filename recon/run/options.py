@@ -52,6 +52,9 @@ class RunOptions:
         Do not whiten, even where there is a noise scan.
     partial_fourier
         What to do where a side of k-space was not acquired: leave it zero, or fill it by POCS.
+    ghost
+        What is done about the Nyquist ghost of echo-planar scans: auto and linear fit a line to the phase of the navigators,
+        polynomial one of fourth order; entropy minimises the entropy of each image, as auto does where there are no navigators.
     conjugate
         Conjugate the samples first, for scanners with the other sign of the Fourier exponent.
     encoding
@@ -104,6 +107,7 @@ class RunOptions:
     noise: Path | None = None
     no_whiten: bool = False
     partial_fourier: Literal["zero-filled", "pocs"] = "zero-filled"
+    ghost: Literal["auto", "linear", "polynomial", "entropy", "none"] = "auto"
     conjugate: bool = False
     encoding: int | None = None
     slices: str | None = None

@@ -127,6 +127,7 @@ def reconstruct_source(
     InputError
         If the data, or their combination with the options, cannot be used.
     """
+    source.configure(options)
     encodings = _chosen_encodings(source, options)
     if options.save_weights is not None and len(encodings) > 1:
         raise InputError(f"{len(encodings)} encodings would write one file", "--save-weights", "choose one by --encoding")
@@ -413,8 +414,16 @@ def _record(source: Source, options: RunOptions, method: Method, images: Sequenc
                 "steps": header.steps,
                 "coils": header.coils.numbers,
                 "dropped_coils": header.coils.dropped_names,
+                "odd_even_phase": _odd_even_phases(images),
                 "encoded_matrix": header.encoded_matrix,
                 "recon_matrix": header.recon_matrix,
             }
         ),
     )
+
+
+def _odd_even_phases(images: Sequence[Image]) -> list[dict[str, object]] | None:
+    """What was corrected between forward and reversed readouts of echo-planar images."""
+    headers = {image.header.index: image.header for image in images}
+    found = [(index.name, header.study.get("odd_even_phase")) for index, header in headers.items()]
+    return [{"image": name, "phases": phases} for name, phases in found if phases] or None

@@ -31,8 +31,8 @@ SYNONYMS = {"simplefft": "rss"}
 """Names of python-ismrmrd-server whose method exists here."""
 
 REMOTE = (
-    "method", "refine", "lamda", "maps", "calibration_width", "virtual_coils", "no_whiten", "partial_fourier", "conjugate",
-    "encoding", "slices", "repetitions", "incomplete", "precision",
+    "method", "refine", "lamda", "maps", "calibration_width", "virtual_coils", "no_whiten", "partial_fourier", "ghost",
+    "conjugate", "encoding", "slices", "repetitions", "incomplete", "precision",
 )  # fmt: skip
 """Options of ``recon run`` that a client may set: none that names a file or concerns the machine."""
 

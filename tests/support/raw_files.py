@@ -358,6 +358,5 @@ BAD: dict[str, Callable[[Path], None]] = {
     "infinite": _sample(complex(0, np.inf)),
     "subnormal": _scaled(1e-42),
     "radial": _trajectory("radial"),
-    "epi": _trajectory("epi"),
 }
 """Builders of files that must be refused, by what is wrong with them. None of them exists as a file before it is called."""

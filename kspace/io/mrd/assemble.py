@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace, ReceiveCoils, Vector
+from kspace.epi.place import Placed, alternates, place_lines
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
@@ -30,9 +31,19 @@ CENTRAL_VECTORS = (
 
 
 def load_image(
-    group: h5py.Group, path: Path, headers: np.ndarray, plan: ReadoutPlan, index: ImageIndex, header: Header
+    group: h5py.Group,
+    path: Path,
+    headers: np.ndarray,
+    plan: ReadoutPlan,
+    index: ImageIndex,
+    header: Header,
+    ghost: str = "auto",
+    warnings: list[str] | None = None,
 ) -> KSpace:
     """Read the readouts of one image, and nothing else, onto the grid of the encoded matrix.
+
+    `ghost` says what is done about the odd-even phase of echo-planar readouts, see `kspace.epi.place.GHOST`; `warnings`
+    receives what was assumed.
 
     Returns
     -------
@@ -44,8 +55,13 @@ def load_image(
     numbers = plan.images[index]
     calibration = calibration_of(plan, headers, index)
     _check_memory(plan, path, 2 if len(calibration) else 1)
-    data, count = _place(group, path, headers, plan, numbers)
-    separate = _place(group, path, headers, plan, calibration)[0] if len(calibration) else None
+    if plan.epi is not None:
+        warnings = [] if warnings is None else warnings
+        data, count, header = _place_epi(group, path, headers, plan, numbers, header, ghost, warnings)
+        separate = _place_epi(group, path, headers, plan, calibration, header, ghost, [])[0] if len(calibration) else None
+    else:
+        data, count = _place(group, path, headers, plan, numbers)
+        separate = _place(group, path, headers, plan, calibration)[0] if len(calibration) else None
     n_averages = torch.from_numpy(count)
     return KSpace(
         data=_squeeze(plan, data),
@@ -54,6 +70,48 @@ def load_image(
         n_averages=n_averages,
         calibration=None if separate is None else _squeeze(plan, separate),
     )
+
+
+def _place_epi(
+    group: h5py.Group,
+    path: Path,
+    headers: np.ndarray,
+    plan: ReadoutPlan,
+    numbers: np.ndarray,
+    header: Header,
+    ghost: str,
+    warnings: list[str],
+) -> tuple[np.ndarray, np.ndarray, Header]:
+    """Mean of the echo-planar readouts on the grid, how often each line was measured, and the header with what was done."""
+    epi, encoding = plan.epi, plan.encoding
+    assert epi is not None
+
+    def read(which: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+        return mrd_file.read_samples(group, path, headers, which)
+
+    where = f"encoding {encoding.index}"
+    if not epi.is_marked and len(numbers) > 1 and alternates(epi, numbers, read):
+        epi = epi.with_directions(numbers, np.arange(len(numbers)) % 2 == 1)
+        warnings.append(
+            f"{where}: no readout is marked as reversed, but neighbours are mirrored: every second one is taken as reversed"
+        )
+    shape = encoding.encoded_matrix[2], encoding.n_coils, encoding.encoded_matrix[1]
+    placed = place_lines(epi, numbers, plan.kz, plan.ky, shape, read, ghost, str(path))
+    if placed.source == "entropy" and ghost != "entropy":
+        warnings.append(
+            f"{where}: no phase correction navigators: the odd-even phase is estimated from each image by minimum entropy; a "
+            "Nyquist ghost may remain"
+        )
+    count = np.ascontiguousarray(placed.count[:, None, :, None])
+    return placed.grid, count if encoding.is_3d else count[0], _epi_header(header, placed, epi.readouts[0].noise_gain)
+
+
+def _epi_header(header: Header, placed: Placed, noise_gain: float) -> Header:
+    steps = ("regrid", *(() if placed.source == "none" else (f"odd-even phase from {placed.source}",)))
+    # The dwell time that a plain sample with the noise of a regridded one would have.
+    central = {**header.central, "sample_time_us": header.central["sample_time_us"] / noise_gain}
+    study = {**header.study, "odd_even_phase": [vars(phase) for phase in placed.phases]}
+    return replace(header, steps=(*header.steps, *steps), central=central, study=study)
 
 
 def _squeeze(plan: ReadoutPlan, grid: np.ndarray) -> Tensor:

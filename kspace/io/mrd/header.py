@@ -54,7 +54,7 @@ class Encoding:
     index
         Its place in the header; readouts refer to it by ``encoding_space_ref``.
     trajectory
-        As the header names it, lower case. Only ``cartesian`` can be loaded; `refusal` says why another cannot.
+        As the header names it, lower case. Only ``cartesian`` and ``epi`` can be loaded; `refusal` says why another cannot.
     encoded_matrix, recon_matrix
         Points ``(x, y, z)`` of k-space (readout oversampling included) and of the image to deliver.
     encoded_fov_m, recon_fov_m
@@ -79,6 +79,10 @@ class Encoding:
         Time between samples of the imaging readouts, None where the file does not say.
     refusal
         Why images of this encoding cannot be made; None where they can.
+    description
+        Identifier of the ``trajectoryDescription``, empty where missing.
+    parameters
+        Numbers of the ``trajectoryDescription`` by their names, times in microseconds.
     """
 
     index: int
@@ -96,6 +100,13 @@ class Encoding:
     n_readouts: int = 0
     dwell_s: float | None = None
     refusal: str | None = None
+    description: str = ""
+    parameters: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_epi(self) -> bool:
+        """Whether the readouts are echo planar: both directions, perhaps sampled on the ramps of the gradient."""
+        return self.trajectory == "epi" or (self.trajectory == "cartesian" and "epi" in self.description.lower())
 
     @property
     def is_3d(self) -> bool:
@@ -230,6 +241,7 @@ def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list
         if limit is not None:
             limits[name] = limit
     trajectory = (_text(node, "trajectory") or "").lower()
+    described = _child(node, "trajectoryDescription")
     parallel = _child(node, "parallelImaging")
     factors = _child(parallel, "accelerationFactor")
     acceleration = (
@@ -246,20 +258,24 @@ def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list
         limits=limits,
         acceleration=acceleration,
         calibration_mode=_text(parallel, "calibrationMode"),
-        refusal=_refusal(index, trajectory, _text(_child(node, "trajectoryDescription"), "identifier")),
+        refusal=_refusal(index, trajectory),
+        description=_text(described, "identifier") or "",
+        parameters=_parameters(described, source),
     )
 
 
-def _refusal(index: int, trajectory: str, description: str | None) -> str | None:
+def _refusal(index: int, trajectory: str) -> str | None:
     if not trajectory:
         return f"encoding {index} names no trajectory, expected cartesian"
-    if trajectory == "cartesian" and "epi" in (description or "").lower():
-        return f"encoding {index} is echo planar (trajectoryDescription '{description}'), expected plain cartesian"
-    if trajectory == "epi":
-        return f"encoding {index} is echo planar (trajectory 'epi'), expected cartesian"
-    if trajectory != "cartesian":
-        return f"encoding {index} has trajectory '{trajectory}', expected cartesian"
+    if trajectory not in ("cartesian", "epi"):
+        return f"encoding {index} has trajectory '{trajectory}', expected cartesian or epi"
     return None
+
+
+def _parameters(description: ElementTree.Element | None, source: str) -> dict[str, float]:
+    nodes = [*_children(description, "userParameterLong"), *_children(description, "userParameterDouble")]
+    pairs = ((_text(node, "name"), _number(node, "value", source)) for node in nodes)
+    return {name: value for name, value in pairs if name and value is not None}
 
 
 def _space(node: ElementTree.Element, name: str, index: int, source: str) -> tuple[Matrix, Vector]:

@@ -25,6 +25,11 @@ class MrdScan:
     """A raw scan: what is in it, known from its acquisition headers; samples are read when an image is loaded.
 
     Made by `open_scan`. The file is opened for each read and closed again, always read only.
+
+    Attributes
+    ----------
+    ghost
+        What is done about the odd-even phase of echo-planar readouts, see `kspace.epi.place.GHOST`.
     """
 
     def __init__(self, path: Path, group: str, header: MrdHeader, headers: np.ndarray, noise: Noise | None) -> None:
@@ -33,6 +38,7 @@ class MrdScan:
         self._plans = tuple(plan_encoding(e, header, headers, path, self._warnings) for e in header.encodings)
         self._incomplete = [find_incomplete(plan, headers, self._warnings) for plan in self._plans]
         self._digest: str | None = None
+        self.ghost = "auto"
 
     @property
     def path(self) -> Path:
@@ -86,7 +92,7 @@ class MrdScan:
         Raises
         ------
         InputError
-            If the encoding does not exist, or is one that cannot be reconstructed (not Cartesian, echo planar).
+            If the encoding does not exist, or is one that cannot be reconstructed (radial, spiral).
         """
         plan = self._plan(encoding)
         incomplete = {index for index, _ in self._incomplete[encoding]}
@@ -106,7 +112,8 @@ class MrdScan:
         """k-space of one image; only its readouts are read.
 
         Samples to discard are left out, reversed readouts flipped, lines placed about the centre of k-space on the grid
-        of the encoded matrix (readout oversampling included), repeated lines averaged. Nothing else is done to them.
+        of the encoded matrix (readout oversampling included), repeated lines averaged; echo-planar readouts are regridded and
+        freed of the odd-even phase first. Nothing else is done to them.
 
         Returns
         -------
@@ -128,7 +135,7 @@ class MrdScan:
         header = image_header(self._path, self._heads, plan, index, self._header, self._warnings)
         with mrd_file.open_file(self._path) as file:
             group = mrd_file.reopen_group(file, self._path, self._group)
-            return load_image(group, self._path, self._heads, plan, index, header)
+            return load_image(group, self._path, self._heads, plan, index, header, self.ghost, self._warnings)
 
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace:
         """Mean over the complete repetitions of an image, one read at a time: what coil maps can be made from where each
@@ -159,7 +166,7 @@ class MrdScan:
             )
         plan = self._plans[encoding]
         if plan.encoding.refusal is not None and plan.encoding.n_readouts:
-            raise InputError(plan.encoding.refusal, self._path, "only Cartesian scans can be reconstructed")
+            raise InputError(plan.encoding.refusal, self._path, "only Cartesian and echo-planar scans can be reconstructed")
         return plan
 
 
@@ -191,7 +198,7 @@ def open_scan(path: str | PathLike[str], group: str | None = None) -> MrdScan:
     scan = MrdScan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), headers, noise)
     used = [encoding for encoding in scan.encodings if encoding.n_readouts]
     if all(encoding.refusal is not None for encoding in used):
-        raise InputError(used[0].refusal or "", path, "only Cartesian scans can be reconstructed")
+        raise InputError(used[0].refusal or "", path, "only Cartesian and echo-planar scans can be reconstructed")
     if noise is not None:
         _check_noise(noise, used, path)
     return scan

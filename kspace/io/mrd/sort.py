@@ -8,8 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from kspace.container import ImageIndex
+from kspace.epi.plan import EpiPlan, plan_readouts
 from kspace.errors import InputError
-from kspace.io.mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGING, COMPRESSED, EXCLUDED, NOT_IMAGING, REVERSE
+from kspace.io.mrd.flags import (
+    CALIBRATION,
+    CALIBRATION_AND_IMAGING,
+    COMPRESSED,
+    EXCLUDED,
+    NOISE,
+    NOT_IMAGING,
+    PHASE_CORRECTION,
+    REVERSE,
+)
 from kspace.io.mrd.header import Encoding, Limits, MrdHeader
 
 IMAGE_COUNTERS = ("contrast", "set", "phase", "repetition", "slice")
@@ -31,6 +41,8 @@ class ReadoutPlan:
         Grid columns ``[first, stop)`` of all readouts; ``stop`` may lie one beyond the matrix (see `_columns`).
     images
         For each image, the numbers of its readouts.
+    epi
+        What brings echo-planar readouts to the grid; None where they lie on it.
     """
 
     encoding: Encoding
@@ -41,6 +53,7 @@ class ReadoutPlan:
     first: np.ndarray
     stop: np.ndarray
     images: dict[ImageIndex, np.ndarray]
+    epi: EpiPlan | None = None
 
 
 def plan_encoding(encoding: Encoding, header: MrdHeader, headers: np.ndarray, path: Path, warnings: list[str]) -> ReadoutPlan:
@@ -63,7 +76,11 @@ def plan_encoding(encoding: Encoding, header: MrdHeader, headers: np.ndarray, pa
     _check_channels(header, headers, both, path)
     _check_lengths(headers, both, path)
     centre, ky, kz = _rows(encoding, headers, imaging, calibration, path, warnings)
-    first, stop = _columns(encoding, headers, both, path, warnings)
+    epi = _plan_epi(encoding, headers, both, path, warnings) if encoding.is_epi else None
+    if epi is None:
+        first, stop = _columns(encoding, headers, both, path, warnings)
+    else:
+        first, stop = np.zeros(len(headers), np.int64), np.full(len(headers), encoding.encoded_matrix[0])
     calibrated = bool(np.any(flags[imaging] & (CALIBRATION | CALIBRATION_AND_IMAGING)))
     encoding = replace(
         encoding,
@@ -73,7 +90,15 @@ def plan_encoding(encoding: Encoding, header: MrdHeader, headers: np.ndarray, pa
         dwell_s=_dwell(encoding, headers, imaging, warnings),
         calibration="separate" if len(calibration) else "embedded" if calibrated else "none",
     )
-    return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(headers, imaging))
+    return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(headers, imaging), epi)
+
+
+def _plan_epi(encoding: Encoding, headers: np.ndarray, lines: np.ndarray, path: Path, warnings: list[str]) -> EpiPlan:
+    flags = headers["flags"]
+    mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & PHASE_CORRECTION) != 0) & ((flags & NOISE) == 0)
+    is_reversed = (flags & REVERSE) != 0
+    n = encoding.encoded_matrix[0]
+    return plan_readouts(headers, lines, np.flatnonzero(mine), is_reversed, n, encoding.parameters, str(path), warnings)
 
 
 def check_readouts(headers: np.ndarray, header: MrdHeader, path: Path) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kspace.errors import InputError
 from kspace.io.mrd.flags import flag
 from kspace.io.mrd.write import new_acquisition_headers, write_raw
-from kspace.io.twix.header import TwixProtocol, header_xml, read_protocol
+from kspace.io.twix.header import SINUSOIDAL, TwixProtocol, header_xml, read_protocol
 
 ACQEND, SYNCDATA = 1 << 0, 1 << 5
 NOISE, PATREF, PATREF_AND_IMAGE = 1 << 25, 1 << 22, 1 << 23
@@ -113,8 +113,8 @@ def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str
         headers["scan_counter"] = np.arange(1, len(headers) + 1)
         write_raw(out, xml, headers, samples)
         del samples
-    if scan.protocol.is_epi:
-        notes.append("an echo-planar scan: ramp-sampled readouts need a dedicated reconstruction")
+    if (scan.protocol.numbers("alRegridMode") or [0])[0] == SINUSOIDAL:
+        notes.append("the readout gradient is sinusoidal: regridded as a trapezoid, edges of the image may be distorted")
     if (scan.mdh["EvalInfoMask"] & np.uint64(1 << 10)).any():
         notes.append("the scan requests Siemens' raw data correction factors, which were not applied")
     return tuple(notes)

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.errors import InputError
+from kspace.io.mrd.flags import PHASE_CORRECTION
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 PROTON_HZ_PER_T = 42.577478e6
 # Relative equivalent noise bandwidth of Siemens receivers, as siemens_to_ismrmrd writes it.
 RELATIVE_BANDWIDTH = 0.793
 EPI_SEQUENCE_TYPE = 4
+NO_REGRIDDING, SINUSOIDAL = 1, 4  # alRegridMode
 TRAJECTORIES = {1: "cartesian", 2: "radial", 4: "spiral"}
 CALIBRATION_MODES = {
     1: "other",
@@ -176,7 +178,7 @@ def header_xml(protocol: TwixProtocol, headers: NDArray[np.void], imaging: NDArr
     nucleus = protocol.text("sTXSPEC.asNucleusInfo[0].tNucleus") or "1H"
     frequency = protocol.number("sTXSPEC.asNucleusInfo[0].lFrequency", "lFrequency") if nucleus.startswith("1H") else None
     _add(conditions, "H1resonanceFrequency_Hz", round(frequency or field_t * PROTON_HZ_PER_T))
-    _encoding(root, protocol, headers[imaging], path)
+    _encoding(root, protocol, headers[imaging], _count_navigators(headers), path)
     _sequence(root, protocol)
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
@@ -250,7 +252,7 @@ def _system(root: ET.Element, protocol: TwixProtocol, n_coils: int) -> None:
     _add(node, "institutionName", protocol.text("InstitutionName"))
 
 
-def _encoding(root: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void], path: Path) -> None:
+def _encoding(root: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void], n_navigators: int, path: Path) -> None:
     encoded, recon = _spaces(protocol, headers, path)
     node = ET.SubElement(root, "encoding")
     for name, (matrix, fov_mm) in (("encodedSpace", encoded), ("reconSpace", recon)):
@@ -271,7 +273,7 @@ def _encoding(root: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void
     trajectory = TRAJECTORIES.get(int(protocol.number("sKSpace.ucTrajectory") or 1), "other")
     _add(node, "trajectory", "epi" if protocol.is_epi else trajectory)
     if protocol.is_epi:
-        _epi(node, protocol, headers)
+        _epi(node, protocol, headers, n_navigators)
     parallel = ET.SubElement(node, "parallelImaging")
     factors = ET.SubElement(parallel, "accelerationFactor")
     _add(factors, "kspace_encoding_step_1", int(protocol.number("sPat.lAccelFactPE") or 1))
@@ -311,18 +313,20 @@ def _spaces(
     )
 
 
-def _epi(node: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void]) -> None:
-    """Add the echo-planar trajectory parameters under the names that Gadgetron uses."""
+def _epi(node: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void], n_navigators: int) -> None:
+    """Add the echo-planar trajectory parameters under the names that Gadgetron uses, times in microseconds."""
     description = ET.SubElement(node, "trajectoryDescription")
     _add(description, "identifier", "ConventionalEPI")
     names = {
         "rampUpTime": "alRegridRampupTime", "rampDownTime": "alRegridRampdownTime", "flatTopTime": "alRegridFlattopTime",
         "acqDelayTime": "alRegridDelaySamplesTime", "numSamples": "alRegridDestSamples",
     }  # fmt: skip
-    values = {name: protocol.numbers(source)[:1] for name, source in names.items()}
-    whole = {"etl": int(protocol.number("EchoTrainLength") or 0)} | {
-        name: int(value[0]) for name, value in values.items() if value
-    }
+    mode = (protocol.numbers("alRegridMode") or [NO_REGRIDDING])[0]
+    values = {} if mode == NO_REGRIDDING else {name: protocol.numbers(source)[:1] for name, source in names.items()}
+    whole: dict[str, int] = {"etl": int(protocol.number("EchoTrainLength") or 0), "numberOfNavigators": n_navigators}
+    whole |= {name: int(value[0]) for name, value in values.items() if value}
+    spacing = protocol.number("lEchoSpacing", "sFastImaging.lEchoSpacing")
+    whole |= {} if spacing is None else {"echoSpacing": int(spacing)}
     for name, value in whole.items():
         parameter = ET.SubElement(description, "userParameterLong")
         _add(parameter, "name", name)
@@ -330,6 +334,15 @@ def _epi(node: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void]) ->
     parameter = ET.SubElement(description, "userParameterDouble")
     _add(parameter, "name", "dwellTime")
     _add(parameter, "value", float(headers["sample_time_us"][0]))
+
+
+def _count_navigators(headers: NDArray[np.void]) -> int:
+    """Length of the first run of navigators that precede an echo train."""
+    is_navigator = (headers["flags"] & PHASE_CORRECTION) != 0
+    if not is_navigator.any():
+        return 0
+    run = is_navigator[int(np.argmax(is_navigator)) :]
+    return len(run) if run.all() else int(np.argmin(run))
 
 
 def _sequence(root: ET.Element, protocol: TwixProtocol) -> None:

@@ -106,9 +106,8 @@ def test_names_of_patients_are_not_copied(gre: Path, tmp_path: Path) -> None:
     assert b"Jane" not in (tmp_path / "scan.h5").read_bytes()
 
 
-def test_an_echo_planar_scan_is_converted_and_refused_by_name(data_dir: Path, tmp_path: Path) -> None:
-    (note,) = to_ismrmrd(data_dir / "raw" / "skyra_epi.dat", tmp_path / "epi.h5")
-    assert "echo-planar" in note
+def test_an_echo_planar_scan_is_converted(data_dir: Path, tmp_path: Path) -> None:
+    assert to_ismrmrd(data_dir / "raw" / "skyra_epi.dat", tmp_path / "epi.h5") == ()
     headers, samples = _readouts(tmp_path / "epi.h5")
     assert samples.shape == (83, 2, 160)
     phase_correction = (headers["flags"] & flag("IS_PHASECORR_DATA")) != 0
@@ -116,8 +115,13 @@ def test_an_echo_planar_scan_is_converted_and_refused_by_name(data_dir: Path, tm
     assert phase_correction.tolist() == [True] * 3 + [False] * 80
     assert reverse[:3].tolist() == [True, False, True]
     assert reverse[3:].tolist() == [bool(i % 2) for i in range(80)]
-    with pytest.raises(InputError, match="echo planar"):
-        mrd.open_scan(tmp_path / "epi.h5")
+    (encoding,) = mrd.open_scan(tmp_path / "epi.h5").encodings
+    assert encoding.description == "ConventionalEPI"
+    stated = {name: encoding.parameters[name] for name in ("rampUpTime", "flatTopTime", "rampDownTime", "acqDelayTime")}
+    assert stated == {"rampUpTime": 160, "flatTopTime": 240, "rampDownTime": 160, "acqDelayTime": 32}
+    assert encoding.parameters["numberOfNavigators"] == 3
+    assert encoding.parameters["numSamples"] == 160
+    assert encoding.parameters["dwellTime"] == pytest.approx(3.1)
 
 
 def test_the_noise_of_an_earlier_measurement_comes_along(gre: Path, tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Echo-planar readouts on the Cartesian grid: ramp sampling, direction of the readouts, odd-even phase."""
+
+from kspace.epi.entropy import estimate_phase
+from kspace.epi.navigators import navigator_phase
+from kspace.epi.phase import OddEvenPhase
+from kspace.epi.place import GHOST, Placed, alternates, place_lines
+from kspace.epi.plan import EpiPlan, plan_readouts
+from kspace.epi.regrid import Readout, regridding_matrix, shifting_matrix
+from kspace.epi.trapezoid import Trapezoid, read_trapezoid
+
+__all__ = [
+    "GHOST",
+    "EpiPlan",
+    "OddEvenPhase",
+    "Placed",
+    "Readout",
+    "Trapezoid",
+    "alternates",
+    "estimate_phase",
+    "navigator_phase",
+    "place_lines",
+    "plan_readouts",
+    "read_trapezoid",
+    "regridding_matrix",
+    "shifting_matrix",
+]

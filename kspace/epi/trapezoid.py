@@ -1,0 +1,132 @@
+"""The readout gradient of an echo-planar scan, as ISMRMRD headers describe it.
+
+The parameters are those of the ``trajectoryDescription`` 'ConventionalEPI' (``siemens_to_ismrmrd`` writes them, Gadgetron's
+``EPIReconX`` reads them); the trajectory of a trapezoidal readout is that of Bruder et al. 1992,
+doi:10.1002/mrm.1910230211.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kspace.errors import InputError
+
+LENGTHS = ("rampUpTime", "flatTopTime", "rampDownTime")
+FIX = "correct trajectoryDescription in the header"
+
+
+@dataclass(frozen=True)
+class Trapezoid:
+    """One lobe of the readout gradient, and the samples that are taken under it. Times in microseconds, as in the header.
+
+    Attributes
+    ----------
+    ramp_up_us, flat_top_us, ramp_down_us
+        Durations of the three parts of the lobe.
+    n_samples
+        Samples of one readout.
+    dwell_us
+        Time from sample to sample.
+    delay_us
+        From the start of the lobe to the start of the first sample's dwell time; None where the header does not say.
+    """
+
+    ramp_up_us: float
+    flat_top_us: float
+    ramp_down_us: float
+    n_samples: int
+    dwell_us: float
+    delay_us: float | None = None
+
+    @property
+    def duration_us(self) -> float:
+        """Duration of the lobe."""
+        return self.ramp_up_us + self.flat_top_us + self.ramp_down_us
+
+    @property
+    def centred_delay_us(self) -> float:
+        """The delay for which the readout lies in the middle of the lobe."""
+        return (self.duration_us - self.n_samples * self.dwell_us) / 2
+
+    def area_us(self, t_us: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Area under the gradient (amplitude 1) from its start to the times `t_us` ``(n,)`` within the lobe."""
+        end = self.ramp_up_us + self.flat_top_us
+        up, down = np.clip(t_us, 0, self.ramp_up_us), np.clip(t_us - end, 0, self.ramp_down_us)
+        area = np.clip(t_us - self.ramp_up_us, 0, self.flat_top_us)
+        if self.ramp_up_us > 0:
+            area = area + up**2 / (2 * self.ramp_up_us)
+        if self.ramp_down_us > 0:
+            area = area + down - down**2 / (2 * self.ramp_down_us)
+        return area
+
+    def trajectory(self, n: int) -> NDArray[np.float64]:
+        """Position in k-space of each sample ``(n_samples,)`` of a forward readout, in units of 1 / (encoded field of view).
+
+        The readout is centred under the lobe, with k = 0 at half of the lobe's area, and covers the `n` points of the encoded
+        matrix. A sample counts at the middle of its dwell time.
+        """
+        edges = self.centred_delay_us + self.dwell_us * np.array([0, self.n_samples])
+        t = edges[0] + self.dwell_us * (np.arange(self.n_samples) + 0.5)
+        covered = self.area_us(edges)
+        half = self.area_us(np.array([self.duration_us]))[0] / 2
+        return np.asarray((self.area_us(t) - half) * (n / (covered[1] - covered[0])))
+
+
+def read_trapezoid(
+    parameters: Mapping[str, float], n_samples: int, dwell_us: float, source: str, warnings: list[str]
+) -> Trapezoid | None:
+    """The trapezoid of a trajectory description.
+
+    Parameters
+    ----------
+    parameters
+        Its parameters by ISMRMRD's names, times in microseconds.
+    n_samples
+        Samples of the readouts in the file.
+    dwell_us
+        Dwell time of the readouts, used where the description has none.
+    source
+        Name of the file, for messages.
+    warnings
+        Receives what was assumed.
+
+    Returns
+    -------
+    Trapezoid or None
+        None where there is no ramp sampling: all times are 0 or missing.
+
+    Raises
+    ------
+    InputError
+        If the description contradicts itself or the readouts.
+    """
+    times = [float(parameters.get(name, 0)) for name in LENGTHS]
+    if not any(times):
+        return None
+    stated = int(parameters.get("numSamples", 0)) or n_samples
+    dwell = float(parameters.get("dwellTime", 0)) or dwell_us
+    if stated != n_samples:
+        raise InputError(f"numSamples of the EPI trajectory is {stated}, the readouts have {n_samples} samples", source, FIX)
+    if min(times) < 0 or not 0 < dwell < np.inf:
+        shown = ", ".join(f"{name} {time:g}" for name, time in zip(LENGTHS, times, strict=True))
+        raise InputError(
+            f"the EPI trajectory has {shown}, dwellTime {dwell:g} us, expected times of 0 or more and a dwell time", source, FIX
+        )
+    delay = parameters.get("acqDelayTime")
+    lobe = Trapezoid(times[0], times[1], times[2], n_samples, dwell, None if delay is None else float(delay))
+    if lobe.centred_delay_us < -dwell:
+        raise InputError(
+            f"the EPI readout gradient lasts {lobe.duration_us:g} us, too short for {n_samples} samples of {dwell:g} us",
+            source,
+            FIX,
+        )
+    if lobe.delay_us is not None and abs(lobe.delay_us - lobe.centred_delay_us) > dwell:
+        warnings.append(
+            f"acqDelayTime of the EPI trajectory is {lobe.delay_us:g} us, expected {lobe.centred_delay_us:g}: the readout is "
+            "taken as in the middle of the gradient"
+        )
+    return lobe
