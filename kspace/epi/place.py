@@ -83,7 +83,7 @@ def place_lines(
         if (group, back) not in matrices:
             matrices[group, back] = corrected(plan.readouts[back].matrix, phases.get(group, OddEvenPhase()), back)
         z, y = kz[number], ky[number]
-        halves[back if entropy else 0, z, :, y] += samples[:, plan.kept[back]] @ matrices[group, back].T
+        halves[int(back and entropy), z, :, y] += samples[:, plan.kept[back]] @ matrices[group, back].T
         count[z, y] += 1
     halves /= np.maximum(count, 1)[:, None, :, None]
     if not entropy:

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 RIDGE = 1e-6  # of the interpolation, relative to the energy of a sample
-NYQUIST = 0.98  # width of the object's support, relative to what the widest gap between samples allows
+MOST_GAIN = 6.0  # in noise variance of one point of the grid
+# Width of the object's support, relative to what the widest gap between samples allows: less where the field of view fits in.
+WIDEST, WIDE = 0.98, 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +34,9 @@ def regridding_matrix(k: NDArray[np.float64], n: int) -> Readout:
 
     A function whose transform vanishes outside a width w is determined by samples less than 1 / w apart, and the
     interpolation of least norm through them is ``S(k_grid, k) S(k, k)^-1`` with ``S = sinc(w (k - k'))`` (Yen 1956,
-    doi:10.1109/TCT.1956.1086325); a small ridge keeps the inverse bounded where samples are closer than that. The width is
-    what the widest gap allows, so that signal from beyond the encoded field of view does not disturb it.
+    doi:10.1109/TCT.1956.1086325); a small ridge keeps the inverse bounded where samples are closer than that, and grows for
+    points beyond the outermost samples until their noise is bounded. The width is what the widest gap allows, so that signal
+    from beyond the encoded field of view does not disturb it.
 
     Parameters
     ----------
@@ -42,11 +45,17 @@ def regridding_matrix(k: NDArray[np.float64], n: int) -> Readout:
     n
         Points of the encoded matrix.
     """
-    width = NYQUIST / np.max(np.abs(np.diff(k)))
+    gap = np.max(np.abs(np.diff(k)))
+    width = max(WIDE / gap, min(1.0, WIDEST / gap))
     grid = np.arange(n) - n // 2
     gram = np.sinc(width * (k[:, None] - k[None, :]))
     cross = np.sinc(width * (grid[:, None] - k[None, :]))
-    matrix = np.linalg.solve(gram + RIDGE * np.eye(len(k)), cross.T).T
+    values, vectors = np.linalg.eigh(gram)
+    projected = cross @ vectors
+    ridge = np.full((n, 1), RIDGE)
+    while (loud := np.sum((projected / (values + ridge)) ** 2, axis=1) > MOST_GAIN).any():
+        ridge[loud] *= 2
+    matrix = (projected / (values + ridge)) @ vectors.T
     return Readout(matrix.astype(np.complex128), float(np.sum(matrix**2) / n))
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kspace.container import Geometry, Matrix, Vector
+from kspace.epi.phase import OddEvenPhase
+from kspace.epi.trapezoid import Trapezoid
 from kspace.io.mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGING, LAST, NOISE, REVERSE, flag
 from kspace.io.mrd.write import Space, new_acquisition_headers
 from kspace.simulation.phantom import AnalyticCoils, Phantom
@@ -81,6 +83,9 @@ class Acquisition:
         ``relativeReceiverNoiseBandwidth``: a noise scan sees this part of the variance; None leaves it out of the header (1).
     sections
         Further header elements, see `kspace.io.mrd.write.header_xml`.
+    lobe, odd_even_phase, is_reversed
+        Of an echo-planar scan: its readout gradient, the phase between its directions, and which readouts ``(readout,)`` are
+        reversed, whatever their flags say; see `kspace.simulation.echo_planar`.
     """
 
     phantom: Phantom
@@ -94,6 +99,9 @@ class Acquisition:
     limits: bool = True
     noise_bandwidth: float | None = 0.79
     sections: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    lobe: Trapezoid | None = None
+    odd_even_phase: OddEvenPhase = field(default_factory=OddEvenPhase)
+    is_reversed: NDArray[np.bool_] | None = None
 
     @property
     def imaging(self) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kspace.epi.trapezoid import Trapezoid
 from kspace.fourier import centre_crop, ifft, interpolate
 from kspace.io.mrd.flags import CALIBRATION, NOISE, REVERSE
 from kspace.io.mrd.write import Space, header_xml, write_raw
@@ -128,6 +129,9 @@ def _measure_plane(scan: Acquisition, rows: Rows, signals: list[NDArray[np.compl
     headers = scan.headers[rows]
     encoding = int(headers["encoding_space_ref"][0])
     space = scan.spaces[encoding]
+    if scan.lobe is not None:
+        _measure_echoes(scan, rows, signals, scan.lobe)
+        return
     n = headers["number_of_samples"].astype(int)
     is_reversed = (headers["flags"] & REVERSE) != 0
     centre = headers["center_sample"].astype(int)
@@ -140,6 +144,25 @@ def _measure_plane(scan: Acquisition, rows: Rows, signals: list[NDArray[np.compl
     for i, row in enumerate(rows):
         readout = y[:, place.ravel()[i], left - centre[i] : left - centre[i] + n[i]] * scan.gain[row]
         signals[row][:] = readout[:, ::-1] if is_reversed[i] else readout
+
+
+def _measure_echoes(scan: Acquisition, rows: Rows, signals: list[NDArray[np.complex64]], lobe: Trapezoid) -> None:
+    """Fill in the signals of echo-planar readouts that share encoding and geometry."""
+    headers = scan.headers[rows]
+    encoding = int(headers["encoding_space_ref"][0])
+    space, phase = scan.spaces[encoding], scan.odd_even_phase
+    assert scan.is_reversed is not None
+    n = space.encoded_matrix[0]
+    shift = phase.linear_rad * n / (4 * np.pi)
+    k = lobe.trajectory(n)
+    for back, sign in ((False, 1), (True, -1)):
+        some = rows[scan.is_reversed[rows] == back]
+        steps = np.stack([scan.headers["idx"][f"kspace_encode_step_{i}"][some].astype(int) for i in (1, 2)], -1)
+        ky, kz = ((steps[:, i] - scan.centres[encoding][i]) / space.encoded_fov_m[i + 1] for i in (0, 1))
+        y = _kspace(scan.phantom, scan.coils, space, headers[0], sign * (k - shift) / space.encoded_fov_m[0], ky, kz)
+        y = y * np.exp(0.5j * sign * phase.constant_rad)
+        for i, row in enumerate(some):
+            signals[row][:] = y[:, i] * scan.gain[row]
 
 
 def _add_noise(scan: Acquisition, signals: list[NDArray[np.complex64]], rng: np.random.Generator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -42,6 +42,8 @@ class Space:
         ``embedded``, ``separate``, ``interleaved``, ``external`` or ``other``; None leaves it out.
     trajectory
         ``cartesian``, ``epi``, ``radial``, ``goldenangle``, ``spiral`` or ``other``.
+    parameters
+        Of a ``trajectoryDescription`` of the kind ConventionalEPI, by name, times in microseconds; empty leaves it out.
     """
 
     encoded_matrix: Matrix
@@ -52,6 +54,7 @@ class Space:
     acceleration: tuple[int, int] = (1, 1)
     calibration_mode: str | None = None
     trajectory: str = "cartesian"
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 def header_xml(spaces: Sequence[Space], sections: Mapping[str, Mapping[str, object]] | None = None) -> str:
@@ -109,6 +112,12 @@ def _encoding(element: ElementTree.Element, space: Space) -> None:
         for name, (minimum, maximum, centre) in space.limits.items():
             _section(part, name, {"minimum": minimum, "maximum": maximum, "center": centre})
     ElementTree.SubElement(element, "trajectory").text = space.trajectory
+    if space.parameters:
+        part = ElementTree.SubElement(element, "trajectoryDescription")
+        ElementTree.SubElement(part, "identifier").text = "ConventionalEPI"
+        for name, value in sorted(space.parameters.items(), key=lambda item: isinstance(item[1], float)):
+            kind = "userParameterDouble" if isinstance(value, float) else "userParameterLong"
+            _section(part, kind, {"name": name, "value": value})
     if space.acceleration != (1, 1) or space.calibration_mode:
         part = ElementTree.SubElement(element, "parallelImaging")
         factors = dict(zip(("kspace_encoding_step_1", "kspace_encoding_step_2"), space.acceleration, strict=True))
