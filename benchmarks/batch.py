@@ -74,7 +74,7 @@ def _listed(folder: Path) -> Iterator[Row]:
         _fill(source, n, lambda path: path.write_bytes(b"raw"))
         made = _prepared(source, out, None, instant)
         for entry in made.inputs:
-            _write(made.task(entry), out, entry.source, entry.output)
+            _write(made.task(entry), out, Path(entry.source), PurePosixPath(entry.name))
         started, used = time.perf_counter(), time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             running.run(_prepared(source, out, None, instant), "rss")

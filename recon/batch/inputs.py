@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -26,18 +26,13 @@ class ScanEntry:
     Attributes
     ----------
     source
-        Raw file, absolute.
-    output
+        Raw file, absolute. Text: of 100,000 scans, `Path` would cost more time than the files.
+    name
         Folder and stem of the images, relative to the folder of the batch: ``sub-01/scan`` gives ``sub-01/scan.nii.gz``.
     """
 
-    source: Path
-    output: PurePosixPath
-
-    @property
-    def name(self) -> str:
-        """Key of the scan in log and records."""
-        return self.output.as_posix()
+    source: str
+    name: str
 
 
 @dataclass
@@ -120,17 +115,16 @@ class BatchInputs:
     def _everything(self) -> Iterator[ScanEntry]:
         for source in self._sources:
             for path, wanted in source.files():
-                yield ScanEntry(path, wanted or self._output(path, source))
+                yield ScanEntry(path, wanted or self._name(path, source))
 
-    def _output(self, path: Path, source: _Given) -> PurePosixPath:
-        root = self.root or source.root
-        try:
-            relative = path.relative_to(root)
-        except ValueError:
-            raise InputError(f"{path} does not lie in {root}", "--root", "give a folder above all scans") from None
+    def _name(self, path: str, source: _Given) -> str:
+        root = os.path.join(self.root or source.root, "")
+        if not path.startswith(root):
+            raise InputError(f"{path} does not lie in {root}", "--root", "give a folder above all scans")
+        relative = path.removeprefix(root)
         if self.dataset is not None:
-            return bids.output(PurePosixPath(relative.as_posix()), self.label)
-        return PurePosixPath(relative.with_name(relative.stem).as_posix())
+            return bids.output(PurePosixPath(relative), self.label).as_posix()
+        return os.path.splitext(relative)[0]
 
 
 @dataclass(frozen=True)
@@ -142,16 +136,16 @@ class _Given:
     root: Path
     dataset: Path | None = None
 
-    def files(self) -> Iterator[tuple[Path, PurePosixPath | None]]:
+    def files(self) -> Iterator[tuple[str, str | None]]:
         """Each raw file, and its output where a list states one."""
         if self.kind == "folder":
-            yield from ((path, None) for path in walk(self.root))
+            yield from ((path, None) for path in walk(str(self.root)))
         elif self.kind == "pattern":
             yield from ((path, None) for path in expand(os.path.abspath(self.text)))
         elif self.kind == "list":
             yield from _listed(Path(self.text))
         else:
-            yield Path(os.path.abspath(self.text)), None
+            yield os.path.abspath(self.text), None
 
 
 def _given(text: str) -> _Given:
@@ -161,14 +155,14 @@ def _given(text: str) -> _Given:
             return _Given(text, "folder", raw, path)
         return _Given(text, "folder", path)
     if path.suffix.lower() in LISTS:
-        listed = [p.parent for p, _ in _listed(path)]
+        listed = {os.path.dirname(p) for p, _ in _listed(path)}
         return _Given(text, "list", _common(listed) if listed else path.parent)
     if is_pattern(text) and not path.exists():
         return _Given(text, "pattern", fixed_part(os.path.abspath(text)))
     return _Given(text, "file", path.parent)
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def walk(folder: str) -> Iterator[str]:
     """The raw files of a folder and its subfolders, by name; hidden ones and written images are left out.
 
     Raises
@@ -183,12 +177,12 @@ def walk(folder: Path) -> Iterator[Path]:
         raise InputError(f"the folder cannot be read ({error.strerror})", folder, "correct its permissions or path") from error
     for name, is_folder in entries:
         if is_folder:
-            yield from walk(folder / name)
-        elif name.lower().endswith(RAW) and not name.lower().endswith(IMAGES):
-            yield folder / name
+            yield from walk(os.path.join(folder, name))
+        elif (lower := name.lower()).endswith(RAW) and not lower.endswith(IMAGES):
+            yield os.path.join(folder, name)
 
 
-def _listed(path: Path) -> Iterator[tuple[Path, PurePosixPath | None]]:
+def _listed(path: Path) -> Iterator[tuple[str, str | None]]:
     """The files of a list: a path a line, or a CSV table with a column ``path`` and perhaps ``output``."""
     folder = path.parent
     try:
@@ -196,7 +190,7 @@ def _listed(path: Path) -> Iterator[tuple[Path, PurePosixPath | None]]:
             if path.suffix.lower() != ".csv":
                 for line in file:
                     if (text := line.strip()) and not text.startswith("#"):
-                        yield Path(os.path.abspath(folder / text)), None
+                        yield os.path.abspath(os.path.join(folder, text)), None
                 return
             rows = csv.DictReader(file)
             if "path" not in (rows.fieldnames or []):
@@ -204,21 +198,21 @@ def _listed(path: Path) -> Iterator[tuple[Path, PurePosixPath | None]]:
             for row in rows:
                 if text := (row["path"] or "").strip():
                     wanted = (row.get("output") or "").strip()
-                    yield Path(os.path.abspath(folder / text)), _checked(wanted, path) if wanted else None
+                    yield os.path.abspath(os.path.join(folder, text)), _checked(wanted, path) if wanted else None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"the list cannot be read ({reason})", path, "give a text file of paths, or a CSV table") from error
 
 
-def _checked(text: str, path: Path) -> PurePosixPath:
+def _checked(text: str, path: Path) -> str:
     output = PurePosixPath(text)
     if output.is_absolute() or ".." in output.parts or output.name.startswith("."):
         raise InputError(f"the output '{text}' leaves the folder of the batch", path, "write it as sub-01/scan")
-    return output
+    return output.as_posix()
 
 
-def _common(folders: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath(folders))
+def _common(folders: Iterable[str | Path]) -> Path:
+    return Path(os.path.commonpath(list(folders)))
 
 
 def _digest(text: str) -> bytes:

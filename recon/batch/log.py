@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +76,10 @@ class BatchRow:
     time: str = ""
 
 
+_FIELDS = {f.name for f in fields(BatchRow)}
+_REQUIRED = {"scan", "source", "state"}
+
+
 class BatchLog:
     """The log of a part of a batch, open for appending. Each row is one write: a killed process tears at most its own line."""
 
@@ -99,7 +103,7 @@ class BatchLog:
             If the disk cannot take it.
         """
         row = BatchRow(**{**vars(row), "time": row.time or datetime.now(UTC).isoformat(timespec="milliseconds")})
-        line = (json.dumps(asdict(row), ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        line = (json.dumps(vars(row), ensure_ascii=False, separators=(",", ":")) + "\n").encode()
         try:
             if os.write(self._descriptor, line) != len(line):
                 raise InputError("the log cannot be written (disk full)", self.path, "free space, and run again")
@@ -127,14 +131,25 @@ def log_paths(folder: Path) -> list[Path]:
 
 def read_rows(path: Path) -> Iterator[BatchRow]:
     """The rows of a log, in order; torn lines are passed over."""
+    return (as_row(row) for _, row in scan_rows(path))
+
+
+def as_row(found: dict[str, Any]) -> BatchRow:
+    """A row from plain data; what later versions may add is passed over."""
+    return BatchRow(**{name: value for name, value in found.items() if name in _FIELDS})
+
+
+def scan_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a log as plain data, each with the position of its line in the file; torn lines are passed over."""
     if not path.exists():
         return
-    known = {f.name for f in fields(BatchRow)}
+    position = 0
     with path.open("rb") as file:
         for line in file:
             try:
-                found: Any = json.loads(line)
-                row = BatchRow(**{name: value for name, value in found.items() if name in known})
-            except (ValueError, TypeError, AttributeError):
-                continue
-            yield row
+                row = json.loads(line.decode())
+            except ValueError:
+                row = None
+            if isinstance(row, dict) and row.keys() >= _REQUIRED:
+                yield position, row
+            position += len(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,7 +83,8 @@ def _line(folder: Path, row: BatchRow, image: str) -> str:
     name = html.escape(row.scan)
     if row.state == "done":
         links = [(".html", "page"), (".json", "record"), (".nii.gz", "NIfTI"), (".png", "PNG"), ("_dicom", "DICOM")]
-        found = [(f"{row.scan}{suffix}", text) for suffix, text in links if (folder / f"{row.scan}{suffix}").exists()]
+        stem = os.path.join(folder, row.scan)
+        found = [(f"{row.scan}{suffix}", text) for suffix, text in links if os.path.exists(f"{stem}{suffix}")]
         there = [f'<a href="{quote(path)}">{text}</a>' for path, text in found]
         message = " ".join(there) + (f" · {row.warnings} warnings" if row.warnings else "")
     else:

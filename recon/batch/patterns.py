@@ -23,8 +23,8 @@ def fixed_part(pattern: str) -> Path:
     return Path(fixed)
 
 
-def expand(pattern: str) -> Iterator[Path]:
+def expand(pattern: str) -> Iterator[str]:
     """The files that match, by name."""
     for found in sorted(glob.iglob(pattern, recursive=True)):
         if os.path.isfile(found):
-            yield Path(found)
+            yield found

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import recon
@@ -52,7 +52,7 @@ class FileStamp:
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> FileStamp:
+    def of(cls, path: str | Path) -> FileStamp:
         """Of a file.
 
         Raises
@@ -130,25 +130,26 @@ def plain_options(stated: Mapping[str, Any], force: bool) -> RunOptions:
     return RunOptions(**{**stated, **paths, "force": force})
 
 
-def read_records(folder: Path, output: PurePosixPath) -> list[dict[str, Any]]:
+def read_records(folder: str | Path, name: str) -> list[dict[str, Any]]:
     """The JSON records of a scan, one for each encoding; empty where there is none, or one is damaged."""
-    if (single := _read(folder / output.with_name(f"{output.name}.json"))) is not None:
+    stem = os.path.join(folder, name)
+    if (single := _read(f"{stem}.json")) is not None:
         return [single]
-    paths = [folder / output.with_name(f"{output.name}_enc{e}.json") for e in range(ENCODINGS)]
-    return [record for path in paths if (record := _read(path)) is not None]
+    if not os.path.isdir(os.path.dirname(stem)):
+        return []
+    return [record for e in range(ENCODINGS) if (record := _read(f"{stem}_enc{e}.json")) is not None]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
+        with open(path, "rb", buffering=0) as file:
+            found = json.loads(file.read())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
-def done(folder: Path, source: Path, output: PurePosixPath, key: str, checksum: bool = False) -> tuple[ScanRecord | None, str]:
+def done(folder: str | Path, source: str, name: str, key: str, checksum: bool = False) -> tuple[ScanRecord | None, str]:
     """The record of a scan, if it is done, else the reason why it is not.
 
     Parameters
@@ -157,14 +158,14 @@ def done(folder: Path, source: Path, output: PurePosixPath, key: str, checksum: 
         Of the batch.
     source
         Raw file.
-    output
+    name
         Folder and stem of the images, relative to `folder`.
     key
         From `identity`.
     checksum
         Compare the checksum of the raw file even where size and time of modification are as recorded.
     """
-    records = read_records(folder, output)
+    records = read_records(folder, name)
     if not records:
         return None, "new"
     about = [_about(record) for record in records]
@@ -172,14 +173,14 @@ def done(folder: Path, source: Path, output: PurePosixPath, key: str, checksum: 
         return None, "other options, version or weights"
     if any(a.get("n_records") != len(records) for a in about):
         return None, "not all encodings"
-    parent = output.parent
-    files = tuple((parent / name).as_posix() for record in records for name in record.get("files") or [])
-    if missing := next((name for name in files if not os.path.lexists(folder / name)), None):
+    parent = os.path.dirname(name)
+    files = tuple(os.path.join(parent, file) for record in records for file in record.get("files") or [])
+    if missing := next((file for file in files if not os.path.lexists(os.path.join(folder, file))), None):
         return None, f"{missing} is missing"
     try:
         stamp = FileStamp.of(source)
         same = all((a.get("n_bytes"), a.get("mtime_ns")) == (stamp.n_bytes, stamp.mtime_ns) for a in about)
-        if (checksum or not same) and any(record.get("source_sha256") != sha256(source) for record in records):
+        if (checksum or not same) and any(record.get("source_sha256") != sha256(Path(source)) for record in records):
             return None, "the raw file has changed"
     except OSError:
         return None, "the raw file cannot be read"

@@ -19,7 +19,7 @@ from recon.batch import bids, claims, worker
 from recon.batch.cluster import make_executor
 from recon.batch.executor import EndedTask, Executor, TaskLoop, lone_progress_bars, refuse_foreign
 from recon.batch.inputs import BatchInputs, ScanEntry
-from recon.batch.log import BatchLog, BatchRow, log_path, log_paths, read_rows
+from recon.batch.log import BatchLog, BatchRow, as_row, log_path, log_paths, scan_rows
 from recon.batch.options import BatchOptions, ClusterOptions
 from recon.batch.records import FileStamp, Identity, done, identity
 from recon.batch.summary import BatchCounts, failure_table, status_lines
@@ -64,14 +64,15 @@ class Batch:
 
     def todo(self, known: KnownScans) -> Iterator[tuple[ScanEntry, str, BatchRow | None]]:
         """Each scan with the reason to reconstruct it; empty where there is none, with the row that says how it ended."""
+        folder = str(self.folder)
         for entry in self.inputs:
             if self.force:
                 yield entry, "--force", None
                 continue
-            record, reason = done(self.folder, entry.source, entry.output, self.identity.key, self.options.checksum)
+            record, reason = done(folder, entry.source, entry.name, self.identity.key, self.options.checksum)
             if record is not None:
                 row = BatchRow(
-                    entry.name, str(entry.source), "done", seconds=record.seconds, warnings=record.n_warnings,
+                    entry.name, entry.source, "done", seconds=record.seconds, warnings=record.n_warnings,
                     evidence=dict(record.evidence), key=self.identity.key,
                 )  # fmt: skip
                 yield entry, "", row
@@ -88,7 +89,7 @@ class Batch:
             "key": self.identity.key,
             "folder": str(self.folder),
             "scan": entry.name,
-            "source": str(entry.source),
+            "source": entry.source,
             "options": dict(self.identity.options),
             "time_limit": self.options.time_limit,
             "checksum": self.options.checksum,
@@ -101,15 +102,15 @@ class KnownScans:
 
     def __init__(self, folder: Path) -> None:
         self._failed: dict[str, BatchRow] = {}
-        self._done: set[tuple[int, str]] = set()
+        self._done: set[int] = set()  # hashes: a list of 100,000 names is not held in memory
         for path in log_paths(folder):
-            for row in read_rows(path):
-                mark = hash(row.scan), row.key
-                if row.state == "failed":
-                    self._failed[row.scan] = row
+            for _, row in scan_rows(path):
+                mark = hash((row["scan"], row.get("key")))
+                if row["state"] == "failed":
+                    self._failed[row["scan"]] = as_row(row)
                     self._done.discard(mark)
                 else:
-                    self._failed.pop(row.scan, None)
+                    self._failed.pop(row["scan"], None)
                     self._done.add(mark)
 
     def failure(self, entry: ScanEntry, key: str) -> BatchRow | None:
@@ -124,7 +125,7 @@ class KnownScans:
 
     def has_row(self, row: BatchRow) -> bool:
         """Whether the end of a scan is in a log: a run that was killed may have left its images without a row."""
-        return (hash(row.scan), row.key) in self._done
+        return hash((row.scan, row.key)) in self._done
 
 
 def prepare(
@@ -261,7 +262,7 @@ def dry_run(batch: Batch) -> int:
             skipped += 1
             continue
         n += 1
-        print(f"{entry.source} -> {batch.folder / entry.output}.* ({reason})")
+        print(f"{entry.source} -> {batch.folder / entry.name}.* ({reason})")
     print(f"{n} of {batch.n_scans} scans to reconstruct, {skipped} ended before")
     return 0
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import time
-from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from recon.batch.claims import is_held
-from recon.batch.log import CAUSES, BatchRow, log_paths, read_rows
+from recon.batch.log import CAUSES, BatchRow, as_row, log_paths, scan_rows
 
 MOST_REASONS = 20
 RECENT = 500  # scans that the rate is taken over
@@ -59,23 +60,31 @@ class BatchCounts:
 
 def last_rows(folder: Path, keys: Collection[str] = ()) -> Iterator[BatchRow]:
     """The last row of each scan, in order of its first one; only those of `keys` where any are given."""
-    where: dict[str, tuple[int, int]] = {}
+    where: dict[int, tuple[int, int]] = {}  # of the hash of a name: a list of 100,000 names is not held in memory
     paths = log_paths(folder)
     for i, path in enumerate(paths):
-        for n, row in enumerate(read_rows(path)):
-            where[row.scan] = i, n
+        for position, row in scan_rows(path):
+            where[hash(row["scan"])] = i, position
     last = set(where.values())
+    del where
     for i, path in enumerate(paths):
-        for n, row in enumerate(read_rows(path)):
-            if (i, n) in last and (not keys or row.key in keys):
-                yield row
+        for position, row in scan_rows(path):
+            if (i, position) in last and (not keys or row.get("key") in keys):
+                yield as_row(row)
 
 
 def failure_table(folder: Path, keys: Collection[str] = ()) -> Iterator[str]:
     """The reasons of failures with their numbers and an example of each, the most frequent first; nothing without failures."""
+    failed: dict[str, dict[str, Any]] = {}
+    for path in log_paths(folder):
+        for _, row in scan_rows(path):
+            if row["state"] == "failed":
+                failed[row["scan"]] = row
+            elif failed:
+                failed.pop(row["scan"], None)
     found: dict[tuple[str, str], tuple[int, str]] = {}
-    for row in last_rows(folder, keys):
-        if row.state == "failed":
+    for row in map(as_row, failed.values()):
+        if not keys or row.key in keys:
             reason = CAUSES.get(row.cause, row.cause), _without_names(row)
             n, example = found.get(reason, (0, row.source))
             found[reason] = n + 1, example
@@ -111,10 +120,8 @@ def status_lines(folder: Path, counts: BatchCounts, n_left: int) -> Iterator[str
 
 
 def _recent(folder: Path) -> list[datetime]:
-    latest: deque[datetime] = deque(maxlen=RECENT)
-    for path in log_paths(folder):
-        latest.extend(sorted(datetime.fromisoformat(row.time) for row in read_rows(path) if row.time)[-RECENT:])
-    return sorted(latest)
+    times = (row["time"] for path in log_paths(folder) for _, row in scan_rows(path) if row.get("time"))
+    return [datetime.fromisoformat(time) for time in sorted(heapq.nlargest(RECENT, times))]  # all of one format, in UTC
 
 
 def _duration(seconds: float) -> str:

@@ -114,7 +114,7 @@ def _claimed(task: dict[str, Any], row: BatchRow, held: Claim, reconstruct: Reco
     if held.was_left:
         clean_up(folder, output)
     if not task["force"]:
-        record, _ = done(folder, source, output, task["key"], task["checksum"])
+        record, _ = done(folder, task["source"], task["scan"], task["key"], task["checksum"])
         if record is not None:  # by a worker whose answer was lost
             return replace(row, state="done", warnings=record.n_warnings, evidence=dict(record.evidence))
     if held.has_expired:
@@ -134,7 +134,7 @@ def _reconstruct(task: dict[str, Any], folder: Path, source: Path, output: PureP
     from recon.run.pipeline import reconstruct_source, save_results
 
     options = plain_options(task["options"], force=True)
-    earlier = owner(read_records(folder, output))
+    earlier = owner(read_records(folder, task["scan"]))
     if earlier is not None and earlier != task["scan"] and not task["force"]:
         raise InputError(
             f"{output}.json is the record of {earlier or 'recon run'}", folder, "choose another -o, or give --force"
