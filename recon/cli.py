@@ -256,8 +256,8 @@ def _add_options(parser: Any, parameters: Sequence[_Parameter], command: Command
         if typing.get_origin(parameter.type) is tuple:
             items = typing.get_args(parameter.type)
             keywords |= {"nargs": len(items), "type": items[0]}
-            if items[-1] is Ellipsis:  # any number of values, in one or several occurrences
-                keywords |= {"nargs": "+", "action": "extend"}
+            if items[-1] is Ellipsis:  # any number of values, in several occurrences too where there is no default to extend
+                keywords |= {"nargs": "+"} | ({} if parameter.default else {"action": "extend"})
         if parameter.name in command.positional:
             if typing.get_origin(parameter.type) is list:
                 keywords |= {"nargs": "+", "type": typing.get_args(parameter.type)[0]}

@@ -11,6 +11,7 @@ import pytest
 import recon.commands.demo
 from kspace.errors import InputError
 from kspace.simulation.acquisition import Acquisition
+from recon import cli
 from recon.commands.demo import HEAD_CENTRE_M, demo, head_phantom, head_scan, read_slices, truth_of
 
 
@@ -73,3 +74,10 @@ def test_head_looks_forward_and_has_its_large_ventricle_on_the_right() -> None:
     values = phantom.image(x + grid, y + grid[:, None], np.full((1, 1), z))
     assert values.min() > -1e-12
     assert values.max() < 1.2
+
+
+@pytest.mark.parametrize(
+    ("words", "methods"), [([], ["sense", "l1-wavelet", "refinegan"]), (["--methods", "tv", "rss"], ["tv", "rss"])]
+)
+def test_methods_replace_the_default_ones(words: list[str], methods: list[str]) -> None:
+    assert cli._parse(["demo", *words])[1]["methods"] == methods
