@@ -13,6 +13,7 @@ import os
 import pkgutil
 import queue
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,10 @@ from recon.batch.options import ClusterOptions
 
 CONNECT_S = 10.0
 START_S = 120.0
+LOST_S = 120.0
+"""How long tasks wait for a worker after the last one went away."""
+LOOK_S = 1.0
+"""How long the list of workers is believed: asking for every task would cost more than the task."""
 AHEAD = 2
 """Tasks in flight for each thread of the workers: one runs, one waits beside it."""
 
@@ -39,7 +44,7 @@ def make_executor(options: ClusterOptions, function: Callable[[Any], Any]) -> Ex
         If Dask is not installed, no scheduler answers, it may not be trusted, or its workers have another version.
     """
     if options.scheduler is None:
-        return OneProcess(function, options.threads)
+        return OneProcess(function, options.threads or 1)
     n_local = options.n_local
     try:
         import distributed  # noqa: F401
@@ -116,6 +121,8 @@ class DaskExecutor(Executor):
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._tasks: dict[Any, Any] = {}
         self._futures: dict[Any, Any] = {}
+        self._threads: dict[str, int] = {}
+        self._looked = self._seen = time.monotonic() - LOOK_S
         if cluster is not None:
             self._client = Client(cluster, timeout=START_S)
         else:
@@ -155,7 +162,7 @@ class DaskExecutor(Executor):
     @property
     def n_workers(self) -> int:  # type: ignore[override]
         """Worker processes that the scheduler knows now."""
-        return len(self._workers())
+        return len(self._look())
 
     @property
     def says(self) -> str:  # type: ignore[override]
@@ -165,7 +172,7 @@ class DaskExecutor(Executor):
 
     @property
     def n_free(self) -> int:
-        threads = sum(int(w.get("nthreads") or 1) for w in self._workers().values())
+        threads = sum(self._look().values())
         return AHEAD * max(1, threads) + 1 - len(self._tasks)
 
     @property
@@ -182,16 +189,28 @@ class DaskExecutor(Executor):
         try:
             futures = [self._ended.get(timeout=seconds)]
         except queue.Empty:
-            self._look()
+            if not self._look() and self._tasks and time.monotonic() - self._seen > LOST_S:
+                raise InputError(
+                    f"the scheduler has had no worker for {LOST_S:.0f} s", "--scheduler", "start workers, and run it again"
+                ) from None
             return []
         with suppress(queue.Empty):
             while True:
                 futures.append(self._ended.get_nowait())
         return [self._end(future) for future in futures if future.key in self._tasks]
 
-    def _look(self) -> None:
+    def _look(self) -> dict[str, int]:
+        """Threads by worker, as they were at most `LOOK_S` ago."""
         if self._client.status not in ("running", "connecting"):
             raise self._gone()
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S and self._client.status == "running":
+            with suppress(OSError, TimeoutError):  # the scheduler went away just now: its status will say so
+                self._threads = dict(self._client.nthreads())
+            self._looked = now
+            if self._threads:
+                self._seen = now
+        return self._threads
 
     def _gone(self) -> InputError:
         return InputError(
@@ -261,7 +280,7 @@ def _local(n_workers: int, options: ClusterOptions) -> Any:
     common = {"nthreads": 1, "security": security, "silence_logs": logging.CRITICAL, "dashboard": False}
     specs: dict[Any, Any] = {}
     for i in range(n):
-        given = threads_environment(options.threads) | ({"CUDA_VISIBLE_DEVICES": devices[i]} if devices else {})
+        given = threads_environment(options.threads or 1) | ({"CUDA_VISIBLE_DEVICES": devices[i]} if devices else {})
         own = {"env": given, "resources": {"GPU": 1} if devices else {}, "memory_limit": _memory_share(n)}
         specs[i] = {"cls": Nanny, "options": {**common, **own}}
     scheduler = {

@@ -22,7 +22,7 @@ class ClusterOptions:
         One worker for each CUDA device with local:N (N is the number of devices then, and may be left out: local); with a
         scheduler, only workers that announce a GPU (--resources GPU=1).
     threads
-        Threads of PyTorch and BLAS in each worker process of this machine.
+        Threads of PyTorch and BLAS in each worker process of this machine. Default: 1.
     insecure
         Accept a scheduler on another machine without TLS: whoever reaches its port can run programs as you.
     tls_ca
@@ -35,14 +35,14 @@ class ClusterOptions:
 
     scheduler: str | None = None
     gpus: bool = False
-    threads: int = 1
+    threads: int | None = None
     insecure: bool = False
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
+        if self.threads is not None and self.threads < 1:
             raise InputError(f"{self.threads} threads", "--threads", "give 1 or more")
         given = [path for path in (self.tls_ca, self.tls_cert, self.tls_key) if path is not None]
         if given and len(given) < 3:
@@ -51,6 +51,19 @@ class ClusterOptions:
             raise InputError("no such file", missing, "correct --tls-ca, --tls-cert and --tls-key")
         if self.gpus and self.scheduler is None:
             raise InputError("one worker per device needs a scheduler", "--gpus", "add --scheduler local")
+        if self.scheduler is None and (self.insecure or given):
+            raise InputError("without a scheduler nothing is connected", "--insecure, --tls-ca", "add --scheduler")
+
+    def refuse_threads(self) -> None:
+        """Refuse ``--threads`` where there are no worker processes.
+
+        Raises
+        ------
+        InputError
+            If it was given without a scheduler.
+        """
+        if self.scheduler is None and self.threads is not None:
+            raise InputError("threads of worker processes, and there are none", "--threads", "add --scheduler local:N")
 
     @property
     def n_local(self) -> int | None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -169,7 +169,7 @@ def run(batch: Batch, method: str) -> int:
             raise InputError("another recon batch is running there", batch.folder, "wait for it, or use --part for shares")
         if batch.inputs.dataset is not None:
             bids.describe(batch.inputs.dataset, batch.folder, method)
-        tidy(batch)
+        worker.tidy(batch.folder, batch.inputs.in_part)
         known = KnownScans(batch.folder)
         with BatchLog(log_path(batch.folder, batch.inputs.share)) as log:
             counts = _run_all(batch, known, log)
@@ -217,7 +217,7 @@ def _run_all(batch: Batch, known: KnownScans, log: BatchLog) -> BatchCounts:
         bar.close()
         if executor is not None:
             executor.close()
-        tidy(batch)
+        worker.tidy(batch.folder, batch.inputs.in_part)
     return counts
 
 
@@ -244,14 +244,6 @@ def _ended(batch: Batch, loop: TaskLoop, ended: EndedTask) -> BatchRow | None:
     names = {f.name for f in fields(BatchRow)}
     row = BatchRow(**{name: value for name, value in ended.value.items() if name in names})
     return BatchRow(**{**vars(row), "attempts": max(row.attempts, tried + 1)})
-
-
-def tidy(batch: Batch) -> None:
-    """Remove what workers left that died with a scan of this part, even after its images were complete."""
-    for path, scan in claims.abandoned(batch.folder / ".batch"):
-        if batch.inputs.in_part(scan):
-            worker.clean_up(batch.folder, PurePosixPath(scan))
-            path.unlink(missing_ok=True)
 
 
 def dry_run(batch: Batch) -> int:

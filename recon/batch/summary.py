@@ -83,10 +83,10 @@ def failure_table(folder: Path, keys: Collection[str] = ()) -> Iterator[str]:
             elif failed:
                 failed.pop(row["scan"], None)
     found: dict[tuple[str, str], tuple[int, str]] = {}
-    for row in map(as_row, failed.values()):
-        if not keys or row.key in keys:
-            reason = CAUSES.get(row.cause, row.cause), _without_names(row)
-            n, example = found.get(reason, (0, row.source))
+    for last in map(as_row, failed.values()):
+        if not keys or last.key in keys:
+            reason = CAUSES.get(last.cause, last.cause), _without_names(last)
+            n, example = found.get(reason, (0, last.source))
             found[reason] = n + 1, example
     if not found:
         return

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import recon
 from kspace.errors import InputError
-from recon.batch.claims import Claim, claim, time_limit
+from recon.batch.claims import Claim, abandoned, claim, time_limit
 from recon.batch.log import BatchRow, Cause
 from recon.batch.records import FileStamp, done, owner, plain_options, read_records, summarise
 from recon.process import MEMORY_WORDS
@@ -68,12 +68,7 @@ def handle(task: dict[str, Any], reconstruct: Reconstruct) -> dict[str, Any]:
     InputError
         If this worker has another version than the batch.
     """
-    if task["version"] != recon.__version__:
-        raise InputError(
-            f"the worker on {socket.gethostname()} has recon {recon.__version__}, this command {task['version']}",
-            "--scheduler",
-            "install the same version",
-        )
+    check_version(task["version"])
     started = time.perf_counter()
     row = BatchRow(task["scan"], task["source"], "failed", key=task["key"], worker=f"{socket.gethostname()}:{os.getpid()}")
     cause: Cause = ""
@@ -101,6 +96,22 @@ def handle(task: dict[str, Any], reconstruct: Reconstruct) -> dict[str, Any]:
         mtime_ns=stamp.mtime_ns,
     )
     return {**asdict(row), "again": cause in ("disk", "memory")}
+
+
+def check_version(wanted: str) -> None:
+    """Refuse work for another version.
+
+    Raises
+    ------
+    InputError
+        If this worker is not of the version `wanted`.
+    """
+    if wanted != recon.__version__:
+        raise InputError(
+            f"the worker on {socket.gethostname()} has recon {recon.__version__}, this command {wanted}",
+            "--scheduler",
+            "install the same version",
+        )
 
 
 def claim_path(folder: Path, scan: str) -> Path:
@@ -168,7 +179,26 @@ def _method(key: str, options: RunOptions) -> Method:
 def clean_up(folder: Path, output: PurePosixPath) -> None:
     """Remove what a worker that died left beside the images of a scan."""
     for path in (folder / output.parent).glob(f".{glob.escape(output.name)}.*.part"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def tidy(folder: Path, concerns: Callable[[str], bool] = lambda scan: True) -> None:
+    """Remove what workers left that died with a scan, even after its images were complete.
+
+    Parameters
+    ----------
+    folder
+        Of the batch.
+    concerns
+        Whether a scan, by its name, is one of the caller's.
+    """
+    for path, scan in abandoned(folder / ".batch"):
+        if concerns(scan):
+            clean_up(folder, PurePosixPath(scan))
+            path.unlink(missing_ok=True)
 
 
 def _passing(error: BaseException | None) -> bool:

@@ -15,7 +15,7 @@ from kspace.errors import InputError
 from kspace.simulation.measurement import write_scan
 from recon.batch import claims, worker
 from recon.batch.options import BatchOptions, ClusterOptions
-from recon.batch.run import Batch, KnownScans, prepare, tidy
+from recon.batch.run import Batch, KnownScans, prepare
 from recon.commands.demo import head_scan
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
@@ -206,7 +206,7 @@ def test_what_was_left_of_a_complete_scan_is_removed_too(folder: Path) -> None:
             os._exit(9)
     os.waitpid(child, 0)
     assert room.exists()
-    tidy(made)
+    worker.tidy(made.folder)
     assert not room.exists()
     assert not path.exists()
     assert reasons(made) == {}
