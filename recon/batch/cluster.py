@@ -53,7 +53,7 @@ def make_executor(options: ClusterOptions, function: Callable[[Any], Any]) -> Ex
             f"needs Dask ({error})", "--scheduler", "pip install 'mri-gan-recon[cluster]', or use --part without a scheduler"
         ) from error
     _quieten()
-    return DaskExecutor(function, options, None if n_local is None else _local(n_local, options))
+    return DaskExecutor(function, options, None if n_local is None else local_workers(n_local, options))
 
 
 def scheduler_address(text: str) -> str:
@@ -180,8 +180,10 @@ class DaskExecutor(Executor):
         return len(self._tasks)
 
     def submit(self, task: Any) -> None:
+        from distributed.protocol.pickle import dumps
+
         # Not pure: a scan whose raw file changed is another task of the same name.
-        future = self._client.submit(self._function, task, pure=False, resources=self._resources)
+        future = self._client.submit(_call, dumps((self._function, task)), pure=False, resources=self._resources)
         self._tasks[future.key], self._futures[future.key] = task, future
         future.add_done_callback(self._ended.put)
 
@@ -206,7 +208,9 @@ class DaskExecutor(Executor):
         now = time.monotonic()
         if now - self._looked >= LOOK_S and self._client.status == "running":
             with suppress(OSError, TimeoutError):  # the scheduler went away just now: its status will say so
-                self._threads = dict(self._client.nthreads())
+                scheduler: Any = self._client.scheduler
+                found = self._client.sync(scheduler.ncores, callback_timeout=CONNECT_S)
+                self._threads = {str(worker): int(n) for worker, n in found.items()}
             self._looked = now
             if self._threads:
                 self._seen = now
@@ -241,6 +245,18 @@ class DaskExecutor(Executor):
                 self._cluster.close(timeout=20)
 
 
+def _call(packed: bytes) -> Any:
+    """In a worker: call a function with a task.
+
+    Both travel packed, because the scheduler unpacks what it is given, and would import for it what the task is made of:
+    tens of seconds of PyTorch on a busy machine, in which it answers nobody.
+    """
+    from distributed.protocol.pickle import loads
+
+    function, task = loads(packed)
+    return function(task)
+
+
 def _connect(options: ClusterOptions) -> Any:
     from distributed import Client
     from distributed.security import Security
@@ -264,8 +280,16 @@ def _connect(options: ClusterOptions) -> Any:
         ) from error
 
 
-def _local(n_workers: int, options: ClusterOptions) -> Any:
-    """Worker processes of this machine, talking TLS over its loopback, so that no other user can reach them."""
+def local_workers(n_workers: int, options: ClusterOptions) -> Any:
+    """Worker processes of this machine, talking TLS over its loopback, so that no other user can reach them.
+
+    With ``--gpus`` one for each device, which alone it sees.
+
+    Raises
+    ------
+    InputError
+        If there is no CUDA device, or not as many as workers.
+    """
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
     from distributed.security import Security

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +20,20 @@ import pytest
 
 from kspace.errors import InputError
 from recon.batch import run as running
-from recon.batch.cluster import DaskExecutor, check_trust, scheduler_address
+from recon.batch.cluster import DaskExecutor, check_trust, local_workers, scheduler_address
 from recon.batch.executor import TaskLoop
+from recon.batch.jobs import Job, JobWorkers
 from recon.batch.log import read_rows
 from recon.batch.options import ClusterOptions
 from tests.conftest import ROOT
 from tests.support.batches import prepared, write_instructions
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-OLD = "import kspace; kspace.__version__ = '0.0.9'; import runpy, sys; sys.argv[0] = 'dask'; "
-DASK = "import sys; from distributed.cli.dask_{0} import main; main()"
-
-
-@contextmanager
-def process(program: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
-        try:
-            yield started
-        finally:
-            with_children(started.pid, signal.SIGKILL)
-            started.wait()
-
-
-def with_children(pid: int, number: int) -> None:
-    """Send a signal to a process and those that it started."""
-    try:
-        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    except psutil.NoSuchProcess:
-        return
-    for member in family:
-        try:
-            member.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
-
-
-def scheduler(file: Path) -> Any:
-    return process(DASK.format("scheduler"), "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file)
-
-
-def worker(file: Path, *more: object, before: str = "") -> Any:
-    arguments = ("--scheduler-file", file, "--nthreads", 1, "--host", "127.0.0.1", "--no-dashboard", *more)
-    return process(before + DASK.format("worker"), *arguments)
-
-
-def appeared(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+from tests.support.clusters import ENVIRONMENT, OLD, appeared, running_cluster, scheduler, with_children, worker
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Scheduler file of a scheduler with two worker processes, each with a nanny that replaces it."""
-    file = tmp_path_factory.mktemp("cluster") / "scheduler.json"
-    with scheduler(file):
-        appeared(file)
-        with worker(file, "--nworkers", 2):
-            yield file
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as file:
+        yield file
 
 
 def test_a_batch_runs_on_the_workers_of_a_scheduler(cluster: Path, tmp_path: Path) -> None:
@@ -123,6 +77,122 @@ def test_only_as_many_tasks_are_taken_as_workers_can_use(cluster: Path) -> None:
         assert most <= 2 * executor.n_workers + 2
     finally:
         executor.close()
+
+
+def perform(how: str, folder: Path) -> str:
+    """A job for workers."""
+    if how == "die":
+        (folder / ".dead.h5.0123.part").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "refuse":
+        raise InputError("12 channels came", folder, "copy it again")
+    return how
+
+
+class Unpacked:
+    """Something that notes in which process it is unpacked."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return note, (self.notes,)
+
+
+def note(notes: Path) -> int:
+    """Note this process."""
+    with notes.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return os.getpid()
+
+
+def own(process: int) -> int:
+    """Process that calls, where its argument was unpacked."""
+    assert process == os.getpid()
+    return process
+
+
+def test_a_job_that_kills_its_workers_ends_and_leaves_nothing(cluster: Path, tmp_path: Path) -> None:
+    jobs = [Job(how, {"how": how, "folder": tmp_path}) for how in ("one", "die", "two")]
+    jobs[1] = Job("dead", jobs[1].arguments)
+    with JobWorkers(ClusterOptions(scheduler=str(cluster)), tmp_path) as workers:
+        found = {job.name: result for job, result in workers.each(perform, jobs)}
+        assert {name: found[name] for name in ("one", "two")} == {"one": "one", "two": "two"}
+        assert found["dead"].n_attempts == 2
+        with pytest.raises(InputError, match="12 channels came; copy it again") as refused:
+            list(workers.each(perform, [Job("bad", {"how": "refuse", "folder": tmp_path})]))
+        assert refused.value.where == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_scheduler_does_not_unpack_what_travels_to_workers(cluster: Path, tmp_path: Path) -> None:
+    """It would import PyTorch for it, and answer nobody meanwhile."""
+    with JobWorkers(ClusterOptions(scheduler=str(cluster)), tmp_path) as workers:
+        jobs = [Job(str(i), {"process": Unpacked(tmp_path / "notes")}) for i in range(2)]
+        ran = [result for _, result in workers.each(own, jobs)]
+    assert sorted((tmp_path / "notes").read_text().split()) == sorted(map(str, ran))
+
+
+def watch(executor: DaskExecutor) -> None:
+    """Wait as `TaskLoop` does."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        _ = executor.n_free
+        assert executor.wait(0.2) == []
+
+
+def test_workers_with_devices_alone_get_tasks_for_devices(cluster: Path, tmp_path: Path) -> None:
+    options = ClusterOptions(scheduler=str(cluster), gpus=True)
+    with pytest.raises(InputError, match="--gpus: no worker announces a GPU; start the workers with --resources GPU=1"):
+        DaskExecutor(abs, options)
+    with worker(cluster, "--no-nanny", "--resources", "GPU=1") as started:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                workers = JobWorkers(options, tmp_path)
+                break
+            except InputError:
+                assert time.monotonic() < deadline
+        with workers:
+            ran = {result for _, result in workers.each(place, [Job(str(i)) for i in range(4)])}
+    assert ran == {started.pid}
+
+
+def place() -> int:
+    """Process of a worker."""
+    return os.getpid()
+
+
+def test_one_worker_for_each_device_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[Any, Any]] = []
+    monkeypatch.setattr("distributed.SpecCluster", lambda specs, *_, **__: made.append(specs))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
+    local_workers(0, ClusterOptions(scheduler="local", gpus=True, threads=2))
+    (specs,) = made
+    assert [s["options"]["env"]["CUDA_VISIBLE_DEVICES"] for s in specs.values()] == ["0", "2", "5"]
+    assert all(s["options"]["resources"] == {"GPU": 1} for s in specs.values())
+    assert all(s["options"]["env"]["OMP_NUM_THREADS"] == "2" for s in specs.values())
+    with pytest.raises(InputError, match="--scheduler: 2 workers for 3 devices; write local, or as many as devices"):
+        local_workers(2, ClusterOptions(scheduler="local:2", gpus=True))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(InputError, match="--gpus: no CUDA device found; leave it out"):
+        local_workers(0, ClusterOptions(scheduler="local", gpus=True))
+
+
+def test_a_scheduler_that_dies_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    with scheduler(file) as started:
+        appeared(file)
+        with worker(file, "--no-nanny"):
+            executor = DaskExecutor(time.sleep, ClusterOptions(scheduler=str(file)))
+            try:
+                executor.submit(600)
+                with_children(started.pid, signal.SIGKILL)
+                with pytest.raises(InputError, match="--scheduler: the scheduler went away; start it and run the same command"):
+                    watch(executor)
+            finally:
+                executor.close()
 
 
 def test_workers_of_another_version_are_refused_and_both_versions_named(tmp_path: Path) -> None:
@@ -227,13 +297,16 @@ def test_killed_at_fifty_moments_with_worker_processes_of_dask(tmp_path: Path) -
     victim.finish()
 
 
-def test_ctrl_c_ends_cleanly_and_a_second_run_continues(tmp_path: Path) -> None:
-    victim = Victim(tmp_path, 40)
+@pytest.mark.parametrize("scheduler", [(), pytest.param(("local:2",), marks=pytest.mark.slow)])
+def test_ctrl_c_ends_cleanly_and_a_second_run_continues(scheduler: tuple[str, ...], tmp_path: Path) -> None:
+    victim = Victim(tmp_path, 40, *scheduler)
     started = victim.start()
     while victim.n_rows() < 3:
         time.sleep(0.01)
+    family = psutil.Process(started.pid).children(recursive=True)
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to all processes
-    assert started.wait(timeout=30) == 130
+    assert started.wait(timeout=60) == 130
+    assert not psutil.wait_procs(family, timeout=30)[1]
     assert 3 <= victim.n_rows() < 40
     assert not list(victim.out.glob("**/*.part"))
     assert not list(victim.out.glob(".batch/*.claim"))
