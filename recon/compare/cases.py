@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,14 @@ T = TypeVar("T")
 
 SUFFIXES = (".h5", ".hdf5", ".mrd")
 CENTRED = 2  # samples by which the measured part of k-space may be off the centre and still count as all of it
+
+
+class VolumePlace(NamedTuple):
+    """Data set, absolute path of the file, and name of a volume."""
+
+    dataset: str
+    path: str
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +70,11 @@ class FullVolume:
     simulated: bool = False
     attribution: str | None = None
     truth: Callable[[int], Tensor | None] | None = field(default=None, repr=False)
+
+    @property
+    def place(self) -> VolumePlace:
+        """Where it is found again, by another process too."""
+        return VolumePlace(self.dataset, str(self.path.resolve()), self.name)
 
     def slices(self, at_most: int | None = None) -> tuple[int, ...]:
         """Numbers of slices, at most so many, spread evenly."""
@@ -212,7 +225,7 @@ def find_data(
     failures = []
     for dataset, path in _files(given, but_not):
         try:
-            found = _volumes(dataset, path)
+            found = volumes_of(dataset, path)
         except InputError as error:
             failures.append(f"{path} ({error.what})")
             continue
@@ -258,8 +271,14 @@ def _below(start: Path) -> list[Path]:
     return sorted(p for p in start.rglob("*") if p.suffix.lower() in SUFFIXES) if start.is_dir() else [start]
 
 
-def _volumes(dataset: str, path: Path) -> list[FullVolume]:
-    """The fully sampled volumes of a file; none where it is undersampled."""
+def volumes_of(dataset: str, path: Path) -> list[FullVolume]:
+    """The fully sampled volumes of a file; none where it is undersampled.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or holds no complete image.
+    """
     source = open_h5_source(path)
     stacks: dict[tuple[int, ImageIndex], list[ImageIndex]] = {}
     for encoding in source.encodings if source.fully_sampled is not False else ():

@@ -40,7 +40,7 @@ class ComparisonSummary:
     finished
         Whether every step is done.
     machine
-        ``cpu``, ``threads``, ``gpu``, ``versions``.
+        ``cpu``, ``threads``, ``gpu``, ``versions``; ``workers`` where several processes ran at once.
     options
         What identifies the comparison: a run with other options is refused the folder.
     data
@@ -92,6 +92,10 @@ class ComparisonSummary:
         """The content of ``compare.json``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"version": store.VERSION} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def changed(self, **changes: Any) -> ComparisonSummary:
+        """The summary with `changes`."""
+        return replace(self, **changes)
 
     def kept(self, folder: Path, **changes: Any) -> ComparisonSummary:
         """The summary with `changes`, written to the folder of the comparison."""
@@ -163,19 +167,12 @@ def _new_summary(plan: ComparisonPlan) -> ComparisonSummary:
     datasets: dict[tuple[str, str], list[FullVolume]] = {}
     for volume in plan.volumes:
         datasets.setdefault((volume.dataset, volume.kind), []).append(volume)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and plan.options.device != "cpu" else None
-    said = versions() | ({"bart": bart_program.version()} if any(m.family == BART for m in plan.methods) else {})
     return ComparisonSummary(
         recon=recon.__version__,
         command=("recon", *sys.argv[1:]),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         finished=False,
-        machine={
-            "cpu": cpu_name(),
-            "threads": torch.get_num_threads(),
-            "gpu": gpu,
-            "versions": said,
-        },
+        machine=machine(plan.methods, plan.options),
         options=plan.identity,
         data=tuple(_described(dataset, kind, volumes, plan.options) for (dataset, kind), volumes in datasets.items()),
         masks=tuple(str(spec) for spec in plan.specs),
@@ -184,6 +181,13 @@ def _new_summary(plan: ComparisonPlan) -> ComparisonSummary:
         methods=tuple(method.says() for method in plan.methods),
         not_measured=not_measured(),
     )
+
+
+def machine(methods: Sequence[ComparedMethod], options: CompareOptions) -> dict[str, Any]:
+    """What ``compare.json`` says of the machine that the methods run on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and options.device != "cpu" else None
+    said = versions() | ({"bart": bart_program.version()} if any(m.family == BART for m in methods) else {})
+    return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "versions": said}
 
 
 def _described(dataset: str, kind: str, volumes: Sequence[FullVolume], options: CompareOptions) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Runner:
         By volume: how its noise is known.
     fits
         By method, and by volume and mask: the weights of a stack and how they were chosen.
+    warm
+        Methods and shapes ``(coil ky kx)`` that were called before: their next call is timed.
     """
 
     folder: Path
@@ -64,7 +66,7 @@ class Runner:
     outside: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     noise: dict[str, str] = field(default_factory=dict)
     fits: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _warm: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
+    warm: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
 
     def run(self, volume: FullVolume, slices: Sequence[int], spec: MaskSpec, group: MaskedVolume) -> GroupImages | None:
         """All slices of one volume and mask; their images, None where not one slice could be read."""
@@ -128,8 +130,8 @@ class Runner:
         shape = tuple(case.y.shape)
         if digest(case.op.mask, (shape[-2], shape[-1])) != group.digest:
             raise InputError(f"slice {number} was acquired otherwise than the others: its mask is not that of the volume")
-        if ("coil maps", shape) not in self._warm:  # the first call planned transforms and loaded libraries
-            self._warm.add(("coil maps", shape))
+        if ("coil maps", shape) not in self.warm:  # the first call planned transforms and loaded libraries
+            self.warm.add(("coil maps", shape))
             case = make_case(volume, number, spec, self.maps)
         return case
 
@@ -149,9 +151,9 @@ class Runner:
         image = images.images.setdefault(method.name, np.full_like(images.truth, np.nan))
         cost, reason, energies = Cost(0.0), "", None
         try:
-            if (method.name, tuple(case.y.shape)) not in self._warm:
+            if (method.name, tuple(case.y.shape)) not in self.warm:
                 call(reconstruct, case.y, case.op)
-                self._warm.add((method.name, tuple(case.y.shape)))
+                self.warm.add((method.name, tuple(case.y.shape)))
             result, cost = measure(lambda: call(reconstruct, case.y, case.op))
             image[position] = case.deliver(result)
             energies = self._energies(result, case, group)
@@ -215,6 +217,16 @@ class Runner:
         if images.group != group or images.slices != tuple(slices):
             raise InputError("the images are of another comparison", path, "give --force, or another folder with -o")
         return images
+
+
+def give_up(group: MaskedVolume, slices: Sequence[int], log: SliceLog, methods: Sequence[ComparedMethod], reason: str) -> None:
+    """A row of failure for every slice and method that has none yet."""
+    known = log.of(group)
+    for number in slices:
+        for method in methods:
+            if (number, method.name) not in known:
+                what = (group.dataset, group.volume, number, group.mask, group.digest, group.acceleration, method.name)
+                log.append(SliceRow(*what, status="failed", reason=reason[:REASON]))
 
 
 def volume_rows(

@@ -245,19 +245,61 @@ def image_files(folder: Path) -> list[Path]:
 
 
 class SliceLog:
-    """The rows of ``slices.csv``: read at the beginning (a torn last line is dropped), appended and flushed after that."""
+    """The rows of ``slices.csv``: read at the beginning (a torn last line is dropped), appended and flushed after that.
 
-    def __init__(self, folder: Path) -> None:
-        self.rows = read_slices(folder)
-        path = folder / SLICES
-        with atomic_write(path) as part, part.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([f.name for f in fields(SliceRow)])
-            writer.writerows(_cells(row) for row in self.rows)
-        self._path = path
+    A worker has a file of its own for each volume and mask, beside its images; `collect` moves its rows to ``slices.csv``.
+
+    Parameters
+    ----------
+    folder
+        Of the comparison.
+    group
+        Whose rows alone a worker keeps; None: all.
+    rows
+        Known to the caller.
+    """
+
+    def __init__(self, folder: Path, group: MaskedVolume | None = None, rows: Sequence[SliceRow] = ()) -> None:
+        self._folder = folder
+        self._path = folder / SLICES if group is None else _own_file(folder, group)
+        given = {(row.group, row.slice, row.method) for row in rows}
+        found = _read_slices(self._path)
+        self.rows: list[SliceRow] = [*rows, *(r for r in found if (r.group, r.slice, r.method) not in given)]
         self._of: dict[MaskedVolume, list[SliceRow]] = {}
         for row in self.rows:
             self._of.setdefault(row.group, []).append(row)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+        if group is None:  # of workers whose command was killed
+            for path in sorted((folder / IMAGES).glob("*.csv")):
+                self._take(path)
+
+    def _write(self) -> None:
+        with atomic_write(self._path) as part, part.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([f.name for f in fields(SliceRow)])
+            writer.writerows(_cells(row) for row in self.rows)
+
+    def collect(self, group: MaskedVolume) -> None:
+        """Take over what a worker wrote of a volume and mask."""
+        self._take(_own_file(self._folder, group))
+
+    def _take(self, path: Path) -> None:
+        for row in _read_slices(path):
+            if (row.slice, row.method) not in self.of(row.group):
+                self.append(row)
+        path.unlink(missing_ok=True)
+
+    def arrange(self, groups: Sequence[MaskedVolume], methods: Sequence[str]) -> None:
+        """Put the rows in the order in which one process makes them: workers end in any order."""
+        group_of = {group: i for i, group in enumerate(groups)}
+        method_of = {name: i for i, name in enumerate(methods)}
+
+        def place(row: SliceRow) -> tuple[int, int, int]:
+            return group_of.get(row.group, -1), row.slice, method_of.get(row.method, -1)
+
+        self.rows.sort(key=place)
+        self._write()
 
     def of(self, group: MaskedVolume) -> dict[tuple[int, str], SliceRow]:
         """The rows of a volume and mask, by slice and method."""
@@ -275,7 +317,14 @@ class SliceLog:
 
 def read_slices(folder: Path) -> list[SliceRow]:
     """The whole rows of ``slices.csv``, in the order in which they came; none where there is no such file."""
-    path = folder / SLICES
+    return _read_slices(folder / SLICES)
+
+
+def _own_file(folder: Path, group: MaskedVolume) -> Path:
+    return (folder / group.file).with_suffix(".csv")
+
+
+def _read_slices(path: Path) -> list[SliceRow]:
     if not path.exists():
         return []
     text = path.read_text()

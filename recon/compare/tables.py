@@ -217,9 +217,9 @@ def notes(summary: Summary, rows: Sequence[VolumeRow]) -> list[str]:
         mean = sum(maps) / len(maps)
         found.append(f"Seconds are without the coil maps, which took {mean:.3g} s a slice and are shared by all methods.")
     machine = summary["machine"]
-    found.append(
-        f"Machine: {machine['cpu']}, {machine['threads']} threads" + (f"; {machine['gpu']}" if machine["gpu"] else "") + "."
-    )
+    at_once = f"; {machine['workers']} at once, so that times include their competition" if machine.get("workers") else ""
+    gpu = f"; {machine['gpu']}" if machine["gpu"] else ""
+    found.append(f"Machine: {machine['cpu']}, {machine['threads']} threads{gpu}{at_once}.")
     found += [f"Not measured: {named(name)} ({why})." for name, why in summary["not_measured"].items()]
     sources = {d["attribution"] for d in summary["data"] if d.get("attribution")}
     found += [f"Data: {text}" for text in sorted(sources)]

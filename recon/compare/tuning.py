@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.io.checksums import sha256
-from kspace.masks import MaskSpec
-from recon.compare.cases import Case, FullVolume, make_case, spread
+from recon.compare.cases import Case, FullVolume, spread
 from recon.compare.holding import NoiseLevel
 from recon.compare.methods import CLASSICAL, ComparedMethod, call
 from recon.compare.metrics import is_better, slice_figure
@@ -116,40 +114,7 @@ def _alike(a: Sequence[float], b: Sequence[float], factor: float) -> bool:
     return all(max(x, y) <= factor * min(x, y) for x, y in zip(a, b, strict=True))
 
 
-def tune(
-    methods: Sequence[ComparedMethod],
-    masks: Sequence[MaskSpec],
-    slices: Sequence[TuningSlice],
-    metric: str,
-    done: list[Mapping[str, Any]],
-    keep: Callable[[], None],
-    maps: str,
-) -> None:
-    """Choose the weight of every method that has one, for every mask; set it, and add the curve to `done`.
-
-    `done` may hold curves of an earlier, interrupted run; `keep` is called after each new one.
-    """
-    tunable = [method for method in methods if method.weight is not None]
-    known = {(entry["method"], entry["mask"]): entry for entry in done}
-    progress = tqdm(total=len(tunable) * len(masks), desc="tuning", unit="weight", disable=None, leave=False)
-    for spec in masks:
-        mask = str(spec)
-        cases: list[Case] = []
-        for method in tunable:
-            entry = known.get((method.name, mask))
-            if entry is None:
-                progress.set_postfix_str(f"{mask}: {method.name}")
-                cases = cases or [make_case(s.volume, s.number, spec, maps) for s in slices]
-                entry = _search(method, cases, metric)
-                entry |= {"mask": mask, "on": [s.name for s in slices]}
-                done.append(entry)
-                keep()
-            method.tuned[mask] = entry["chosen"]
-            progress.update()
-    progress.close()
-
-
-def _search(method: ComparedMethod, cases: Sequence[Case], metric: str) -> dict[str, Any]:
+def search(method: ComparedMethod, cases: Sequence[Case], metric: str) -> dict[str, Any]:
     """The best weight of a logarithmic grid around the default, which grows while the best is at its edge."""
     default = method.weight
     assert default is not None
