@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -20,10 +28,15 @@ from kspace.simulation.acquisition import ScanProtocol, accelerate, add_noise_sc
 from kspace.simulation.from_images import crop_to_matrix
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
-from recon.commands.simulate import measure_receiver, simulate
+from recon.batch.jobs import DeadJob, Job
+from recon.batch.options import ClusterOptions
+from recon.commands.simulate import simulate
 from recon.compare.cases import find_data, make_case
 from recon.datasets.augment import Augment
 from recon.datasets.kspace_dataset import KSpaceDataset, find_volumes
+from recon.datasets.simulated import measure_receiver
+from tests.conftest import ROOT
+from tests.support.clusters import running_cluster
 
 MATRIX = (32, 24)
 
@@ -339,3 +352,87 @@ def test_the_command_line(images: Path, tmp_path: Path) -> None:
     assert execute(argv[:3]) == 2  # smaller than the default matrix
     with h5py.File(tmp_path / "out" / "train" / "a_01.h5", "r") as file:
         assert file["kspace"].shape == (5, 2, 24, 32)
+
+
+def test_workers_write_the_same_volumes(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "b" / "3.png").write_bytes(b"no picture")
+    options: dict[str, Any] = {"matrix": MATRIX, "coils": 3, "group_size": 5, "split": 0.5, "seed": 3, "skip_bad": True}
+    with running_cluster(tmp_path) as file:
+        cluster = ClusterOptions(scheduler=str(file))
+        simulate(images, tmp_path / "here", **options)
+        here = capsys.readouterr()
+        simulate(images, tmp_path / "there", **options, cluster=cluster)
+        there = capsys.readouterr()
+        assert here.out == there.out
+        assert [line for line in here.err.splitlines() if "skipped" in line] == [
+            line for line in there.err.splitlines() if "skipped" in line
+        ]
+        written = {p.relative_to(tmp_path / "here"): p.read_bytes() for p in (tmp_path / "here").rglob("*.h5")}
+        assert len(written) == 4
+        assert written == {p.relative_to(tmp_path / "there"): p.read_bytes() for p in (tmp_path / "there").rglob("*.h5")}
+
+        with pytest.raises(InputError, match=r"3.png: .*") as stopped:
+            simulate(images, tmp_path / "strict", **{**options, "skip_bad": False}, cluster=cluster)
+        assert stopped.value.where == images / "b" / "3.png"
+
+
+class Deadly:
+    """Workers that die with the volume ``b``."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __enter__(self) -> Deadly:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def each(self, function: Callable[..., Any], jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+        for job in jobs:
+            yield job, DeadJob(2) if job.name == "b" else function(**job.arguments)
+
+
+def test_a_volume_that_kills_its_workers_is_an_error_or_skipped(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("recon.commands.simulate.JobWorkers", Deadly)
+    cluster = ClusterOptions(scheduler="local:2")
+    with pytest.raises(InputError, match=r"b\.h5: its worker process died in 2 attempts .*; give the workers more memory"):
+        simulate(images, tmp_path / "strict", matrix=MATRIX, coils=3, cluster=cluster)
+    simulate(images, tmp_path / "skip", matrix=MATRIX, coils=3, skip_bad=True, cluster=cluster)
+    assert [path.name for path in (tmp_path / "skip").iterdir()] == ["a.h5"]
+    assert "1 bad images were skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cluster", "match"),
+    [
+        (ClusterOptions(scheduler="local", gpus=True), "--gpus: simulation runs on the CPU"),
+        (ClusterOptions(threads=2), "--threads: threads of worker processes, and there are none"),
+    ],
+)
+def test_options_of_workers_that_mean_nothing_are_refused(
+    images: Path, tmp_path: Path, cluster: ClusterOptions, match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        simulate(images, tmp_path / "out", matrix=MATRIX, cluster=cluster)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers_and_leaves_whole_volumes(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [images, out, "--matrix", *MATRIX, "--group-size", 1, "--scheduler", "local:2"]
+    command = [sys.executable, "-m", "recon", "simulate", *map(str, words)]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL) as started:
+        deadline = time.monotonic() + 240
+        while not list(out.glob("*.h5")):
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.005)
+        family = psutil.Process(started.pid).children(recursive=True)
+        os.killpg(started.pid, signal.SIGINT)
+        assert started.wait(timeout=60) == 130
+    assert not psutil.wait_procs(family, timeout=30)[1]
+    assert {path.suffix for path in out.rglob("*")} == {".h5"}
+    assert all(volume.n_slices == 1 for volume in _volumes(out).values())
