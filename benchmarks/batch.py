@@ -1,10 +1,12 @@
-"""`recon batch`: scans per minute against one process per file, overhead per scan, and a list of 100,000.
+"""`recon batch`: scans per minute against one process per file, overhead per scan, efficiency of workers, and long lists.
 
-Everything is measured in one run, so that other load of the machine falls on both sides of a ratio; the remark names the load.
+``python -m benchmarks batch`` runs all parts, ``python -m benchmarks.batch PART ... --scans N --listed N`` some of them. Both
+sides of every ratio are measured in one run, so that other load of the machine falls on both; the remark names the load.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,51 +29,73 @@ from recon.batch.worker import handle
 from recon.run.options import RunOptions
 
 Row = tuple[str, float, str, str]
-N_SCANS, N_SINGLE = int(os.environ.get("BENCH_SCANS", "200")), 5
-N_EMPTY, N_LISTED = 500, int(os.environ.get("BENCH_LISTED", "100000"))
+N_SINGLE, N_FEW = 5, 20
 OPTIONS = RunOptions(method="sense", format="nifti,png")
+WORKERS = (1, 10, 1000)  # of the model
 
 
-def run() -> Iterator[Row]:
-    """Rows of (what, figure, unit, remark)."""
-    with tempfile.TemporaryDirectory(prefix="recon-bench-") as name:
-        folder = Path(name)
-        yield from _listed(folder / "listed")
-        yield from _empty(folder / "empty")
-        yield from _scans(folder / "scans")
+def run(parts: Sequence[str] = (), n_scans: int = 200, n_empty: int = 500, n_listed: int = 100_000) -> Iterator[Row]:
+    """Rows of (what, figure, unit, remark).
+
+    Parameters
+    ----------
+    parts
+        Of `PARTS`; none: all.
+    n_scans
+        Small scans for the throughput, the efficiency and the model.
+    n_empty
+        Tasks without work for the overhead.
+    n_listed
+        Entries of the long list.
+    """
+    sizes = {"throughput": n_scans, "efficiency": n_scans, "model": n_scans, "overhead": n_empty, "listed": n_listed}
+    for part in parts or PARTS:
+        with tempfile.TemporaryDirectory(prefix="recon-bench-") as name:
+            yield from PARTS[part](Path(name), sizes[part])
 
 
-def _scans(folder: Path) -> Iterator[Row]:
-    from kspace.simulation.measurement import write_scan
-    from recon.commands.demo import head_scan
-
-    folder.mkdir()
-    first = folder / "scan.h5"
-    write_scan(head_scan(matrix=64, n_slices=1, n_coils=4), first)
-    _fill(folder / "in", N_SCANS, lambda path: shutil.copy(first, path))
-    command = [sys.executable, "-m", "recon", "run", str(first), "--method", "sense", "--format", "nifti,png", "-f"]
-    started = time.perf_counter()
-    for _ in range(N_SINGLE):
-        subprocess.run([*command, "-o", str(folder / "single")], check=True, capture_output=True)
-    single = (time.perf_counter() - started) / N_SINGLE
-    seconds = {n: _timed(folder / "in", folder / f"out{n}", f"local:{n}") / N_SCANS for n in (2, 1)}
-    note = f"{single:.2f} s against {seconds[2]:.3f} s per scan, start of the workers included; {_load()}"
-    yield f"local:2 over one process per file, {N_SCANS} scans", single / seconds[2], "x", note
-    yield "efficiency of two workers against one", seconds[1] / seconds[2] / 2, "", _load()
+def throughput(folder: Path, n: int) -> Iterator[Row]:
+    """Scans per minute of two warm workers, their start included, against a process for each file."""
+    first = _scans(folder, n)
+    single = _one_process(first, folder / "single")
+    both = _timed(folder / "in", folder / "out", "local:2") / n
+    note = f"{single:.2f} s against {both:.3f} s per scan; expected 5 or more; {_load()}"
+    yield f"local:2 over one process per file, {n} scans", single / both, "x", note
 
 
-def _empty(folder: Path) -> Iterator[Row]:
-    _fill(folder / "in", N_EMPTY, lambda path: path.write_bytes(b"raw"))
+def efficiency(folder: Path, n: int) -> Iterator[Row]:
+    """Time of one worker over twice that of two, their start apart: of `n` scans less that of `N_FEW`."""
+    _scans(folder, n)
+    seconds = {}
+    for workers in (1, 2, 2, 1):  # in turns: the load of the machine drifts
+        took = [_timed(folder / "in", folder / f"out-{workers}-{m}", f"local:{workers}", n=m) for m in (N_FEW, n)]
+        seconds.setdefault(workers, []).append((took[1] - took[0]) / (n - N_FEW))
+        shutil.rmtree(folder / f"out-{workers}-{n}")
+        shutil.rmtree(folder / f"out-{workers}-{N_FEW}")
+    one, two = (min(seconds[workers]) for workers in (1, 2))
+    note = f"{one:.3f} s against {two:.3f} s per scan; expected 0.9 or more, with two idle cores; {_load()}"
+    yield f"efficiency of two workers against one, {n} scans", one / two / 2, "", note
+
+
+def overhead(folder: Path, n: int) -> Iterator[Row]:
+    """Seconds per scan without reconstruction: list, claim, record, row, and the way to a worker and back."""
+    _fill(folder / "in", n, lambda path: path.write_bytes(b"raw"))
     for scheduler in (None, "local:2"):
-        took = {n: _timed(folder / "in", folder / f"{scheduler}-{n}", scheduler, instant, n) for n in (20, N_EMPTY)}
-        milliseconds = 1e3 * (took[N_EMPTY] - took[20]) / (N_EMPTY - 20)
-        yield f"overhead per scan, {scheduler or 'one process'}", milliseconds, "ms", f"list, claim, record, row; {_load()}"
+        took, used = {}, {}
+        for m in (N_FEW, n):
+            before = time.process_time()
+            took[m] = _timed(folder / "in", folder / f"{scheduler}-{m}", scheduler, instant, m)
+            used[m] = time.process_time() - before
+        wall, processor = (1e3 * (x[n] - x[N_FEW]) / (n - N_FEW) for x in (took, used))
+        note = f"of it {processor:.1f} ms of the processor in the command; expected below 20; {_load()}"
+        yield f"overhead per scan, {scheduler or 'one process'}", wall, "ms", note
 
 
-def _listed(folder: Path) -> Iterator[Row]:
-    for n in (N_LISTED // 10, N_LISTED):
-        source, out = folder / f"in{n}", folder / f"out{n}"
-        _fill(source, n, lambda path: path.write_bytes(b"raw"))
+def listed(folder: Path, n: int) -> Iterator[Row]:
+    """A list of which everything is done: found, checked against its records, logged, summarised, and ``--status``."""
+    for m in (n // 10, n):
+        source, out = folder / f"in{m}", folder / f"out{m}"
+        _fill(source, m, lambda path: path.write_bytes(b"raw"))
         made = _prepared(source, out, None, instant)
         for entry in made.inputs:
             _write(made.task(entry), out, Path(entry.source), PurePosixPath(entry.name))
@@ -81,9 +105,53 @@ def _listed(folder: Path) -> Iterator[Row]:
             running.status(_prepared(source, out, None, instant))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         took = time.perf_counter() - started
-        note = f"{time.process_time() - used:.1f} s of the processor, peak memory {peak:.0f} MB; {_load()}"
-        yield f"{n} scans listed, resumed, summarised, and --status", took, "s", note
-        shutil.rmtree(folder)
+        limit = "; expected below 120" if m == 100_000 else ""
+        note = f"{time.process_time() - used:.1f} s of the processor, peak memory {peak:.0f} MB{limit}; {_load()}"
+        yield f"{m} scans listed, resumed, summarised, and --status", took, "s", note
+        shutil.rmtree(folder / f"in{m}")
+        shutil.rmtree(folder / f"out{m}")
+
+
+def model(folder: Path, n: int) -> Iterator[Row]:
+    """The quantities of the model in docs/CLUSTER.md, and what it says of more workers than this machine has."""
+    first = _scans(folder, n)
+    small = folder / "small"
+    _fill(small, n, lambda path: path.write_bytes(b"raw"))
+    took = {m: _timed(folder / "in", folder / f"out{m}", "local:1", n=m) for m in (N_FEW, n)}
+    t = (took[n] - took[N_FEW]) / (n - N_FEW)
+    yield "t: seconds per scan of a warm worker", t, "s", _load()
+    start = took[N_FEW] - N_FEW * t
+    yield "start of a worker", start, "s", "imports and methods, once"
+    b = first.stat().st_size + _size(folder / f"out{n}") / n
+    yield "b: bytes read and written per scan", b / 1e6, "MB", ""
+    used = {}
+    for m in (N_FEW, n):
+        before = time.process_time()
+        _timed(small, folder / f"empty{m}", "local:1", instant, m)
+        used[m] = time.process_time() - before
+    o = (used[n] - used[N_FEW]) / (n - N_FEW)
+    yield "o: processor seconds of scheduler and client per scan", 1e3 * o, "ms", "one core"
+    bandwidth = _bandwidth(folder / "large")
+    yield "B: bytes per second of this file system, written and synced", bandwidth / 1e6, "MB/s", ""
+    for workers in WORKERS:
+        rates = {"workers": workers / t, "file system": bandwidth / b, "scheduler": 1 / o}
+        limit = min(rates, key=lambda name: rates[name])
+        says = ", ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items())
+        yield (
+            f"model: 10,000 of these scans with {workers} workers",
+            start + 1e4 / rates[limit],
+            "s",
+            f"limit: {limit} ({says})",
+        )
+
+
+PARTS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
+    "throughput": throughput,
+    "efficiency": efficiency,
+    "overhead": overhead,
+    "listed": listed,
+    "model": model,
+}
 
 
 def instant(task: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +168,41 @@ def _write(task: dict[str, Any], folder: Path, source: Path, output: PurePosixPa
     return [record]
 
 
+def _scans(folder: Path, n: int) -> Path:
+    """`n` copies of one small scan; the first of them."""
+    from kspace.simulation.measurement import write_scan
+    from recon.commands.demo import head_scan
+
+    first = folder / "scan.h5"
+    write_scan(head_scan(matrix=64, n_slices=1, n_coils=4), first)
+    _fill(folder / "in", n, lambda path: shutil.copy(first, path))
+    return first
+
+
+def _one_process(scan: Path, out: Path) -> float:
+    """Wall seconds of ``recon run`` on one file; the median."""
+    command = [
+        sys.executable,
+        "-m",
+        "recon",
+        "run",
+        str(scan),
+        "--method",
+        "sense",
+        "--format",
+        "nifti,png",
+        "-f",
+        "-o",
+        str(out),
+    ]
+    took = []
+    for _ in range(N_SINGLE):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        took.append(time.perf_counter() - started)
+    return sorted(took)[N_SINGLE // 2]
+
+
 def _fill(folder: Path, n: int, write: Callable[[Path], object]) -> None:
     for i in range(n):
         path = folder / f"sub-{i // 100:04}" / f"scan-{i % 100:02}.h5"
@@ -114,12 +217,47 @@ def _prepared(source: Path, out: Path, scheduler: str | None, work: Any = None, 
 
 
 def _timed(source: Path, out: Path, scheduler: str | None, work: Any = None, n: int | None = None) -> float:
-    """Wall seconds of a batch."""
-    made, started = _prepared(source, out, scheduler, work, n), time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert running.run(made, "sense") == 0
+    """Wall seconds of a batch, from the list to its page."""
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert running.run(_prepared(source, out, scheduler, work, n), "sense") == 0
     return time.perf_counter() - started
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _bandwidth(path: Path, n_bytes: int = 256 << 20) -> float:
+    block = os.urandom(8 << 20)
+    started = time.perf_counter()
+    with path.open("wb") as file:
+        for _ in range(n_bytes // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return n_bytes / (time.perf_counter() - started)
 
 
 def _load() -> str:
     return f"load {os.getloadavg()[0]:.1f}"
+
+
+def main() -> None:
+    """Run some parts, and print their rows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which (default: all)")
+    parser.add_argument("--scans", type=int, default=200, help="scans for throughput, efficiency and model (default: 200)")
+    parser.add_argument("--empty", type=int, default=500, help="tasks for the overhead (default: 500)")
+    parser.add_argument("--listed", type=int, default=100_000, help="entries of the long list (default: 100000)")
+    given = parser.parse_args()
+    if min(given.scans, given.empty) <= N_FEW or given.listed < 10:
+        parser.error(f"--scans and --empty need more than {N_FEW}, --listed at least 10")
+    for what, value, unit, note in run(given.parts, given.scans, given.empty, given.listed):
+        print(f"  {what:<62} {value:>9.3g} {unit:<5} {note}", flush=True)
+
+
+if __name__ == "__main__":
+    from benchmarks import batch  # under its own name, which workers import
+
+    batch.main()
