@@ -141,7 +141,8 @@ class _Given:
         if self.kind == "folder":
             yield from ((path, None) for path in walk(str(self.root)))
         elif self.kind == "pattern":
-            yield from ((path, None) for path in expand(os.path.abspath(self.text)))
+            found = expand(os.path.abspath(self.text))
+            yield from ((path, None) for path in found if not path.lower().endswith(IMAGES))
         elif self.kind == "list":
             yield from _listed(Path(self.text))
         else:

@@ -46,7 +46,7 @@ def _follow(task: dict[str, Any], folder: Path, source: Path, output: PurePosixP
         raise InputError("no such file", source, "correct the list") from error
     if number := said.get("signal"):
         os.kill(os.getpid(), number)
-    if said.get("full"):
+    if said.get("full") or (said.get("full_once") and _first_time(source, "full")):
         try:
             with open("/dev/full", "wb", buffering=0) as full:
                 full.write(b"0")
@@ -56,13 +56,18 @@ def _follow(task: dict[str, Any], folder: Path, source: Path, output: PurePosixP
         raise InputError("12 channels came, 14 were expected", source, "copy it again")
     if said.get("defect"):
         raise ZeroDivisionError("division by zero")
-    if said.get("die_once"):
-        marker = source.with_suffix(".died")
-        if not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+    if said.get("die_once") and _first_time(source, "died"):
+        os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(said.get("seconds", 0))
     return [_publish(task, folder, source, output, said.get("pause", 0))]
+
+
+def _first_time(source: Path, what: str) -> bool:
+    marker = source.with_suffix(f".{what}")
+    if marker.exists():
+        return False
+    marker.touch()
+    return True
 
 
 def _publish(task: dict[str, Any], folder: Path, source: Path, output: PurePosixPath, pause: float) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def test_patterns(tmp_path: Path) -> None:
     touch(tmp_path / "site/sub-1/raw/x.dat", tmp_path / "site/sub-2/raw/x.dat", tmp_path / "site/sub-2/raw/y.h5")
     assert outputs(tmp_path / "site/*/raw/*.dat") == ["sub-1/raw/x", "sub-2/raw/x"]
     assert outputs(tmp_path / "site/**/y.h5") == ["sub-2/raw/y"]
+    touch(tmp_path / "site/out/sub-2/raw/y.mrd.h5")  # images of an earlier run
+    assert outputs(tmp_path / "site/**/*.h5") == ["sub-2/raw/y"]
 
 
 def test_lists_name_files_relative_to_themselves_and_csv_may_state_outputs(tmp_path: Path) -> None:

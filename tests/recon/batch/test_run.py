@@ -44,6 +44,7 @@ def test_every_fault_is_a_row_and_the_others_are_done(tmp_path: Path, capsys: py
     write(source, "5-full", full=True)
     write(source, "6-slow", seconds=60)
     write(source, "7-once", die_once=True)
+    write(source, "8-full-once", full_once=True)  # on the disk of one worker
     assert running.run(prepared(source, out, retries=2, time_limit=0.5), "rss") == 4
     found = rows(out)
     assert {name: (row.state, row.cause, row.attempts) for name, row in found.items()} == {
@@ -54,22 +55,23 @@ def test_every_fault_is_a_row_and_the_others_are_done(tmp_path: Path, capsys: py
         "5-full/scan": ("failed", "disk", 3),
         "6-slow/scan": ("failed", "time limit", 1),
         "7-once/scan": ("done", "", 2),
+        "8-full-once/scan": ("done", "", 2),
         "9-good/scan": ("done", "", 1),
     }
     assert "No space left on device" in found["5-full/scan"].message
     assert found["6-slow/scan"].message == "took longer than 0.5 s"
     said = capsys.readouterr().out
-    assert "3 of 8 scans done, 5 failed" in said
+    assert "4 of 9 scans done, 5 failed" in said
     assert re.search(r"1  cannot be reconstructed: 12 channels came, 14 were expected; copy it again \(e\.g\. ", said)
     assert not list(out.glob("**/*.part"))
     page = (out / "batch.html").read_text()
-    assert page.count("<tr><td") == 8
+    assert page.count("<tr><td") == 9
     assert 'href="1-good/scan.json"' in page
 
     # Nothing is tried again, and no worker starts for it.
     assert running.run(prepared(source, out, time_limit=0.5), "rss") == 4
-    assert len(list(read_rows(out / "batch.jsonl"))) == 8
-    assert "8 of them before" in capsys.readouterr().out
+    assert len(list(read_rows(out / "batch.jsonl"))) == 9
+    assert "9 of them before" in capsys.readouterr().out
     (source / "2-input" / "scan.h5").write_text("{}")  # another file now
     (source / "4-defect" / "scan.h5").write_text("{}")
     assert running.run(prepared(source, out, part="1/1", time_limit=0.5), "rss") == 4
