@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,21 @@ class Served:
             assert time.monotonic() < end, f"no {event} {fields}:\n" + "\n".join(self.lines[-40:])
             time.sleep(0.02)
         return found[n - 1]
+
+    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Until it holds; else fail, saying `what`."""
+        end = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < end, f"{what}:\n" + "\n".join(self.lines[-40:])
+            time.sleep(0.02)
+
+    def open_sessions(self) -> set[int]:
+        """Sessions that were logged as connected and not yet as ended."""
+        return {e["session"] for e in self.named("connected")} - {e["session"] for e in self.named("ended")}
+
+    def worker(self) -> int:
+        """Process number of the worker that became ready last."""
+        return int(self.named("worker", state="ready")[-1]["pid"])
 
     def kept(self) -> Path:
         """The raw data of the session that connected last."""
@@ -177,3 +192,12 @@ def pixels_by_index(found: Sequence[StreamImage]) -> dict[tuple[int, ...], np.nd
 def raw_text(kind: int, content: bytes) -> bytes:
     """A text message of any kind, its content as it is."""
     return struct.pack("<HI", kind, len(content)) + content
+
+
+def honest(served: Served, data: bytes, n_images: int) -> float:
+    """Seconds in which a client with a whole scan gets its images and CLOSE."""
+    started = time.monotonic()
+    got = served.exchange(data)
+    assert closed(got)
+    assert len(images(got)) == n_images, texts(got)
+    return time.monotonic() - started
