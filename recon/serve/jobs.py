@@ -125,9 +125,9 @@ class Workshop:
             if not set(keys) <= set(source.all_images()):
                 raise InputError("not complete yet", "the images", None)  # the end of the scan will tell
             state = _state(job)
-            self._reconstruct(source, job, state)
+            made = self._reconstruct(source, job, state)
         done = {name_of(key): digest for key, digest in source.fingerprints.items()}
-        return {"fingerprints": done, "state": asdict(state)}
+        return {"fingerprints": done, "state": asdict(state), "fallbacks": made.n_fallbacks}
 
     def _finish(self, job: Job) -> dict[str, Any]:
         """The ISMRMRD file of the whole scan, and the images that were not reconstructed before."""
@@ -138,22 +138,23 @@ class Workshop:
         if job["purpose"] == "dependency":
             return self._keep_noise(job, file) | {"warnings": list(warnings)}
         state, sent = _state(job), {_key(name): digest for name, digest in job["sent"].items()}
-        n_images = 0
+        made = Made()
         if job["purpose"] == "reconstruct":
             whole = ServedSource(file, stream, None, whole=True)
             left = {key for key in whole.all_images() if key not in sent}
             if left or not sent:
-                n_images += self._reconstruct(ServedSource(file, stream, left, whole=True), job, state)
+                made += self._reconstruct(ServedSource(file, stream, left, whole=True), job, state)
             changed = {key for key in sent if key in whole.all_images() and _changed(whole, key, sent[key])}
             if changed:
                 self.tell("WARNING", f"readouts came after their image was sent: {len(changed)} images are sent again")
-                n_images += self._reconstruct(ServedSource(file, stream, changed, whole=True), job, state)
+                made += self._reconstruct(ServedSource(file, stream, changed, whole=True), job, state)
             for line in frame_remarks(state):
                 self.tell("WARNING", line)
             if sent and not left and not changed:
                 for line in whole.warnings:
                     self.tell("WARNING", line)
-        return {"n_images": n_images + len(sent), "state": asdict(state), "warnings": list(warnings)}
+        n_images = made.n_images + len(sent)
+        return {"n_images": n_images, "fallbacks": made.n_fallbacks, "state": asdict(state), "warnings": list(warnings)}
 
     def _keep_noise(self, job: Job, file: Path) -> dict[str, Any]:
         header = parse_header(job["xml"], "the MRD header")
@@ -169,15 +170,16 @@ class Workshop:
         self.tell("INFO", f"noise scan of measurement {name} kept ({noise.n_samples} samples)")
         return {"n_images": 0, "noise": str(kept)}
 
-    def _reconstruct(self, source: ServedSource, job: Job, state: OutgoingState) -> int:
-        """Images of a source, delivered; their number. Where the method fails, the classical one."""
+    def _reconstruct(self, source: ServedSource, job: Job, state: OutgoingState) -> Made:
+        """Images of a source, delivered. Where the method fails, the classical ones."""
         options = from_json(job["options"])
         wanted = options.noise
         header = parse_header(job["xml"], "the MRD header")
         kept = [noise_file(self.noise_folder, name) for name in header.dependencies]
         noise = replaced_noise(source, next((path for path in kept if path.exists()), None), wanted)
         options = replace(options, noise=noise)
-        if job["classical"]:
+        instead = bool(job["classical"])
+        if instead:
             options = classical(options)
         started = time.perf_counter()
         try:
@@ -187,9 +189,8 @@ class Workshop:
                 raise
             self.tell("ERROR", f"{options.method} failed ({error}): the classical image instead")
             state.remarks = (*state.remarks, f"{options.method} failed, {CLASSICAL} instead")
-            options = classical(options)
+            instead, options = True, classical(options)
             results = self._results(source, options)
-        n_images = sum(len(result.images) for result in results)
         with self._outgoing(Path(job["out"])) as path, path.open("wb") as out:
             for message in messages(results, job["xml"], options, state):
                 out.write(message)
@@ -198,7 +199,8 @@ class Workshop:
         names = _names(results)
         self.tell("INFO", f"{names} by {options.method} in {time.perf_counter() - started:.1f} s")
         memory.release()
-        return n_images
+        n_images = sum(len(result.images) for result in results)
+        return Made(n_images, n_images if instead else sum(len(result.fallbacks) for result in results))
 
     def _store(self, results: Sequence[Result], folder: Path) -> None:
         """Hand the images to the archive. The client has them already: a full disk costs no more than the archive's."""
@@ -219,6 +221,25 @@ class Workshop:
             path.unlink(missing_ok=True)
             raise
         self.deliver(path)
+
+
+@dataclass(frozen=True)
+class Made:
+    """How many images were delivered.
+
+    Attributes
+    ----------
+    n_images
+        All of them.
+    n_fallbacks
+        Classical images in place of those of the method that was asked for: its evidence was against it, or it failed.
+    """
+
+    n_images: int = 0
+    n_fallbacks: int = 0
+
+    def __add__(self, other: Made) -> Made:
+        return Made(self.n_images + other.n_images, self.n_fallbacks + other.n_fallbacks)
 
 
 def keep(job: Job) -> dict[str, Any]:

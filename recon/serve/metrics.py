@@ -90,7 +90,9 @@ class MetricsPage:
         yield scans
         yield CounterMetricFamily("recon_scan_seconds", "Duration of sessions", value=events.sums["scan_seconds"])
         yield CounterMetricFamily("recon_busy_seconds", "Work of worker processes", value=events.sums["busy_seconds"])
-        yield CounterMetricFamily("recon_fallbacks", "Classical images instead", value=events.counts["fallbacks", ""])
+        yield CounterMetricFamily(
+            "recon_fallbacks", "Classical images in place of others", value=events.counts["fallbacks", ""]
+        )
         yield CounterMetricFamily("recon_workers_replaced", "Workers replaced", value=events.counts["workers_replaced", ""])
         yield GaugeMetricFamily("recon_sessions", "Sessions that are open", value=self._n_sessions())
         yield GaugeMetricFamily("recon_queue", "Jobs that wait for a worker", value=self._pool.n_waiting)

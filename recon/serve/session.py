@@ -94,6 +94,7 @@ class Session:
         self._sent: dict[str, str] = {}
         self._begun: dict[str, Any] = {}
         self._classical = False
+        self._n_fallbacks = 0
         self._warnings: list[str] = []
         self._outcome = "empty"
         self._started = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -128,8 +129,10 @@ class Session:
             sending_task.cancel()
             await asyncio.gather(sending_task, syncing, return_exceptions=True)
             self._peer.abort()
-            await self._keep()
-            self._log_end(time.monotonic() - started)
+            try:
+                await self._keep()
+            finally:
+                self._log_end(time.monotonic() - started)
         return self._outcome
 
     def say(self, level: str, text: str) -> None:
@@ -293,7 +296,7 @@ class Session:
         done = await self._job("part", keys=keys, ranges=self._received.index.ranges(keys), quiet=True)
         if done is not None:
             self._sent |= done["fingerprints"]
-            self._take_state(done["state"])
+            self._take_state(done)
 
     async def _finish(self) -> None:
         assert self._recording is not None
@@ -310,13 +313,14 @@ class Session:
             self._outcome = "failed"
         elif self._outcome != "failed":
             self._outcome = {"reconstruct": "reconstructed", "dependency": "noise kept"}.get(purpose, "saved")
-            self._take_state(done["state"]) if "state" in done else None
+            if "state" in done:
+                self._take_state(done)
             self.say("INFO", f"{done['n_images']} images; raw data kept as {self._recording.path.stem}")
 
-    def _take_state(self, state: dict[str, Any]) -> None:
-        if len(state["remarks"]) > len(self._begun["state"]["remarks"]):
-            self._events.count("fallbacks")
-        self._begun["state"] = state
+    def _take_state(self, done: Mapping[str, Any]) -> None:
+        self._begun["state"] = done["state"]
+        self._n_fallbacks += done["fallbacks"]
+        self._events.count("fallbacks", n=done["fallbacks"])
 
     async def _job(self, kind: str, quiet: bool = False, **fields: Any) -> dict[str, Any] | None:
         """Have a job done; None where it failed, which the operator was told. A lost worker's is done again, classically."""
@@ -335,7 +339,6 @@ class Session:
                 return None
             except WorkerLost as error:
                 self._classical = True
-                self._events.count("fallbacks")
                 more = "the classical image is tried instead" if attempt == 1 else "the raw data are kept"
                 self.say("ERROR", f"the reconstruction process was lost ({error}): {more}")
         return None
@@ -394,6 +397,7 @@ class Session:
             error=received.error or (self._outbox.lost and f"the client {self._outbox.lost}"),
             seconds=round(seconds, 3),
             readouts=received.index.n_readouts,
+            fallbacks=self._n_fallbacks,
             images=received.n_images,
             waveforms=received.n_waveforms,
             bytes_in=self._parser.position + self._parser.n_pending,

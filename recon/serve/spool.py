@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -73,6 +74,7 @@ class Spool:
 
     def __init__(self, folder: Path, min_free: int, quota: int | None) -> None:
         self.folder, self._min_free, self._quota = folder.absolute(), min_free, quota
+        self._removing = threading.Lock()
 
     def prepare(self) -> None:
         """Make the folder, and remove what servers that died left half-written.
@@ -143,21 +145,28 @@ class Spool:
         return [path for path in streams if not path.with_suffix(RECORD).exists() and not is_locked(path)]
 
     def enforce_quota(self) -> list[Path]:
-        """Remove the oldest reconstructed scans until the folder is within its quota; return the files removed."""
+        """Remove the oldest reconstructed scans until the folder is within its quota; return the files removed.
+
+        Sessions that end together call it from threads of their own: one after the other, else both would count the same scans.
+        """
         removed: list[Path] = []
         if self._quota is None:
             return removed
-        left = self.used_bytes() - self._quota
+        with self._removing:
+            self._remove(removed, self.used_bytes() - self._quota)
+        return removed
+
+    def _remove(self, removed: list[Path], left: int) -> None:
         for record in self._reconstructed():
             if left <= 0:
                 break
             # The record goes last: without it a stream would pass for an unfinished scan.
             for path in (record.with_suffix(STREAM), record.with_suffix(FILE), record):
-                if path.exists():
-                    left -= path.stat().st_size
+                with suppress(FileNotFoundError):
+                    n_bytes = path.stat().st_size
                     path.unlink()
+                    left -= n_bytes
                     removed.append(path)
-        return removed
 
     def _reconstructed(self) -> Iterator[Path]:
         for path in sorted(self.folder.glob(f"*{RECORD}")):

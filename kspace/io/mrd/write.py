@@ -261,9 +261,11 @@ def raw_writer(
     Raises
     ------
     InputError
-        If the file cannot be written.
+        If the file cannot be written, or the header is no XML text (a NUL byte within it).
     """
     xml = header_xml.encode() if isinstance(header_xml, str) else header_xml
+    if b"\0" in xml:  # HDF5 would end the text there
+        raise InputError(f"the header has a NUL byte at its byte {xml.index(0)}, expected XML", path, "send it again")
     with atomic_write(Path(path), failed, fix) as beside, h5py.File(beside, "w") as file:
         group = file.create_group("dataset")
         group.create_dataset("xml", (1,), h5py.special_dtype(vlen=bytes))[0] = xml

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,21 @@ def test_a_quota_removes_the_oldest_reconstructed_scans_only(four_slices: Path, 
     outcomes = [json.loads(path.read_text())["outcome"] for path in sorted(spool.glob("*.json"))]
     assert outcomes[0] == "saved"
     assert 2 <= len(outcomes) < 4
+
+
+def test_sessions_that_end_together_enforce_the_quota_once(tmp_path: Path) -> None:
+    """Each scan is removed, and named, by one of them, and no more of them than needed."""
+    spool = Spool(tmp_path / "spool", 0, 1000)
+    spool.prepare()
+    for i in range(30):
+        (spool.folder / f"{i:02}.h5").write_bytes(bytes(100))
+        (spool.folder / f"{i:02}.json").write_text(json.dumps({"outcome": "reconstructed"}))
+    size = (spool.folder / "00.json").stat().st_size
+    with ThreadPoolExecutor(8) as sessions:
+        removed = [path for found in sessions.map(lambda _: spool.enforce_quota(), range(8)) for path in found]
+    assert len(removed) == len(set(removed))
+    assert 1000 - 100 - size < spool.used_bytes() <= 1000
+    assert sorted(path.stem for path in removed if path.suffix == ".h5") == [f"{i:02}" for i in range(len(removed) // 2)]
 
 
 def test_a_full_disk_is_said_before_anything_starts(tmp_path: Path) -> None:

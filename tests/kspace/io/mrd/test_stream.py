@@ -286,3 +286,13 @@ def test_recordings_that_cannot_be_used(tmp_path: Path, build: Any, said: str) -
     with pytest.raises(InputError, match=f"^{path}: {said}"):
         to_ismrmrd(path, tmp_path / "a.h5")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_header_with_a_nul_within_is_refused(tmp_path: Path) -> None:
+    """HDF5 would keep what stands before it."""
+    scan = acquire.abort(plain(n_coils=2), 3)
+    path = tmp_path / "scan.bin"
+    path.write_bytes(text(3, b"<a>\0" + xml_of(scan).encode()) + sent(*acquisitions(scan)))
+    with pytest.raises(InputError, match="NUL byte at its byte 3"):
+        to_ismrmrd(path, tmp_path / "a.h5")
+    assert list(tmp_path.iterdir()) == [path]
