@@ -239,7 +239,7 @@ def test_a_quota_removes_the_oldest_reconstructed_scans_only(four_slices: Path, 
     assert 2 <= len(outcomes) < 4
 
 
-def test_sessions_that_end_together_enforce_the_quota_once(tmp_path: Path) -> None:
+def test_sessions_that_end_together_enforce_the_quota_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each scan is removed, and named, by one of them, and no more of them than needed."""
     spool = Spool(tmp_path / "spool", 0, 1000)
     spool.prepare()
@@ -247,10 +247,18 @@ def test_sessions_that_end_together_enforce_the_quota_once(tmp_path: Path) -> No
         (spool.folder / f"{i:02}.h5").write_bytes(bytes(100))
         (spool.folder / f"{i:02}.json").write_text(json.dumps({"outcome": "reconstructed"}))
     size = (spool.folder / "00.json").stat().st_size
-    with ThreadPoolExecutor(8) as sessions:
-        removed = [path for found in sessions.map(lambda _: spool.enforce_quota(), range(8)) for path in found]
+    used_bytes = spool.used_bytes
+
+    def counted_slowly() -> int:
+        n_bytes = used_bytes()
+        time.sleep(0.05)
+        return n_bytes
+
+    monkeypatch.setattr(spool, "used_bytes", counted_slowly)
+    with ThreadPoolExecutor(4) as sessions:
+        removed = [path for found in sessions.map(lambda _: spool.enforce_quota(), range(4)) for path in found]
     assert len(removed) == len(set(removed))
-    assert 1000 - 100 - size < spool.used_bytes() <= 1000
+    assert 1000 - 100 - size < used_bytes() <= 1000
     assert sorted(path.stem for path in removed if path.suffix == ".h5") == [f"{i:02}" for i in range(len(removed) // 2)]
 
 

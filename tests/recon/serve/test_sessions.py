@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -258,6 +260,29 @@ def test_standard_input_and_output_serve_one_session(tmp_path: Path) -> None:
     got = StreamParser().feed(done.stdout)
     assert closed(got)
     np.testing.assert_array_equal(images(got)[0].pixels, next(iter(run_images(path, tmp_path / "out").values())))
+
+
+@pytest.mark.timeout(300)
+def test_named_pipes_serve_one_session(tmp_path: Path) -> None:
+    """As Tyger starts a process: $INPUT_PIPE and $OUTPUT_PIPE, each opened by the other side too."""
+    path = small(tmp_path / "scan.h5", n_slices=1)
+    pipes = {"INPUT_PIPE": tmp_path / "in", "OUTPUT_PIPE": tmp_path / "out"}
+    for pipe in pipes.values():
+        os.mkfifo(pipe)
+    command = [sys.executable, "-m", "recon", "serve", "--stdio", "--spool", str(tmp_path / "spool"), "--min-free-gib", "0.01"]
+    environment = {**os.environ, **{name: str(pipe) for name, pipe in pipes.items()}}
+    with subprocess.Popen(
+        [*command, "--method", "zero-filled"], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
+        sender = threading.Thread(target=pipes["INPUT_PIPE"].write_bytes, args=(session(path),))
+        sender.start()
+        got = StreamParser().feed(pipes["OUTPUT_PIPE"].read_bytes())
+        printed, _ = process.communicate()
+        sender.join()
+    assert process.returncode == 0
+    assert printed == ""
+    assert closed(got)
+    assert len(images(got)) == 1
 
 
 def test_the_ismrmrd_library_sends_and_reads(server: Served, tmp_path: Path) -> None:
