@@ -48,17 +48,13 @@ from models.parts.adversarial import Kind, adversarial, discriminator_loss
 from models.parts.contract import Preset
 from models.parts.interface import Discriminator, Gan, Generator, LearningRate, LossTerm, Optimiser, Schedule, Step, terms
 from models.parts.layers import (
-    Norm,
     PatchDiscriminator,
     PatchOptions,
+    ResNet,
     activations,
     from_channels,
-    he_initialise,
     magnitude,
-    normalisation,
-    pad_to_multiple,
     to_channels,
-    zero_last,
 )
 from models.parts.losses import data_consistency_error, kspace_masked, l1, l2, relative, ssim_map
 from models.parts.perceptual import Perceptual, perceptual_term
@@ -69,47 +65,6 @@ Variant = Literal["code", "paper"]
 
 # ---------------------------------------------------------------------------------------------------------------------------
 # Raw preset
-
-
-class Block(nn.Module):
-    """Residual block ``x + conv(act(norm(conv(act(norm(x))))))``, 3x3 (He 2016, doi:10.1007/978-3-319-46493-0_38)."""
-
-    def __init__(self, width: int, norm: Norm) -> None:
-        super().__init__()
-        first = nn.Conv2d(width, width, 3, padding=1)
-        self.body = nn.Sequential(normalisation(norm, width), nn.LeakyReLU(0.2), first, normalisation(norm, width))
-        self.last = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Real ``(n width y x)`` to the same."""
-        out: Tensor = x + self.last(F.leaky_relu(self.body(x), 0.2))
-        return out
-
-
-class ResNet(nn.Module):
-    """Residual blocks at one resolution, then three 1x1 convolutions.
-
-    Squares of `fold` x `fold` pixels are folded into channels (Shi 2016, doi:10.1109/CVPR.2016.207): a `fold` times larger
-    receptive field at the same cost.
-    """
-
-    def __init__(self, width: int, blocks: int, fold: int, norm: Norm) -> None:
-        super().__init__()
-        self.fold = fold
-        self.body = nn.Sequential(nn.Conv2d(2 * fold**2, width, 3, padding=1), *(Block(width, norm) for _ in range(blocks)))
-        self.tail = nn.Sequential(nn.Conv2d(width, width, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 1), nn.LeakyReLU(0.2))
-        self.last = nn.Conv2d(width, 2 * fold**2, 1)
-        he_initialise(self)
-        for module in self.body.modules():
-            if isinstance(module, Block):
-                # At full weight each block would double the variance.
-                module.last.weight.data.mul_(0.1)
-        zero_last(self.last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Real ``(n 2 y x)``, any size, to the same."""
-        x, crop = pad_to_multiple(x, self.fold)
-        return crop(F.pixel_shuffle(self.last(self.tail(self.body(F.pixel_unshuffle(x, self.fold)))), self.fold))
 
 
 @dataclass(frozen=True)

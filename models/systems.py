@@ -26,6 +26,7 @@ from kspace.errors import InputError
 from models.parts.consistency import Consistency
 from models.parts.contract import ContractError, Preset
 from models.parts.interface import Gan, Generator
+from models.parts.latent import PriorGenerator
 from models.parts.raw import RawGenerator, RawOptions
 
 # Former keys, refused with the name of the new one.
@@ -83,9 +84,10 @@ def check_presets(name: str, presets: Mapping[str, Preset]) -> None:
     if "raw" not in presets:
         raise ContractError(where, "raw preset", "there is no preset called `raw`", "add one for complex multi-coil data")
     raw = presets["raw"]
-    if not issubclass(raw.generator, RawGenerator):
+    is_prior = issubclass(raw.generator, PriorGenerator)  # unconditional: its loss terms know no target
+    if not (is_prior or issubclass(raw.generator, RawGenerator)):
         raise ContractError(where, "raw generator", "that of `raw` is none", "derive it from models.parts.raw.RawGenerator")
-    if not isinstance(raw.options, RawOptions):
+    if not (is_prior or isinstance(raw.options, RawOptions)):
         raise ContractError(where, "raw options", "those of `raw` are none", "derive them from models.parts.raw.RawOptions")
     for preset in presets.values():
         try:

@@ -49,8 +49,8 @@ def discriminator_loss(step: Step, kind: Kind, images: Sequence[str] = ("image",
     Tensor
         Real scalar.
     """
-    real = step.discriminator(step.target.detach(), step.roi)
-    fakes = [step.discriminator(step.intermediates[name].detach(), step.roi) for name in images]
+    real = step.score(step.target.detach())
+    fakes = [step.score(step.intermediates[name].detach()) for name in images]
     return torch.stack([_discriminator_loss(real, fake, kind, real_label) for fake in fakes]).sum()
 
 
@@ -76,6 +76,8 @@ class AdversarialWeights:
         Weight of `gradient_penalty` against the discriminator's own loss.
     r1
         Weight of `r1` against the discriminator's own loss.
+    drift
+        Weight of `drift` against the discriminator's own loss.
     kind
         Adversarial loss: see `discriminator_loss`.
     """
@@ -83,6 +85,7 @@ class AdversarialWeights:
     adversarial: float = 0.01
     gradient_penalty: float = 0.0
     r1: float = 0.0
+    drift: float = 0.0
     kind: Kind = "non_saturating"
 
 
@@ -96,6 +99,7 @@ def discriminator_terms(weights: AdversarialWeights, weight: float, images: Sequ
         LossTerm("adversarial", weight / len(images), loss),
         LossTerm("gradient_penalty", weights.gradient_penalty if weight else 0.0, gradient_penalty),
         LossTerm("r1", weights.r1 if weight else 0.0, r1),
+        LossTerm("drift", weights.drift if weight else 0.0, drift),
     )
 
 
@@ -106,7 +110,7 @@ def adversarial(step: Step, kind: Kind, images: Sequence[str] = ("image",)) -> T
     ``mean (s - 1)^2`` for lsgan, ``-mean s`` for wgan; sources as in `discriminator_loss`.
     """
     with frozen(step.discriminator):
-        scores = [step.discriminator(step.intermediates[name], step.roi) for name in images]
+        scores = [step.score(step.intermediates[name]) for name in images]
     return torch.stack([_adversarial(s, kind) for s in scores]).sum()
 
 
@@ -147,9 +151,14 @@ def r1(step: Step) -> Tensor:
     return torch.view_as_real(slope.resolve_conj()).square().sum((-3, -2, -1)).mean() / 2
 
 
+def drift(step: Step) -> Tensor:
+    """Penalty ``mean s(target)^2`` that keeps the scores of a critic near 0 (Karras 2018, arXiv 1710.10196, appendix A.1)."""
+    return step.score(step.target.detach()).square().mean()
+
+
 def _input_gradient(step: Step, image: Tensor) -> Tensor:
     image = image.clone().requires_grad_(True)
-    scores = step.discriminator(image, step.roi)
+    scores = step.score(image)
     score = scores.flatten(1).mean(1).sum()
     (gradient,) = torch.autograd.grad(score, image, create_graph=True)
     return gradient
@@ -166,7 +175,7 @@ def feature_matching(step: Step) -> Tensor:
     Salimans 2016, arXiv 1606.03498, in the form of Seitzer 2018, arXiv 1806.11216. Features of the target are constants.
     """
     with frozen(step.discriminator):
-        fake = step.discriminator.features(step.image, step.roi)
+        fake = step.discriminator.features(step.judged(step.image), step.roi)
         with torch.no_grad():
-            real = step.discriminator.features(step.target, step.roi)
+            real = step.discriminator.features(step.judged(step.target), step.roi)
     return torch.stack([F.l1_loss(a, b) for a, b in zip(fake, real, strict=True)]).mean()

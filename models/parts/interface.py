@@ -36,9 +36,15 @@ class Generator(nn.Module, ABC):
         Declared by each class. True: any matrix, coil count and mask, and ``generator(c * y, op) = c * generator(y, op)`` for
         c > 0 (raw presets). False: matrix size and intensity range of the paper, a single-coil image with magnitudes in [0, 1]
         (published presets).
+    fitted
+        Each image is an optimisation of its own: too slow for what repeats a reconstruction, and without gradients.
+    begins_from
+        Other systems whose weights this one can begin with (`adopted`).
     """
 
     homogeneous: ClassVar[bool]
+    fitted: ClassVar[bool] = False
+    begins_from: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, y: Tensor, op: Sense) -> Tensor:
         """Reconstruct k-space ``(*batch coil ky kx)``, complex, to the image ``(*batch y x)``, complex, same precision."""
@@ -59,9 +65,20 @@ class Generator(nn.Module, ABC):
             Complex images ``(*batch y x)`` in the units of `y`, by name; the result under ``"image"``.
         """
 
+    def training_images(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
+        """The images that loss terms see, as `intermediates` unless overridden, of k-space ``(*batch coil ky kx)``.
+
+        A generator that takes noise draws it anew here; called for a reconstruction, its noise is fixed.
+        """
+        return self.intermediates(y, op)
+
     @abstractmethod
     def learned(self) -> list[nn.Module]:
         """List the trained networks, without the weights of data consistency."""
+
+    def adopted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights that this generator begins with, from those of an earlier one, tensors of any shape: the same by default."""
+        return dict(state)
 
     def scale(self, y: Tensor, op: Sense) -> Tensor:
         """Intensity that counts as 1 in the loss terms: positive, real ``(*batch 1 1)``.
@@ -75,7 +92,14 @@ class Discriminator(nn.Module, ABC):
     """Features and scores of an image, complex ``(*batch y x)``, in units of the slice's scale.
 
     Each discriminator takes from it what its paper shows: the magnitude, or two channels.
+
+    Attributes
+    ----------
+    conditional
+        It judges pairs, complex ``(*batch 2 y x)``: the image and the starting image.
     """
+
+    conditional: ClassVar[bool] = False
 
     def forward(self, image: Tensor, roi: Tensor | None = None) -> Tensor:
         """Score an image, complex ``(*batch y x)``; `roi` as `Step.roi`.
@@ -139,6 +163,17 @@ class Step:
         if len(self.discriminators) != 1:
             raise ValueError(f"this step has {len(self.discriminators)} discriminators; name one of `discriminators`")
         return self.discriminators[0]
+
+    def judged(self, image: Tensor, discriminator: Discriminator | None = None) -> Tensor:
+        """What a discriminator judges (default: the only one) of an image, complex ``(*batch y x)``: itself, or the pair."""
+        discriminator = self.discriminator if discriminator is None else discriminator
+        if not discriminator.conditional:
+            return image
+        return torch.stack([image, self.intermediates["start"].detach()], -3)
+
+    def score(self, image: Tensor) -> Tensor:
+        """Scores of the only discriminator for an image, complex ``(*batch y x)``: real ``(n ...)``."""
+        return self.discriminator(self.judged(image), self.roi)
 
 
 @dataclass(frozen=True)
@@ -379,7 +414,7 @@ class Gan:
         if self.find_roi is not None:
             found = self.find_roi(target)
             roi = found if roi is None else torch.where((roi[..., 2:] > roi[..., :2]).all(-1, keepdim=True), roi, found)
-        intermediates = self.generator.intermediates(y, op)
+        intermediates = self.generator.training_images(y, op)
         if held_out is not None:
             held_out = held_out[0] / scale.unsqueeze(-3), held_out[1]
         return Step(intermediates, target, y, op, self.generator, self.discriminators, roi, number, held_out)

@@ -79,7 +79,7 @@ def he_initialise(network: nn.Module, slope: float = 0.2) -> None:
     PyTorch's default shrinks a signal about threefold per layer, too much for a deep network without normalisation.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear):
             # A pixel of a transposed convolution of stride s sums k^2 / s^2 products per channel.
             fan_in = module.weight[0].numel()
             if isinstance(module, nn.ConvTranspose2d):
@@ -98,7 +98,7 @@ def activations(layers: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
     return found
 
 
-def zero_last(conv: nn.Conv2d) -> nn.Conv2d:
+def zero_last(conv: nn.Conv2d | nn.Conv3d) -> nn.Module:
     """Zero the last layer of a residual network, so that it starts as the identity, and return it."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
@@ -118,6 +118,21 @@ class DoubleConv(nn.Sequential):
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         super().__init__(*layers)
+
+
+def through_levels(
+    x: Tensor, encode: nn.ModuleList, down: nn.ModuleList, bottom: nn.Module, up: nn.ModuleList, decode: nn.ModuleList
+) -> Tensor:
+    """Down and up the levels of a U-Net, each with its skip connection: features of the first level, real ``(n c y x)``."""
+    skips = []
+    for level, halve in zip(encode, down, strict=True):
+        x = level(x)
+        skips.append(x)
+        x = halve(x)
+    x = bottom(x)
+    for double, level, skip in zip(reversed(up), reversed(decode), reversed(skips), strict=True):
+        x = level(torch.cat([double(x), skip], 1))
+    return x
 
 
 class UNet(nn.Module):
@@ -169,15 +184,50 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Real ``(n n_in y x)`` to ``(n n_out y x)``."""
         x, crop = pad_to_multiple(x, 2**self.depth)
-        skips = []
-        for encode, down in zip(self.encode, self.down, strict=True):
-            x = encode(x)
-            skips.append(x)
-            x = down(x)
-        x = self.bottom(x)
-        for up, decode, skip in zip(reversed(self.up), reversed(self.decode), reversed(skips), strict=True):
-            x = decode(torch.cat([up(x), skip], 1))
-        return crop(self.last(x))
+        return crop(self.last(through_levels(x, self.encode, self.down, self.bottom, self.up, self.decode)))
+
+
+class PreActivationBlock(nn.Module):
+    """Residual block ``x + conv(act(norm(conv(act(norm(x))))))``, 3x3 (He 2016, doi:10.1007/978-3-319-46493-0_38)."""
+
+    def __init__(self, width: int, norm: Norm) -> None:
+        super().__init__()
+        first = nn.Conv2d(width, width, 3, padding=1)
+        self.body = nn.Sequential(normalisation(norm, width), nn.LeakyReLU(0.2), first, normalisation(norm, width))
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Real ``(n width y x)`` to the same."""
+        out: Tensor = x + self.last(F.leaky_relu(self.body(x), 0.2))
+        return out
+
+
+class ResNet(nn.Module):
+    """Residual blocks at one resolution, then three 1x1 convolutions.
+
+    Squares of `fold` x `fold` pixels are folded into channels (Shi 2016, doi:10.1109/CVPR.2016.207): a `fold` times larger
+    receptive field at the same cost. `n_in` channels, of which those beyond two are noise.
+    """
+
+    def __init__(self, width: int, blocks: int, fold: int, norm: Norm, n_in: int = 2) -> None:
+        super().__init__()
+        self.fold = fold
+        self.body = nn.Sequential(
+            nn.Conv2d(n_in * fold**2, width, 3, padding=1), *(PreActivationBlock(width, norm) for _ in range(blocks))
+        )
+        self.tail = nn.Sequential(nn.Conv2d(width, width, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 1), nn.LeakyReLU(0.2))
+        self.last = nn.Conv2d(width, 2 * fold**2, 1)
+        he_initialise(self)
+        for module in self.body.modules():
+            if isinstance(module, PreActivationBlock):
+                # At full weight each block would double the variance.
+                module.last.weight.data.mul_(0.1)
+        zero_last(self.last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Real ``(n n_in y x)``, any size, to ``(n 2 y x)``."""
+        x, crop = pad_to_multiple(x, self.fold)
+        return crop(F.pixel_shuffle(self.last(self.tail(self.body(F.pixel_unshuffle(x, self.fold)))), self.fold))
 
 
 class Spectral(nn.Module):

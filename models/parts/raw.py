@@ -161,10 +161,16 @@ class RawGenerator(Generator):
         """`slice_scale` of k-space ``(*batch coil ky kx)``: real ``(*batch 1 1)``."""
         return slice_scale(y, op)
 
-    def intermediates(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
-        """``start`` and the images of `refine`, complex ``(*batch y x)``, in the units of `y`, ``(*batch coil ky kx)``."""
+    def prepared(self, y: Tensor, op: Sense) -> tuple[Observation, Tensor, Tensor]:
+        """Scaled observation of k-space ``(*batch coil ky kx)``, starting image ``(*batch y x)``, and the factor that restores
+        units, real ``(*batch 1 1)``."""
         observed, unit = Observation.scaled(y, op)
         start = starting_image(observed, self.options.start, self.options.start_lamda, self.options.tolerance)
+        return observed, start, unit
+
+    def intermediates(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
+        """``start`` and the images of `refine`, complex ``(*batch y x)``, in the units of `y`, ``(*batch coil ky kx)``."""
+        observed, start, unit = self.prepared(y, op)
         return {name: image * unit for name, image in {"start": start, **self.refine(start, observed)}.items()}
 
 
@@ -199,7 +205,7 @@ class Cascade(RawGenerator):
         """Those of the networks."""
         return [network.get_submodule("last") for network in self.networks]
 
-    def lengthened(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def adopted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a shorter chain, tensors of any shape, continued to the length of this one.
 
         Each further network begins as the last one with its last layer at zero: at first it adds nothing but another step of

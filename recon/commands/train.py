@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from kspace.errors import InputError
 from kspace.masks import MaskSpec
 from models import systems
 from models.parts.interface import Gan, Generator
-from models.parts.raw import Cascade
 from recon.commands.raw_volumes import as_volumes
 from recon.methods.precision import SLOW, multiplies_bfloat16
 from recon.methods.weights import Card, find, read, read_card
@@ -124,13 +123,11 @@ def _initialise(gan: Gan, name: str | None) -> dict[str, Any]:
         return {}
     path = find(name)
     card, state = read(path)
-    if card.system != gan.config["system"]:
+    if card.system not in (gan.config["system"], *gan.generator.begins_from):
         taken = _transfer(gan.generator, state, path)
         return {"init": card.name, "init_sha256": card.sha256, "init_share": round(taken, 3)}
-    if isinstance(gan.generator, Cascade):
-        state = gan.generator.lengthened(state)
     try:
-        gan.generator.load_state_dict(state)
+        gan.generator.load_state_dict(gan.generator.adopted(state))
     except RuntimeError as error:
         raise InputError(
             f"the weights do not fit the generator ({' '.join(str(error).split())[:200]})",
@@ -220,12 +217,15 @@ def parser(system: str | None, preset: str, init: str | None = None) -> jsonargp
     if init is not None and system is not None:
         path = find(init)
         card = read_card(path)
+        chosen = systems.find_systems()[system][preset]
         if card.preset != preset:
             raise InputError(
                 f"these are weights of {card.system} {card.preset}, not of {system} {preset}", path, "choose others"
             )
-        if card.system == system:
-            made.set_defaults({f"generator.{key}": value for key, value in card.config.get("generator", {}).items()})
+        if card.system in (system, *chosen.generator.begins_from):
+            known = {field.name for field in fields(chosen.options.generator)}
+            shared = {key: value for key, value in card.config.get("generator", {}).items() if key in known}
+            made.set_defaults({f"generator.{key}": value for key, value in _leaves(shared).items()})
     made.add_argument(
         "--init",
         type=str,

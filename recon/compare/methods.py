@@ -20,6 +20,7 @@ from recon.methods.classical import Reconstructor
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.precision import Precision
 from recon.methods.refine import Refinement
+from recon.methods.weights import VARIANTS
 
 CLASSICAL, GENERATOR, BART = "classical", "generator", "bart"
 LABELS = {
@@ -29,6 +30,7 @@ LABELS = {
     "tv": "TV",
     "bart-l1-wavelet": "BART L1-wavelet",
     "bart-tv": "BART TV",
+    "iagan": "IAGAN",
 }
 REFINED: dict[str, Refinement] = {"+residual": "residual", "+stack": "stack"}
 # Weights that suit whitened brains; they are tuned where --tune-on says on what.
@@ -170,7 +172,7 @@ def _make(name: str, weights: Mapping[str, Path], device: str, precision: Precis
     else:
         from recon.methods import generator
 
-        network = generator.load(own, _place(device), precision=precision)
+        network = generator.load(own, _place(device), base if base in VARIANTS else None, precision)
     assert network is not None
     card = network.card
     details = {

@@ -25,7 +25,7 @@ from recon.evidence.record import (
     Stability,
     Uncertainty,
 )
-from recon.evidence.replicates import held_out_of_replicates, quick, replicate, spread_of, worst_case_scale
+from recon.evidence.replicates import held_out_of_replicates, quick, repeat, replicate, spread_of, worst_case_scale
 from recon.evidence.stability import PLANES, judge_stability, largest_gain
 from recon.methods.generator import GeneratorReconstructor
 
@@ -216,12 +216,18 @@ class Assessor:
     def _repeated(self, found: Findings, image: Tensor, scan: ScanEvidence, reconstruct: Reconstruct, name: str) -> Findings:
         """Uncertainty, stability, and the held-out score where no stack has one."""
         assert scan.noise is not None
-        full, std, k = self.options.level == "full", scan.noise[0], self.options.k
+        std, k = scan.noise[0], self.options.k
+        # A fit takes minutes and has no gradient: it is neither repeated for an interval nor differentiated for stability.
+        full = self.options.level == "full" and not self.network.generator.fitted
         needed = k if full else (0 if found.held_out is not None or self.companion is None else 1)
         if needed:
-            repeated = replicate(quick(reconstruct), scan.y, scan.op, std, needed, self.options.seed)
+            repeated = repeat(self.network, reconstruct, scan.y, scan.op, std, needed, self.options.seed)
             if found.held_out is None and self.companion is not None:
-                found = replace(found, held_out=held_out_of_replicates(repeated, self.companion, scan.y, scan.op, name))
+                # Draws of a posterior sampler hold nothing out.
+                scored = (
+                    repeated if repeated.held else replicate(quick(reconstruct), scan.y, scan.op, std, 1, self.options.seed)
+                )
+                found = replace(found, held_out=held_out_of_replicates(scored, self.companion, scan.y, scan.op, name))
             if full:
                 sigma = spread_of(image, repeated, scan.op.support)
                 found = self._uncertainty(found, sigma, image, scan)

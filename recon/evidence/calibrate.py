@@ -15,7 +15,7 @@ from kspace.operators import Sense
 from recon.evidence import masks, statistics
 from recon.evidence.assess import Assessor, EvidenceOptions, ScanEvidence
 from recon.evidence.calibration import VERSION
-from recon.evidence.replicates import replicate, spread_of
+from recon.evidence.replicates import repeat, spread_of
 from recon.methods.choose import refined
 from recon.methods.classical import CgSense
 from recon.methods.generator import GeneratorReconstructor
@@ -185,7 +185,7 @@ def _measure(network: GeneratorReconstructor, case: Labelled, k: int, found: Mea
     assert scan.noise is not None, "an empty slice cannot calibrate"
     gain = None
     # Both refinements repeat the network (`quick`).
-    repeated = replicate(assessor.network, scan.y, case.op, scan.noise[0], k, 0)
+    repeated = repeat(assessor.network, assessor.network, scan.y, case.op, scan.noise[0], k, 0)
     for name in REFINEMENTS:
         method = fit(refined(assessor.network, name), case.y, case.op)
         image = method(case.y, case.op)

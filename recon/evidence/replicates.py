@@ -14,6 +14,7 @@ from kspace.operators import Sense
 from kspace.simulation.from_images import complex_noise
 from recon.evidence.noise import n_samples
 from recon.evidence.record import HeldOutScore, Verdict
+from recon.methods.generator import GeneratorReconstructor
 from recon.methods.held_out import Candidates, without
 from recon.methods.stack import FRACTION, Fit
 
@@ -77,6 +78,28 @@ def replicate(reconstruct: Reconstruct, y: Tensor, op: Sense, noise_std: float, 
         samples.append(torch.where(rest.mask, y + noise, 0))
         ops.append(rest)
     return Replicates(tuple(samples), tuple(ops), tuple(held), _all(reconstruct, samples, ops), candidates)
+
+
+def repeat(
+    network: GeneratorReconstructor, reconstruct: Reconstruct, y: Tensor, op: Sense, noise_std: float, k: int, seed: int
+) -> Replicates:
+    """What an interval rests on: `k` draws of a posterior sampler from all samples, which hold nothing out; `replicate` of
+    anything else.
+
+    Parameters
+    ----------
+    network
+        The generator.
+    reconstruct
+        What made the image.
+    y, op, noise_std, k, seed
+        As for `replicate`: complex ``(*batch coil ky kx)``.
+    """
+    draws = network.sample(y, op, k, seed)
+    if draws is None:
+        return replicate(quick(reconstruct), y, op, noise_std, k, seed)
+    plane = op.mask.reshape(-1, *op.mask.shape[-2:]).all(0).cpu()
+    return Replicates((), (), (), draws, Candidates.among(plane, y.shape[-2:], y.ndim == 3))
 
 
 def _all(reconstruct: Reconstruct, samples: list[Tensor], ops: list[Sense]) -> Tensor:

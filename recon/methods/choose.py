@@ -95,8 +95,8 @@ def choose(
     precision
         Of a generator's networks: see `recon.methods.precision`.
     refine
-        What follows a generator: see `recon.methods.stack` and `recon.methods.refine`. None: the stack; for a published preset,
-        whose images are magnitudes, nothing.
+        What follows a generator: see `recon.methods.stack` and `recon.methods.refine`. None: the stack; nothing for a published
+        preset, whose images are magnitudes, and for a generator that is fitted to each scan, which a stack would repeat.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def refined(network: GeneratorReconstructor, refine: Refinement | None) -> class
         If its images are magnitudes, which have no residual.
     """
     magnitudes = network.card.preset == "published"
-    if refine == "none" or (refine is None and magnitudes):
+    if refine == "none" or (refine is None and (magnitudes or network.generator.fitted)):
         return network
     if magnitudes:
         raise InputError(

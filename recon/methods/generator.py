@@ -12,8 +12,11 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.operators import Sense
+from models.parts.latent import PriorGenerator
+from models.parts.sampler import PosteriorSampler
 from recon.methods import weights
 from recon.methods.precision import Precision, Used, resolve
+from recon.methods.prior import fit_to_scan
 from recon.methods.weights import Card
 
 if TYPE_CHECKING:
@@ -72,7 +75,9 @@ class GeneratorReconstructor:
 
     def on_device(self, y: Tensor, op: Sense) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)`` that lies on `device`, whatever its size;
-        differentiable."""
+        differentiable, unless the generator is fitted to each scan."""
+        if isinstance(self.generator, PriorGenerator) and self.generator.homogeneous:
+            return fit_to_scan(self.generator, y, op)
         if self.generator.homogeneous:
             image: Tensor = self.generator(y, op)
             return image
@@ -81,6 +86,16 @@ class GeneratorReconstructor:
         peak = torch.where(peak > 0, peak, 1)
         scaled: Tensor = self.generator(y / peak.unsqueeze(-3), op)
         return scaled * peak
+
+    def sample(self, y: Tensor, op: Sense, n: int, seed: int = 0) -> Tensor | None:
+        """`n` draws of a posterior sampler, complex ``(n *batch y x)``, from k-space ``(*batch coil ky kx)``; None where the
+        generator is none."""
+        if not isinstance(self.generator, PosteriorSampler):
+            return None
+        reduced = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.inference_mode(), reduced:
+            draws = self.generator.sample(y.to(self.device), op.to(self.device), n, seed)
+        return draws.to(y.device).clone()
 
     def outside(self, op: Sense, acceleration: float | None = None) -> list[str]:
         """In what a scan differs from everything that the generator was trained on, in words; empty where it does not.
@@ -121,7 +136,7 @@ def load(
     device
         Where it shall run.
     system
-        Refuse weights of any other system.
+        Refuse weights of any other system; of a variant (`weights.VARIANTS`), take its options.
     precision
         Of the networks: see `recon.methods.precision`.
 
@@ -134,6 +149,7 @@ def load(
 
     path = weights.find(name_or_path)
     card, state = weights.read(path, system)
+    card = weights.as_variant(card, system or str(name_or_path))
     try:
         # Shapes are compared before any memory is taken for them.
         with torch.device("meta"):

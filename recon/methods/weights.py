@@ -22,6 +22,8 @@ from kspace.io.atomic import atomic_write
 SUFFIX = ".safetensors"
 FORMAT = "recon generator 1"
 _PACKAGE = "models"
+# Methods that are other options of a system's generator, on the same weights: system, and section ``generator``.
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {"iagan": ("csgm", {"fit": {"adaptation": 300}})}
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def read(path: Path, system: str | None = None) -> tuple[Card, dict[str, Tensor]
         As `read_card`, and if the numbers are not those that the card was written for.
     """
     card, state = _read(path, values=True)
-    if system is not None and card.system != system:
+    if system is not None and card.system != VARIANTS.get(system, (system,))[0]:
         raise InputError(f"these are weights of {card.system}, not of {system}", path, f"use --method {card.system}")
     if digest(state) != card.sha256:
         raise InputError("the weights are damaged: their sha256 is not that of the card", path, "fetch the file again")
@@ -182,7 +184,19 @@ def bundled() -> dict[str, Path]:
     """Files of the bundled weights, by name."""
     folder = Path(str(resources.files(_PACKAGE))) / "weights"
     found = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
-    return {path.stem: path for path in found if _is_ours(path)}
+    files = {path.stem: path for path in found if _is_ours(path)}
+    return files | {name: files[system] for name, (system, _) in VARIANTS.items() if system in files}
+
+
+def as_variant(card: Card, name: str) -> Card:
+    """The card of the method `name`: with the options of a variant, or as it is."""
+    if name not in VARIANTS:
+        return card
+    return replace(card, name=name, config={**card.config, "generator": _merged(card.config["generator"], VARIANTS[name][1])})
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    return {**old, **{k: _merged(old.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in new.items()}}
 
 
 def find(name_or_path: str | Path) -> Path:

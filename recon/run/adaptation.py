@@ -34,6 +34,8 @@ def check_adaptation(method: Method, options: RunOptions) -> None:
         return
     if method.generator is None:
         raise InputError(f"{method.name} is no generator", "--adapt", "leave it out")
+    if method.generator.generator.fitted:
+        raise InputError(f"{method.name} is fitted to each scan anyway", "--adapt", "leave it out")
     if not method.generator.generator.homogeneous:
         raise InputError(f"{method.name} is a published preset, which expects magnitudes", "--adapt", "leave it out")
     from recon.methods.adapt_state import state_path

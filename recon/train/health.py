@@ -39,8 +39,10 @@ def discriminator_scores(step: Step) -> dict[str, Tensor]:
     That share needs no threshold, so it means the same for every adversarial loss: 0.5 is
     a discriminator that knows nothing, 1 one that is never fooled.
     """
-    real = torch.stack([_score(d, step.target, step.roi) for d in step.discriminators])
-    fake = torch.stack([_score(d, step.image, step.roi) for d in step.discriminators])
+    real, fake = (
+        torch.stack([_score(d, step.judged(image, d), step.roi) for d in step.discriminators])
+        for image in (step.target, step.image)
+    )
     wins = (real > fake).float() + 0.5 * (real == fake)
     return {"discriminator/real": real.mean(), "discriminator/fake": fake.mean(), "discriminator/accuracy": wins.mean()}
 

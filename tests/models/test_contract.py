@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from kspace.operators import Sense
 from models.parts.consistency import Observation, starting_image
 from models.parts.interface import Gan, Generator, total
+from models.parts.raw import RawGenerator
 from models.systems import build, build_generator, find_systems, resolve
 from tests.conftest import ROOT
 from tests.support.scans import scan
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-RAW = [name for name, presets in find_systems().items() if "raw" in presets]
+RAW = [name for name, presets in find_systems().items() if issubclass(presets["raw"].generator, RawGenerator)]
 PUBLISHED = [name for name, presets in find_systems().items() if "published" in presets]
 
 
