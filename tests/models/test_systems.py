@@ -48,7 +48,7 @@ def test_inference_needs_no_perceptual_weights() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "system: unknown system 'None'; choose from dagan"),
+        ({}, "system: unknown system 'None'; choose from csgm, dagan"),
         ({"system": "dagen"}, "unknown system 'dagen'"),
         ({"system": "dagan", "preset": "row"}, "preset: dagan has no preset 'row'; choose from raw, published"),
         ({"system": "dagan", "generatr": {}}, "configuration: unknown key 'generatr'; the keys are generator"),

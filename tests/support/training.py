@@ -12,7 +12,7 @@ from PIL import Image
 
 from kspace.operators import Sense
 from models.parts.interface import Gan
-from models.systems import build
+from models.systems import build, find_systems
 from recon.commands.train import make_trainer, planned_steps
 from recon.datasets.example import Example, Key, Shape
 from recon.datasets.kspace_dataset import Draw
@@ -60,6 +60,9 @@ class Scans(torch.utils.data.Dataset[Example]):
 
 def small(system: str = "dagan", **sections: Any) -> dict[str, Any]:
     """A configuration that trains in milliseconds."""
+    preset = find_systems()[system]["raw"]
+    if preset.generator.fitted:
+        return {"system": system, **preset.narrow, **sections}
     generator = {"width": 4, **({"depth": 2} if system in ("dagan", "refinegan", "reconglgan") else {})}
     discriminator: dict[str, Any] = {"discriminator": {"width": 4, "depth": 2}} if system in ("dagan", "refinegan") else {}
     return {"system": system, "generator": generator, **discriminator, **sections}

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from kspace.errors import InputError
+from models.systems import find_systems
 from recon import cli
 from recon.commands import train
 from recon.commands.export import export
@@ -38,7 +39,8 @@ def arguments(images: Path, run: Path, *more: str, config: str = "dagan") -> lis
 def test_every_config_trains_two_steps_and_its_export_reconstructs_the_same_image(
     images: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.train(arguments(images, tmp_path / "run", "--card.anatomies", "[head]", config=name)) == 0
+    few = ("--generator.size", "16", "--generator.fit.steps", "2") if find_systems()[name]["raw"].generator.fitted else ()
+    assert train.train(arguments(images, tmp_path / "run", "--card.anatomies", "[head]", *few, config=name)) == 0
     assert "2 generator steps" in capsys.readouterr().out
     export(tmp_path / "run", tmp_path / "out.safetensors", licence="CC0")
     card = weights.read_card(tmp_path / "out.safetensors")
