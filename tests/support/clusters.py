@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from distributed import Client
 
 from tests.conftest import ROOT
 
@@ -68,4 +69,6 @@ def running_cluster(folder: Path, n_workers: int = 2) -> Iterator[Path]:
     with scheduler(file):
         appeared(file)
         with worker(file, "--nworkers", n_workers):
+            with Client(scheduler_file=str(file), set_as_default=False) as client:
+                client.wait_for_workers(n_workers, timeout=120)
             yield file
