@@ -29,7 +29,7 @@ from recon.batch.worker import handle
 from recon.run.options import RunOptions
 
 Row = tuple[str, float, str, str]
-N_SINGLE, N_FEW = 5, 20
+N_SINGLE, N_FEW, N_TASKS = 5, 20, 500
 OPTIONS = RunOptions(method="sense", format="nifti,png")
 WORKERS = (1, 10, 1000)  # of the model
 
@@ -116,7 +116,7 @@ def model(folder: Path, n: int) -> Iterator[Row]:
     """The quantities of the model in docs/CLUSTER.md, and what it says of more workers than this machine has."""
     first = _scans(folder, n)
     small = folder / "small"
-    _fill(small, n, lambda path: path.write_bytes(b"raw"))
+    _fill(small, N_TASKS, lambda path: path.write_bytes(b"raw"))
     took = {m: _timed(folder / "in", folder / f"out{m}", "local:1", n=m) for m in (N_FEW, n)}
     t = (took[n] - took[N_FEW]) / (n - N_FEW)
     yield "t: seconds per scan of a warm worker", t, "s", _load()
@@ -125,11 +125,11 @@ def model(folder: Path, n: int) -> Iterator[Row]:
     b = first.stat().st_size + _size(folder / f"out{n}") / n
     yield "b: bytes read and written per scan", b / 1e6, "MB", ""
     used = {}
-    for m in (N_FEW, n):
+    for m in (N_FEW, N_TASKS):
         before = time.process_time()
         _timed(small, folder / f"empty{m}", "local:1", instant, m)
         used[m] = time.process_time() - before
-    o = (used[n] - used[N_FEW]) / (n - N_FEW)
+    o = (used[N_TASKS] - used[N_FEW]) / (N_TASKS - N_FEW)
     yield "o: processor seconds of scheduler and client per scan", 1e3 * o, "ms", "one core"
     bandwidth = _bandwidth(folder / "large")
     yield "B: bytes per second of this file system, written and synced", bandwidth / 1e6, "MB/s", ""
