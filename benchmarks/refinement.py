@@ -8,7 +8,8 @@ scans on the other patient, else on the middle slice by its own truth, which fav
 measures of the same scans: the spread that is printed is over draws and slices, not over subjects.
 
 ``--masks`` are separated by semicolons; ``A+B`` acquires what both acquire (``random1d:4+partial:6/8``). ``--virtual-coils 1``
-compresses the coils first. Of several ``--weights``, separated by commas, the first are refined and stacked. ``--adapt 60``
+compresses the coils first. Of several ``--weights``, separated by commas, the first are refined and stacked; ``iagan=FILE``
+names the method that weights are used by. ``--adapt 60``
 adds the network after scan-specific adaptation of so many steps. ``--small`` leaves out the stack.
 """
 
@@ -134,8 +135,10 @@ def measure(
 def rows(setting: argparse.Namespace) -> Iterator[Row]:
     """A row for every scan, mask and method: mean over draws and slices."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network, *more = [generator.load(path, device, precision="auto") for path in setting.weights.split(",")]
-    generated: dict[str, Reconstructor] = {"network": network, "residual": RefinedGenerator(network)}
+    network, *more = [_loaded(text, device) for text in setting.weights.split(",")]
+    generated: dict[str, Reconstructor] = {"network": network}
+    if not network.generator.fitted:
+        generated["residual"] = RefinedGenerator(network)
     for path, other in zip(setting.weights.split(",")[1:], more, strict=True):
         generated[f"network {path}"] = other
     masks = setting.masks.split(";") if setting.masks else MASKS
@@ -156,6 +159,12 @@ def rows(setting: argparse.Namespace) -> Iterator[Row]:
                         for name, numbers in found.items():
                             values.setdefault(name, []).extend(numbers)
             yield from _summary(f"{scan} {mask}", values)
+
+
+def _loaded(text: str, device: str) -> generator.GeneratorReconstructor:
+    """The network of ``FILE``, a bundled name, or ``METHOD=FILE`` for a variant of a system."""
+    method, given, path = text.rpartition("=")
+    return generator.load(path, device, method if given else None, "auto")
 
 
 def _patients(members: Sequence[FullVolume], scan: str) -> Iterator[tuple[list[FullVolume], list[FullVolume]]]:
