@@ -7,7 +7,7 @@ import importlib
 import os
 import platform
 
-NAMES = ("startup", "read_mrd", "operators", "solve", "dataset", "pipeline", "serve", "batch")
+NAMES = ("startup", "read_mrd", "operators", "solve", "dataset", "pipeline", "serve", "batch", "epi")
 
 
 def main() -> None:
