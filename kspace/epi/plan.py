@@ -73,6 +73,7 @@ def plan_readouts(
     parameters: Mapping[str, float],
     source: str,
     warnings: list[str],
+    trajectory: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> EpiPlan:
     """Plan the readouts of an echo-planar encoding.
 
@@ -92,6 +93,9 @@ def plan_readouts(
         Name of the file, for messages.
     warnings
         Receives what was assumed.
+    trajectory
+        Positions ``(n_samples,)`` of the samples of forward and of reversed readouts in units of 1 / (encoded field of view),
+        where the readouts carry them; the description is not used then.
 
     Raises
     ------
@@ -100,8 +104,11 @@ def plan_readouts(
     """
     n_samples = int(headers["number_of_samples"][lines[0]])
     kept = tuple(_kept(headers, lines[is_reversed[lines] == backward], n_samples) for backward in (False, True))
-    lobe = read_trapezoid(parameters, n_samples, float(headers["sample_time_us"][lines[0]]), source, warnings)
-    if lobe is None:
+    dwell_us = float(headers["sample_time_us"][lines[0]])
+    lobe = read_trapezoid(parameters, n_samples, dwell_us, source, warnings) if trajectory is None else None
+    if trajectory is not None:
+        readouts = tuple(regridding_matrix(k[part], n) for k, part in zip(trajectory, kept, strict=True))
+    elif lobe is None:
         if n_samples < n:
             raise InputError(
                 f"the readouts have {n_samples} samples, the encoded matrix {n}, and the header describes no ramp sampling",
@@ -124,7 +131,7 @@ def plan_readouts(
         is_reversed=is_reversed,
         navigators=groups,
         group=_nearest_group(headers, groups),
-        is_ramp_sampled=lobe is not None,
+        is_ramp_sampled=lobe is not None or trajectory is not None,
         is_marked=bool(is_reversed[lines].any()),
     )
 

@@ -23,7 +23,7 @@ LISTS = ("data", "traj")
 HEAD_FIELDS = {
     "flags", "number_of_samples", "active_channels", "discard_pre", "discard_post", "center_sample", "encoding_space_ref",
     "sample_time_us", "position", "read_dir", "phase_dir", "slice_dir", "patient_table_position", "idx", "measurement_uid",
-    "acquisition_time_stamp", "physiology_time_stamp", "user_int", "user_float",
+    "acquisition_time_stamp", "physiology_time_stamp", "user_int", "user_float", "trajectory_dimensions",
 }  # fmt: skip
 
 
@@ -249,6 +249,23 @@ def read_samples(group: h5py.Group, path: Path, headers: np.ndarray, readouts: n
                 one = np.array([number])
                 _refuse_lengths(2 * sizes[one], np.array([values.size]), headers[one], path)
             yield number, values.view(np.complex64).reshape(shape)
+
+
+def read_trajectory(group: h5py.Group, path: Path, headers: np.ndarray, number: int) -> np.ndarray:
+    """The trajectory of one readout, float32 ``(sample, dimension)``.
+
+    Raises
+    ------
+    InputError
+        If it does not hold what its head states, or holds NaN or infinite values.
+    """
+    shape = int(headers["number_of_samples"][number]), int(headers["trajectory_dimensions"][number])
+    with guard(path):
+        values = group["data"].fields("traj")[number : number + 1][0]
+    if values.size != shape[0] * shape[1] or not np.isfinite(values).all():
+        what = f"{values.size} trajectory values, {int(np.count_nonzero(~np.isfinite(values)))} of them NaN or infinite"
+        raise InputError(f"readout {number} has {what}, expected {shape[0]} x {shape[1]}", path, "convert the scan again")
+    return np.asarray(values).reshape(shape)
 
 
 def _check_finite(lists: np.ndarray, block: slice, path: Path) -> None:

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from kspace.container import Header, ImageIndex, KSpace
@@ -17,7 +18,7 @@ from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
 from kspace.io.mrd.noise import read_noise_readouts
-from kspace.io.mrd.sort import ReadoutPlan, check_readouts, plan_encoding
+from kspace.io.mrd.sort import ReadoutPlan, Trajectory, check_readouts, epi_readouts, plan_encoding
 from kspace.noise import Noise
 
 
@@ -32,10 +33,20 @@ class MrdScan:
         What is done about the odd-even phase of echo-planar readouts, see `kspace.epi.place.GHOST`.
     """
 
-    def __init__(self, path: Path, group: str, header: MrdHeader, headers: np.ndarray, noise: Noise | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        group: str,
+        header: MrdHeader,
+        headers: np.ndarray,
+        noise: Noise | None,
+        trajectories: dict[int, Trajectory],
+    ) -> None:
         self._path, self._group, self._header, self._heads, self._noise = path, group, header, headers, noise
         self._warnings = list(header.warnings)
-        self._plans = tuple(plan_encoding(e, header, headers, path, self._warnings) for e in header.encodings)
+        self._plans = tuple(
+            plan_encoding(e, header, headers, path, self._warnings, trajectories.get(e.index)) for e in header.encodings
+        )
         self._incomplete = [find_incomplete(plan, headers, self._warnings) for plan in self._plans]
         self._digest: str | None = None
         self.ghost = "auto"
@@ -194,8 +205,9 @@ def open_scan(path: str | PathLike[str], group: str | None = None) -> MrdScan:
         headers = mrd_file.read_acquisition_headers(found, path)
         check_readouts(headers, header, path)
         noise = read_noise_readouts(found, path, headers, header.relative_bandwidth, warnings)
+        trajectories = _epi_trajectories(found, path, header, headers)
         name = found.name.lstrip("/")
-    scan = MrdScan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), headers, noise)
+    scan = MrdScan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), headers, noise, trajectories)
     used = [encoding for encoding in scan.encodings if encoding.n_readouts]
     if all(encoding.refusal is not None for encoding in used):
         raise InputError(used[0].refusal or "", path, "only Cartesian and echo-planar scans can be reconstructed")
@@ -221,6 +233,17 @@ def read_noise(path: str | PathLike[str]) -> Noise:
     if noise is None:
         raise InputError(f"no noise readouts (flag 19) among {len(headers)}", path, "give a file with a noise scan")
     return noise
+
+
+def _epi_trajectories(group: h5py.Group, path: Path, header: MrdHeader, headers: np.ndarray) -> dict[int, Trajectory]:
+    """By encoding: positions along the readout of the samples of a forward and of a reversed echo-planar line."""
+    found = {}
+    for encoding in header.encodings:
+        numbers = epi_readouts(encoding, headers, path)
+        if numbers is not None:
+            forward, backward = (mrd_file.read_trajectory(group, path, headers, number)[:, 0] for number in numbers)
+            found[encoding.index] = forward.astype(np.float64), backward.astype(np.float64)
+    return found
 
 
 def _check_noise(noise: Noise, encodings: list[Encoding], path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kspace.epi.pulseq import PulseqLines, read_lines
 from kspace.errors import InputError
 from kspace.io.mrd.flags import flag
 from kspace.io.mrd.write import new_acquisition_headers, write_raw
@@ -109,15 +110,61 @@ def to_ismrmrd(path: str | PathLike[str], out: str | PathLike[str]) -> tuple[str
             parts = [scan] if noise is None else [noise, scan]
         headers = np.concatenate([_acquisition_headers(part) for part in parts])
         samples = [readout for part in parts for readout in _samples(raw, part)]
-        xml = header_xml(scan.protocol, headers, headers["flags"] & _not_imaging() == 0, path)
+        imaging = headers["flags"] & _not_imaging() == 0
+        lines = _pulseq_lines(scan.protocol, path, int(imaging.sum()), headers["number_of_samples"][imaging], notes)
+        trajectories = None if lines is None else _follow(lines, headers, imaging)
+        xml = header_xml(scan.protocol, headers, imaging, path, lines)
         headers["scan_counter"] = np.arange(1, len(headers) + 1)
-        write_raw(out, xml, headers, samples)
+        write_raw(out, xml, headers, samples, trajectories)
         del samples
     if (scan.protocol.numbers("alRegridMode") or [0])[0] == SINUSOIDAL:
         notes.append("the readout gradient is sinusoidal: regridded as a trapezoid, edges of the image may be distorted")
     if (scan.mdh["EvalInfoMask"] & np.uint64(1 << 10)).any():
         notes.append("the scan requests Siemens' raw data correction factors, which were not applied")
     return tuple(notes)
+
+
+def _pulseq_lines(
+    protocol: TwixProtocol, path: Path, n_readouts: int, n_samples: NDArray[np.uint16], notes: list[str]
+) -> PulseqLines | None:
+    """The lines of an EPI sequence that Pulseq played, from the ``.seq`` file beside the data; None for other scans."""
+    sequence = path.with_suffix(".seq")
+    if "pulseq" not in (protocol.text("tSequenceFileName") or "").lower():
+        return None
+    if not sequence.exists():
+        notes.append(
+            f"a Pulseq sequence, whose trajectory the data do not hold: put its .seq file beside them as {sequence.name}"
+        )
+        return None
+    try:
+        lines = read_lines(sequence)
+    except InputError as error:
+        notes.append(f"{sequence.name} not used: {error.what}")
+        return None
+    if n_readouts % len(lines.rows) or np.any(n_samples != lines.kx.shape[1]):
+        notes.append(
+            f"{sequence.name} not used: {len(lines.rows)} readouts of {lines.kx.shape[1]} samples, the data have others"
+        )
+        return None
+    notes.append(f"trajectory from {sequence.name}")
+    return lines
+
+
+def _follow(lines: PulseqLines, headers: NDArray[np.void], imaging: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
+    """Write counters and flags of the `imaging` readouts as the sequence has them; return the trajectories of all."""
+    n_lines = len(lines.rows)
+    order = np.arange(int(imaging.sum()))
+    number = np.full(len(headers), -1)
+    number[imaging] = order % n_lines
+    headers["idx"]["kspace_encode_step_1"][imaging] = lines.rows[order % n_lines]
+    headers["idx"]["repetition"][imaging] = order // n_lines
+    headers["idx"]["user"][imaging, 5] = lines.matrix[1] // 2
+    headers["trajectory_dimensions"][imaging] = 1
+    back = np.zeros(len(headers), bool)
+    back[imaging] = (lines.kx[:, -1] < lines.kx[:, 0])[order % n_lines]
+    headers["flags"][back] |= flag("IS_REVERSE")
+    none = np.zeros(0, np.float32)
+    return [none if i < 0 else lines.kx[i].astype(np.float32) for i in number]
 
 
 def _definitions() -> Any:

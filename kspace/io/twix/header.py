@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kspace.epi.pulseq import PulseqLines
 from kspace.errors import InputError
 from kspace.io.mrd.flags import PHASE_CORRECTION
 
@@ -149,7 +150,13 @@ def read_protocol(header: bytes, path: Path) -> TwixProtocol:
     return TwixProtocol(yaps, sections.get("Meas", {}), sections.get("Dicom", {}))
 
 
-def header_xml(protocol: TwixProtocol, headers: NDArray[np.void], imaging: NDArray[np.bool_], path: Path) -> bytes:
+def header_xml(
+    protocol: TwixProtocol,
+    headers: NDArray[np.void],
+    imaging: NDArray[np.bool_],
+    path: Path,
+    lines: PulseqLines | None = None,
+) -> bytes:
     """Format the ISMRMRD header of a scan.
 
     Parameters
@@ -162,6 +169,8 @@ def header_xml(protocol: TwixProtocol, headers: NDArray[np.void], imaging: NDArr
         Bool ``(readout,)``: True for imaging and calibration lines.
     path
         Name of the file, for error messages.
+    lines
+        Of the echo-planar sequence that Pulseq played; they decide on matrix and field of view.
 
     Raises
     ------
@@ -178,7 +187,7 @@ def header_xml(protocol: TwixProtocol, headers: NDArray[np.void], imaging: NDArr
     nucleus = protocol.text("sTXSPEC.asNucleusInfo[0].tNucleus") or "1H"
     frequency = protocol.number("sTXSPEC.asNucleusInfo[0].lFrequency", "lFrequency") if nucleus.startswith("1H") else None
     _add(conditions, "H1resonanceFrequency_Hz", round(frequency or field_t * PROTON_HZ_PER_T))
-    _encoding(root, protocol, headers[imaging], _count_navigators(headers), path)
+    _encoding(root, protocol, headers[imaging], _count_navigators(headers), path, lines)
     _sequence(root, protocol)
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
@@ -252,8 +261,18 @@ def _system(root: ET.Element, protocol: TwixProtocol, n_coils: int) -> None:
     _add(node, "institutionName", protocol.text("InstitutionName"))
 
 
-def _encoding(root: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void], n_navigators: int, path: Path) -> None:
-    encoded, recon = _spaces(protocol, headers, path)
+def _encoding(
+    root: ET.Element,
+    protocol: TwixProtocol,
+    headers: NDArray[np.void],
+    n_navigators: int,
+    path: Path,
+    lines: PulseqLines | None,
+) -> None:
+    if lines is None:
+        encoded, recon = _spaces(protocol, headers, path)
+    else:
+        encoded = recon = [*lines.matrix, 1], [1e3 * length for length in lines.fov_m]
     node = ET.SubElement(root, "encoding")
     for name, (matrix, fov_mm) in (("encodedSpace", encoded), ("reconSpace", recon)):
         space = ET.SubElement(node, name)
@@ -271,7 +290,7 @@ def _encoding(root: ET.Element, protocol: TwixProtocol, headers: NDArray[np.void
         _add(limit, "maximum", max(int(counted.max()), announced))
         _add(limit, "center", 0 if place is None else int(np.median(headers["idx"]["user"][:, place])))
     trajectory = TRAJECTORIES.get(int(protocol.number("sKSpace.ucTrajectory") or 1), "other")
-    _add(node, "trajectory", "epi" if protocol.is_epi else trajectory)
+    _add(node, "trajectory", "epi" if protocol.is_epi or lines is not None else trajectory)
     if protocol.is_epi:
         _epi(node, protocol, headers, n_navigators)
     parallel = ET.SubElement(node, "parallelImaging")
