@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,21 +75,40 @@ def load_mr_features(path: Path | None = None) -> MrFeatures:
     InputError
         If the weights are absent or belong to another network.
     """
+    return load_frozen(
+        MrFeatures(), path or MR_WEIGHTS, "MR feature network", "choose features vgg16 or vgg19, or perceptual weight 0"
+    )
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_frozen(network: Network, path: Path, name: str, fix: str) -> Network:
+    """Give `network` the weights of a safetensors file, and freeze it.
+
+    Parameters
+    ----------
+    network, path
+        See there.
+    name, fix
+        What it is called in a message, and what helps where the file is absent.
+
+    Raises
+    ------
+    InputError
+        If the weights are absent or belong to another network.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = path or MR_WEIGHTS
     if not path.is_file():
-        raise InputError(
-            "the weights of the feature network are absent", path, "choose features vgg16 or vgg19, or perceptual weight 0"
-        )
+        raise InputError(f"the weights of the {name} are absent", path, fix)
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise InputError(f"damaged or truncated safetensors file ({error})", path, "fetch it again") from error
-    network = MrFeatures()
     expected = {k: v.shape for k, v in network.state_dict().items()}
     if {k: v.shape for k, v in state.items()} != expected:
-        raise InputError("not the weights of the MR feature network: names or shapes differ", path, "fetch it again")
+        raise InputError(f"not the weights of the {name}: names or shapes differ", path, "fetch it again")
     network.load_state_dict({k: v.float() for k, v in state.items()})
     return network.eval().requires_grad_(False)

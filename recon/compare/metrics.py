@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kspace.errors import InputError
 from recon.compare.store import GroupImages
-from recon.metrics import perceptual, roi
+from recon.metrics import perceptual, roi, segmentation
 from recon.metrics.image import CONVENTIONS, FASTMRI, Convention, foreground, hfen
 
 Float = NDArray[np.float32]
@@ -24,6 +24,7 @@ PERCEPTUAL = {
     "lpips": perceptual.lpips,
     "dists": perceptual.dists,
 }
+SEGMENTED = {"semantic_score": segmentation.semantic_score}
 SMALLER_IS_BETTER = ("nmse", "nmse_missing", "hfen", "mr_distance", "lpips", "dists", "lesion_contrast_error")
 WHOLE_IMAGE = tuple(MEASURED.metrics)
 
@@ -77,7 +78,9 @@ def figures(group: GroupImages, method: str, others: Sequence[Convention] = ()) 
         scale = convention.full_scale / peak if convention.full_scale is not None and peak > 0 else 1.0
         for name, v in convention.measure(scale * truth, scale * image).items():
             values[f"{convention.name}_{name}"] = float(v.mean())
-    values |= {name: value for name, measure in PERCEPTUAL.items() if (value := measure(truth, image)) is not None}
+    values |= {
+        name: value for name, measure in (PERCEPTUAL | SEGMENTED).items() if (value := measure(truth, image)) is not None
+    }
     if len(group.boxes):
         place = {number: position for position, number in enumerate(group.slices)}
         boxes = group.boxes.copy()
@@ -87,8 +90,9 @@ def figures(group: GroupImages, method: str, others: Sequence[Convention] = ()) 
 
 
 def not_measured() -> dict[str, str]:
-    """The perceptual distances whose weights are not to be had, and why."""
+    """The metrics of networks whose weights are not to be had, and why."""
     reasons = {name: perceptual.why_not(name.removesuffix("_distance")) for name in PERCEPTUAL}
+    reasons |= {name: segmentation.why_not() for name in SEGMENTED}
     return {name: why.partition(" in /")[0] for name, why in reasons.items() if why is not None}  # nobody else's folders
 
 

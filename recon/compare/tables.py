@@ -13,7 +13,16 @@ from recon.compare.store import VolumeRow
 from recon.metrics.missing import METRIC as MISSING_METRIC
 
 UNITS = {"psnr": " dB"}
-FORMATS = {"psnr": ".2f", "ssim": ".4f", "nmse": ".4f", "hfen": ".3f", "mr_distance": ".4f", "lpips": ".4f", "dists": ".4f"}
+FORMATS = {
+    "psnr": ".2f",
+    "ssim": ".4f",
+    "nmse": ".4f",
+    "hfen": ".3f",
+    "mr_distance": ".4f",
+    "lpips": ".4f",
+    "dists": ".4f",
+    "semantic_score": ".3f",
+}
 SHORT = ("psnr", "ssim", "nmse", "hfen", "lpips", "dists")
 # A page is narrower than a screen.
 IN_PRINT = ("psnr", "ssim", "nmse", "psnr_support", "ssim_support", "nmse_support", "mr_distance")

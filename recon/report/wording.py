@@ -18,6 +18,9 @@ PERCEPTUAL = {
     "lpips": "LPIPS 0.1 on VGG-16 (Zhang et al. 2018), of natural images",
     "dists": "DISTS (Ding et al. 2020), of natural images",
 }
+SEMANTIC = {
+    "semantic_score": "Dice of a small segmentation network (tissue by intensity) on the image over that on the truth",
+}
 REGION = {
     "roi_psnr": "inside the boxes that the data carry, range = maximum of the volume",
     "roi_ssim": "mean of the map of local similarity inside the boxes that the data carry",
@@ -35,6 +38,7 @@ _KNOWN: dict[str, tuple[str, Better, str]] = {
     "mr_distance": ("MR-feature distance", "lower", ""),
     "lpips": ("LPIPS", "lower", ""),
     "dists": ("DISTS", "lower", ""),
+    "semantic_score": ("Semantic score", "higher", ""),
     "roi_psnr": ("PSNR in boxes", "higher", "dB"),
     "roi_ssim": ("SSIM in boxes", "higher", ""),
     "lesion_contrast_error": ("Lesion contrast error", "lower", ""),
@@ -81,6 +85,8 @@ def metric_name(key: str) -> MetricName:
         group, says = f"{convention} convention", CONVENTIONS[convention].says
     elif base in PERCEPTUAL:
         group, says = "Perceptual", PERCEPTUAL[base]
+    elif base in SEMANTIC:
+        group, says = "Segmentation", SEMANTIC[base]
     elif base in REGION:
         group, says = "Regions of interest", REGION[base]
     elif support:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kspace.errors import InputError
 from kspace.io.atomic import atomic_write
@@ -150,7 +150,7 @@ def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
     return both / (a[:, 2:].prod(1) + b[:, 2:].prod(1) - both)
 
 
-def write(path: Path, network: MrFeatures, about: Mapping[str, object]) -> None:
+def write(path: Path, network: nn.Module, about: Mapping[str, object]) -> None:
     """Write the weights in half precision, atomically, with `about` as JSON metadata."""
     from safetensors.torch import save_file
 

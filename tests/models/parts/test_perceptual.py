@@ -142,7 +142,7 @@ def test_a_system_that_wants_features_refuses_too_and_needs_none_at_weight_zero(
 def test_own_features_load_or_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mr_features.safetensors"
     monkeypatch.setattr(features, "MR_WEIGHTS", path)
-    with pytest.raises(InputError, match=r"mr_features.safetensors: the weights of the feature network are absent"):
+    with pytest.raises(InputError, match=r"mr_features.safetensors: the weights of the MR feature network are absent"):
         feature_extractor(Perceptual("mr"))
     trained = MrFeatures()
     save_file({k: v.half() for k, v in trained.state_dict().items()}, path)
