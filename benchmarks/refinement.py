@@ -33,7 +33,7 @@ from recon.compare.cases import Case, FullVolume, find_data, make_case, spread
 from recon.compare.metrics import slice_figure
 from recon.methods import generator
 from recon.methods.adapt import Recipe, adapt
-from recon.methods.classical import L1Wavelet, Reconstructor, TotalVariation
+from recon.methods.classical import CgSense, L1Wavelet, Reconstructor, TotalVariation
 from recon.methods.refine import RefinedGenerator
 from recon.methods.stack import SLICES, Stack
 
@@ -136,7 +136,7 @@ def rows(setting: argparse.Namespace) -> Iterator[Row]:
     """A row for every scan, mask and method: mean over draws and slices."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, *more = [_loaded(text, device) for text in setting.weights.split(",")]
-    generated: dict[str, Reconstructor] = {"network": network}
+    generated: dict[str, Reconstructor] = {"sense": CgSense(), "network": network}
     if not network.generator.fitted:
         generated["residual"] = RefinedGenerator(network)
     for path, other in zip(setting.weights.split(",")[1:], more, strict=True):
