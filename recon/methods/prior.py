@@ -73,7 +73,9 @@ def fit_to_scan(prior: PriorGenerator, y: Tensor, op: Sense) -> Tensor:
     y, op
         k-space and its forward model; samples that were not acquired have no influence.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    # In half precision the steps of a fit are lost in rounding.
+    full = torch.autocast(y.device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), full:
         images = [fit_plane(prior, plane.clone(), cloned(one))[0] for plane, one in planes_of(y, op)]
     return torch.stack(images).reshape(*y.shape[:-3], *y.shape[-2:])
 

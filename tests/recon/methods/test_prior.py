@@ -126,3 +126,11 @@ def test_the_reconstructor_fits_in_inference_mode(tmp_path: Path) -> None:
     assert image.shape == target.shape
     assert not image.requires_grad
     torch.testing.assert_close(method(1e4 * y, op) / 1e4, image, rtol=1e-2, atol=1e-3)
+
+
+def test_half_precision_does_not_reach_the_fit() -> None:
+    network = prior()
+    y, op, _ = points()
+    full = fit_to_scan(network, y, op)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fit_to_scan(network, y, op), full)
