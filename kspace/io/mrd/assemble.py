@@ -39,11 +39,12 @@ def load_image(
     header: Header,
     ghost: str = "auto",
     warnings: list[str] | None = None,
+    lender: ReadoutPlan | None = None,
 ) -> KSpace:
     """Read the readouts of one image, and nothing else, onto the grid of the encoded matrix.
 
     `ghost` says what is done about the odd-even phase of echo-planar readouts, see `kspace.epi.place.GHOST`; `warnings`
-    receives what was assumed.
+    receives what was assumed; `lender` is the encoding with the calibration lines, where they are not in that of the image.
 
     Returns
     -------
@@ -62,6 +63,8 @@ def load_image(
     else:
         data, count = _place(group, path, headers, plan, numbers)
         separate = _place(group, path, headers, plan, calibration)[0] if len(calibration) else None
+    if lender is not None and len(lines := calibration_of(lender, headers, index)):
+        separate = _borrow(_place(group, path, headers, lender, lines)[0], plan.encoding.encoded_matrix)
     n_averages = torch.from_numpy(count)
     return KSpace(
         data=_squeeze(plan, data),
@@ -104,6 +107,18 @@ def _place_epi(
         )
     count = np.ascontiguousarray(placed.count[:, None, :, None])
     return placed.grid, count if encoding.is_3d else count[0], _epi_header(header, placed, epi.readouts[0].noise_gain)
+
+
+def _borrow(grid: np.ndarray, matrix: tuple[int, int, int]) -> np.ndarray:
+    """Calibration lines ``(kz coil ky kx)`` of another encoding with pixels of the same width, on the grid of `matrix`."""
+    import torch
+
+    from kspace.fourier import fft, ifft, resize
+
+    nx, ny = matrix[:2]
+    columns = resize(ifft(torch.from_numpy(grid), (-1,)), (nx,))
+    lines = resize(fft(columns, (-1,)).movedim(-1, -2), (ny,)).movedim(-2, -1)
+    return np.ascontiguousarray(lines.numpy())
 
 
 def _epi_header(header: Header, placed: Placed, noise_gain: float) -> Header:

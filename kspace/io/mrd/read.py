@@ -18,7 +18,7 @@ from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
 from kspace.io.mrd.noise import read_noise_readouts
-from kspace.io.mrd.sort import ReadoutPlan, Trajectory, check_readouts, epi_readouts, plan_encoding
+from kspace.io.mrd.sort import ReadoutPlan, Trajectory, check_readouts, epi_readouts, find_lender, plan_encoding
 from kspace.noise import Noise
 
 
@@ -46,6 +46,11 @@ class MrdScan:
         self._warnings = list(header.warnings)
         self._plans = tuple(
             plan_encoding(e, header, headers, path, self._warnings, trajectories.get(e.index)) for e in header.encodings
+        )
+        self._lenders = tuple(find_lender(plan, self._plans) for plan in self._plans)
+        self._plans = tuple(
+            plan if lender is None else replace(plan, encoding=replace(plan.encoding, calibration="separate"))
+            for plan, lender in zip(self._plans, self._lenders, strict=True)
         )
         self._incomplete = [find_incomplete(plan, headers, self._warnings) for plan in self._plans]
         self._digest: str | None = None
@@ -146,7 +151,9 @@ class MrdScan:
         header = image_header(self._path, self._heads, plan, index, self._header, self._warnings)
         with mrd_file.open_file(self._path) as file:
             group = mrd_file.reopen_group(file, self._path, self._group)
-            return load_image(group, self._path, self._heads, plan, index, header, self.ghost, self._warnings)
+            return load_image(
+                group, self._path, self._heads, plan, index, header, self.ghost, self._warnings, self._lenders[encoding]
+            )
 
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace:
         """Mean over the complete repetitions of an image, one read at a time: what coil maps can be made from where each

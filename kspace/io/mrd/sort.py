@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from kspace.io.mrd.flags import (
 from kspace.io.mrd.header import Encoding, Limits, MrdHeader
 
 Trajectory = tuple[np.ndarray, np.ndarray]  # of a forward and of a reversed readout, along the readout
+SAME = 0.01  # relative difference of lengths that converters round
 IMAGE_COUNTERS = ("contrast", "set", "phase", "repetition", "slice")
 
 
@@ -76,14 +78,16 @@ def plan_encoding(
     mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & EXCLUDED) == 0)
     numbers = np.flatnonzero(mine)
     imaging, calibration = _split_calibration(encoding, headers, numbers, warnings)
-    if encoding.refusal is not None or not len(imaging):
+    lends = len(calibration) > 0 and any(other.is_epi for other in header.encodings if other.index != encoding.index)
+    if encoding.refusal is not None or not (len(imaging) or lends):
         # Columns and rows of a spiral mean nothing; `refusal` is raised when somebody asks for its images.
         none = np.empty(0, np.int64)
         return ReadoutPlan(replace(encoding, n_readouts=len(imaging)), imaging, calibration, none, none, none, none, {})
     both = np.concatenate([imaging, calibration])
     _check_channels(header, headers, both, path)
     _check_lengths(headers, both, path)
-    centre, ky, kz = _rows(encoding, headers, imaging, calibration, path, warnings)
+    reference = imaging if len(imaging) else calibration  # readouts that only serve the maps of an echo-planar encoding
+    centre, ky, kz = _rows(encoding, headers, reference, calibration, path, warnings)
     epi = _plan_epi(encoding, headers, both, path, warnings, trajectory) if encoding.is_epi else None
     if epi is None:
         first, stop = _columns(encoding, headers, both, path, warnings)
@@ -93,9 +97,9 @@ def plan_encoding(
     encoding = replace(
         encoding,
         centre=centre,
-        n_coils=int(headers["active_channels"][imaging[0]]),
+        n_coils=int(headers["active_channels"][reference[0]]),
         n_readouts=len(imaging),
-        dwell_s=_dwell(encoding, headers, imaging, warnings),
+        dwell_s=_dwell(encoding, headers, reference, warnings),
         calibration="separate" if len(calibration) else "embedded" if calibrated else "none",
     )
     return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(headers, imaging), epi)
@@ -216,6 +220,8 @@ def _places(headers: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _group(headers: np.ndarray, imaging: np.ndarray) -> dict[ImageIndex, np.ndarray]:
+    if not len(imaging):
+        return {}
     idx = headers["idx"][imaging]
     columns = np.stack([idx[name].astype(np.int64) for name in IMAGE_COUNTERS], axis=1)
     keys, inverse = np.unique(columns, axis=0, return_inverse=True)
@@ -412,3 +418,24 @@ def calibration_of(plan: ReadoutPlan, headers: np.ndarray, index: ImageIndex) ->
             wanted = counters.min()
         numbers = numbers[counters == wanted]
     return numbers
+
+
+def find_lender(plan: ReadoutPlan, others: Sequence[ReadoutPlan]) -> ReadoutPlan | None:
+    """The plan of an encoding that holds nothing but calibration lines for the images of the echo-planar `plan`.
+
+    A gradient-echo reference scan beside an accelerated EPI, as ``siemens_to_ismrmrd`` writes it: same coils and field of view
+    along ky, same width of a pixel along kx.
+    """
+    if plan.epi is None or len(plan.calibration):
+        return None
+    mine = plan.encoding
+    for other in others:
+        theirs = other.encoding
+        if len(other.imaging) or not len(other.ky) or theirs.n_coils != mine.n_coils:
+            continue
+        pixels = [e.encoded_fov_m[0] / e.encoded_matrix[0] for e in (mine, theirs)]
+        lines = [e.encoded_fov_m[1] for e in (mine, theirs)]
+        depth = [e.encoded_matrix[2] for e in (mine, theirs)]
+        if depth[0] == depth[1] and all(abs(a / b - 1) < SAME for a, b in (pixels, lines)):
+            return other
+    return None

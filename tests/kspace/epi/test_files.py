@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.io.mrd import MrdScan, open_scan
 from kspace.io.mrd.flags import CALIBRATION, PHASE_CORRECTION
+from kspace.io.mrd.write import header_xml, write_raw
 from kspace.noise_check import fit_noise
 from kspace.simulation.acquisition import (
     Acquisition,
@@ -26,9 +28,10 @@ from kspace.simulation.acquisition import (
     coil_covariance,
     partial_fourier,
     repeat,
+    with_limits,
 )
 from kspace.simulation.echo_planar import echo_planar
-from kspace.simulation.measurement import true_image, write_scan
+from kspace.simulation.measurement import measure, true_image, write_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 
 PHANTOM = Phantom(
@@ -120,10 +123,6 @@ def test_every_repetition_and_slice_has_its_own_navigators(tmp_path: Path) -> No
     drifting = [OddEvenPhase(0.2 * r, -0.01 * r) for r in range(3)]
     single = plain(n_slices=2)
     parts = [echo_planar(repeat(single, "repetition", [1.0] * 3), LOBE, phase=phase) for phase in drifting]
-    from kspace.io.mrd.write import header_xml, write_raw
-    from kspace.simulation.acquisition import with_limits
-    from kspace.simulation.measurement import measure
-
     made = [measure(part) for part in parts]
     repetition = parts[0].headers["idx"]["repetition"]
     samples = [made[int(r)][i] for i, r in enumerate(repetition)]
@@ -183,10 +182,6 @@ def test_navigators_of_another_length_are_refused_and_can_be_left_out(tmp_path: 
 
     scan = echo_planar(plain(), LOBE)
     write_scan(scan, tmp_path / "whole.h5")
-    import h5py
-
-    from kspace.io.mrd.write import write_raw
-
     with h5py.File(tmp_path / "whole.h5", "r") as file:
         rows, xml = file["dataset/data"][:], file["dataset/xml"][0]
     samples = [row["data"].view(np.complex64).reshape(3, -1) for row in rows]
@@ -234,3 +229,24 @@ def test_calibration_lines_keep_their_flag() -> None:
     scan = echo_planar(accelerate(plain(), 2, calibration=8, mode="separate"), LOBE)
     marked = (scan.headers["flags"] & CALIBRATION) != 0
     assert int(marked.sum()) == 8 + 3
+
+
+def test_reference_lines_of_another_encoding_serve_the_coil_maps(tmp_path: Path) -> None:
+    """A gradient-echo reference scan beside an accelerated EPI, as siemens_to_ismrmrd writes it."""
+    fast, slow = echo_planar(accelerate(plain(1.0), 2), LOBE, phase=PLANTED), plain(2.0)
+    rows = np.flatnonzero(np.abs(slow.headers["idx"]["kspace_encode_step_1"].astype(int) - 16) <= 6)
+    reference = replace(slow, headers=slow.headers[rows].copy(), gain=slow.gain[rows])
+    reference.headers["flags"] |= CALIBRATION
+    reference.headers["encoding_space_ref"] = 1
+    headers = np.concatenate([reference.headers, fast.headers])
+    xml = header_xml([*with_limits(fast), slow.spaces[0]])
+    lines = measure(replace(reference, headers=slow.headers[rows]))
+    write_raw(tmp_path / "scan.h5", xml, headers, [*lines, *measure(fast)])
+    read = open_scan(tmp_path / "scan.h5")
+    assert [e.n_readouts for e in read.encodings] == [16, 0]
+    assert read.encodings[0].calibration == "separate"
+    k = read.load(0, ImageIndex())
+    whole = opened(echo_planar(plain(1.0), LOBE), tmp_path).load(0, ImageIndex())
+    assert k.calibration is not None
+    assert ((k.calibration - whole.data)[:, 10:23].abs() / whole.data.abs().max()).max() < 0.03
+    assert k.calibration[:, :10].abs().max() == 0
