@@ -10,13 +10,13 @@ from torch import Tensor
 
 from kspace.fourier import fft, ifft
 from kspace.normal_equations import solve
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, Sense
 
 
 def data_consistency(
     image: Tensor,
     y: Tensor,
-    op: Sense,
+    op: ForwardModel,
     lamda: float | Tensor | None = None,
     *,
     tolerance: float = 1e-6,
@@ -60,7 +60,7 @@ def data_consistency(
 def regularised_solve(
     image: Tensor | None,
     back_projection: Tensor,
-    op: Sense,
+    op: ForwardModel,
     lamda: float | Tensor,
     *,
     tolerance: float = 1e-6,
@@ -101,7 +101,9 @@ def regularised_solve(
     return solved
 
 
-def _replace_samples(image: Tensor, y: Tensor, op: Sense) -> Tensor:
+def _replace_samples(image: Tensor, y: Tensor, op: ForwardModel) -> Tensor:
+    if not isinstance(op, Sense):
+        raise ValueError("exact replacement is defined on the Cartesian grid; give lamda (noise over signal variance)")
     if op.n_coils != 1:
         raise ValueError(
             f"exact replacement is defined for one coil; {op.n_coils} coils need lamda (noise over signal variance)"
@@ -119,7 +121,7 @@ class _RegularisedSolve(torch.autograd.Function):
         image: Tensor | None,
         back_projection: Tensor,
         lamda: Tensor,
-        op: Sense,
+        op: ForwardModel,
         max_iterations: int,
         tolerance: float,
         gradient_tolerance: float,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kspace.cg import Watch, conjugate_gradients, energy
 from kspace.fourier import fft_corner, ifft_corner
-from kspace.operators import Sense, flattened, transformed_axes
+from kspace.operators import ForwardModel, Sense, flattened
 
 CPU_CHUNK = 2**17  # k-space samples solved together on a CPU: with their maps they fit into its cache
 DEVICE_CHUNK = 2**26  # on an accelerator: 0.5 GiB in single precision, and a few buffers of that size
@@ -24,7 +24,7 @@ CPU_BATCH = 2**22  # k-space samples prepared together on a CPU: what bounds the
 
 
 def solve(
-    op: Sense,
+    op: ForwardModel,
     lamda: Tensor,
     b: Tensor,
     start: Tensor | None = None,
@@ -61,8 +61,8 @@ def solve(
         Complex ``(*batch y x)``. A plane does not depend on the others of its batch.
     """
     n_y, n_x = b.shape[-2:]
-    lines = op.weights.shape[-1] == 1 and n_x > 1
-    shape = torch.broadcast_shapes(b.shape[:-2], op.maps.shape[:-3], op.mask.shape[:-3], lamda.shape[:-2])
+    lines = op.axes == (-2,) and n_x > 1
+    shape = torch.broadcast_shapes(b.shape[:-2], op.batch, lamda.shape[:-2])
     b, start = b.expand(*shape, n_y, n_x), None if start is None else start.expand(*shape, n_y, n_x)
     samples = math.prod(shape) * math.prod(op.maps.shape[-3:])
     if not lines and (samples <= chunk(b.device) or watch is not None):
@@ -90,7 +90,7 @@ def batch(device: torch.device) -> int:
     return CPU_BATCH if device.type == "cpu" else DEVICE_CHUNK
 
 
-def planes_at_once(op: Sense) -> int:
+def planes_at_once(op: ForwardModel) -> int:
     """How many planes of `op` fit into a `batch`."""
     return max(batch(op.maps.device) // math.prod(op.maps.shape[-3:]), 1)
 
@@ -99,7 +99,7 @@ def planes_at_once(op: Sense) -> int:
 class _Systems:
     """Independent systems, one a plane. What all share has a batch of 1."""
 
-    op: Sense
+    op: ForwardModel
     lamda: Tensor  # (plane|1 1 1)
     b: Tensor  # (plane y x)
     start: Tensor | None
@@ -132,6 +132,7 @@ class _Systems:
             x = x.expand(n, *x.shape[1:-1], n_x).movedim(-1, 1)
             return x.reshape(n * n_x, *x.shape[2:]).unsqueeze(-2).contiguous()
 
+        assert isinstance(self.op, Sense)
         op = replace(
             self.op,
             maps=turn(self.op.maps),
@@ -177,10 +178,10 @@ def _solve(systems: _Systems, max_iterations: int, warn: bool, watch: Watch | No
     return whole(torch.cat(solved)) if solved else solution
 
 
-def _system(op: Sense, lamda: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def _system(op: ForwardModel, lamda: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """``A^H W A + lamda I``, and a circulant approximation of its inverse."""
     weights = op.weights
-    gram, axes = op.gram(weights), transformed_axes(weights)
+    gram, axes = op.gram(weights), op.axes
     eigenvalues = op.circulant
     # Where nothing is sampled the circulant matrix has eigenvalues near 0; the true one has not, as coils fill in for each
     # other. Their mean was about the best of several terms tried against that: half the iterations of the circulant matrix

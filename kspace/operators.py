@@ -1,184 +1,183 @@
-"""Linear operators of parallel MRI.
+"""Forward models of parallel MRI: what solvers, data consistency, networks and evidence use, and the Cartesian one.
 
-Operators are immutable values, not `nn.Module`s, so coil maps cannot end up in a `state_dict`. All accept any number of leading
-batch dimensions, run on any device, and are differentiable with respect to their argument.
+`kspace.noncartesian.operator.NonCartesianSense` is the other. As all operators they are immutable values; the elementary ones
+are in `kspace.linear_operators`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from kspace.fourier import IMAGE_AXES, centring_phases, fft, fft_corner, ifft, ifft_corner, to_corner
+from kspace.errors import InputError
+from kspace.fourier import IMAGE_AXES, centring_phases, fft_corner, ifft_corner, to_corner
+from kspace.linear_operators import (
+    Adjoint,
+    Composition,
+    Fourier,
+    LinearOperator,
+    Sampling,
+    Sensitivity,
+    check_maps,
+    check_mask,
+    to_numpy,
+    unbatched,
+)
 
 if TYPE_CHECKING:
     import sigpy
 
+__all__ = [
+    "Adjoint",
+    "Composition",
+    "ForwardModel",
+    "Fourier",
+    "LinearOperator",
+    "Sampling",
+    "Sense",
+    "Sensitivity",
+    "flattened",
+    "nearest_circulant",
+    "on_grid",
+    "transformed_axes",
+    "weighted_gram",
+]
 
-@dataclass(frozen=True, eq=False)
-class LinearOperator(ABC):
-    """Linear map between tensors, with its adjoint.
 
-    ``op @ x`` applies it, ``a @ b`` composes (b first), ``op.H`` is the adjoint operator.
+class ForwardModel(LinearOperator):
+    """Forward model of parallel MRI: coil sensitivities, Fourier transform, sampling; an image to the samples of all coils.
+
+    Attributes
+    ----------
+    maps
+        Complex coil sensitivities ``(*batch coil y x)``, with squared magnitudes that sum over the coils to 1 inside the
+        support and to 0 outside.
+    mask
+        Bool, broadcastable to the samples ``(*batch coil ky kx)``: True where one was acquired.
+    noise_std
+        Square root of E|n|^2 of one k-space sample measured once; 1 after whitening.
+    n_averages
+        Integer, broadcastable like `mask`: number of measurements of each sample; None means one.
     """
 
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the operator."""
-
-    @abstractmethod
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the adjoint: ``<forward(x), y> == <x, adjoint(y)>`` in the complex Euclidean inner product."""
-
-    def normal(self, x: Tensor) -> Tensor:
-        """``adjoint(forward(x))``."""
-        return self.adjoint(self.forward(x))
-
-    @abstractmethod
-    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        """Equivalent SigPy linop over NumPy arrays, for inputs of `shape`."""
-
-    @property
-    def H(self) -> LinearOperator:
-        """Adjoint operator."""
-        return Adjoint(self)
-
-    def __matmul__(self, other: Any) -> Any:
-        if isinstance(other, LinearOperator):
-            return Composition(self, other)
-        return self.forward(other)
-
-    def to(self, device: torch.device | str) -> LinearOperator:
-        """Copy with all tensors on `device`."""
-        moved = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor | LinearOperator):
-                moved[item.name] = value.to(device)
-        return replace(self, **moved)
-
-
-@dataclass(frozen=True, eq=False)
-class Adjoint(LinearOperator):
-    """Adjoint of `op`."""
-
-    op: LinearOperator
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op.adjoint(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.op.forward(y)
-
-    @property
-    def H(self) -> LinearOperator:
-        return self.op
-
-    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        """As for `op`: `shape` is the input shape of `op`, not of its adjoint."""
-        return self.op.to_sigpy(shape).H
-
-
-@dataclass(frozen=True, eq=False)
-class Composition(LinearOperator):
-    """Composition ``outer(inner(x))``."""
-
-    outer: LinearOperator
-    inner: LinearOperator
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer.forward(self.inner.forward(x))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.inner.adjoint(self.outer.adjoint(y))
-
-    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        inner = self.inner.to_sigpy(shape)
-        return self.outer.to_sigpy(inner.oshape) * inner
-
-
-@dataclass(frozen=True, eq=False)
-class Fourier(LinearOperator):
-    """Centred orthonormal Fourier transform along `axes` (`kspace.fourier`)."""
-
-    axes: tuple[int, ...] = IMAGE_AXES
-
-    def forward(self, x: Tensor) -> Tensor:
-        return fft(x, self.axes)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return ifft(y, self.axes)
-
-    def normal(self, x: Tensor) -> Tensor:
-        return x
-
-    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        import sigpy
-
-        return sigpy.linop.FFT(tuple(shape), axes=self.axes, center=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Sampling(LinearOperator):
-    """Multiplication by the sampling `mask`, bool and broadcastable to ``(*batch coil ky kx)``."""
-
-    mask: Tensor
-
-    def __post_init__(self) -> None:
-        _check_mask(self.mask)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.mask
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return y * self.mask
-
-    def normal(self, x: Tensor) -> Tensor:
-        return x * self.mask
-
-    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        import sigpy
-
-        return sigpy.linop.Multiply(tuple(shape), _numpy(self.mask.to(torch.float32)))
-
-
-@dataclass(frozen=True, eq=False)
-class Sensitivity(LinearOperator):
-    """Multiplication of an image ``(*batch y x)`` by complex coil `maps` ``(*batch coil y x)``."""
-
     maps: Tensor
+    mask: Tensor
+    noise_std: float
+    n_averages: Tensor | None
 
-    def __post_init__(self) -> None:
-        _check_maps(self.maps)
+    @property
+    def n_coils(self) -> int:
+        """Number of coils."""
+        return self.maps.shape[-3]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-3) * self.maps
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Matrix ``(y x)`` of the image."""
+        return self.maps.shape[-2], self.maps.shape[-1]
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        return (y * self.maps.conj()).sum(-3)
+    @cached_property
+    def support(self) -> Tensor:
+        """Bool ``(*batch y x)``: True where any coil map is non-zero. The image is undetermined outside."""
+        return (self.maps != 0).any(-3)
 
-    def normal(self, x: Tensor) -> Tensor:
-        return x * self.maps.abs().square().sum(-3)
+    @property
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """Weights W of the data term, real and broadcastable to the samples: inverse noise variance of each relative to a
+        single measurement, 0 where not acquired."""
 
-    def to_sigpy(self, shape: Sequence[int]) -> sigpy.linop.Linop:
-        """Equivalent SigPy linop for one image of `shape` ``(y x)``."""
-        import sigpy
+    @property
+    @abstractmethod
+    def unit_weight(self) -> Tensor:
+        """Eigenvalue of ``A^H W A`` that the scale of a problem refers to, real ``(*batch|1 1 1)``: that of sampled
+        frequencies on a grid, the mean of all elsewhere."""
 
-        maps = _numpy(_unbatched(self.maps, 3, "maps"))
-        expand = sigpy.linop.Reshape((1, *shape), tuple(shape))
-        return sigpy.linop.Multiply(expand.oshape, maps) * expand
+    @property
+    @abstractmethod
+    def axes(self) -> tuple[int, ...]:
+        """Image axes along which ``A^H W A`` couples pixels."""
+
+    @property
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """Bool ``(*batch|1)``: whether ``A^H W A`` is diagonal in the Fourier domain."""
+
+    @property
+    @abstractmethod
+    def frequencies(self) -> tuple[Tensor, Tensor]:
+        """Where k-space is sampled: ky and kx in cycles per pixel, -0.5 to 0.5, real, broadcastable to the samples."""
+
+    @property
+    @abstractmethod
+    def sampled_fraction(self) -> Tensor:
+        """Share of the points of the Cartesian grid at which there is a sample, real ``(*batch)``."""
+
+    @abstractmethod
+    def gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
+        """Function ``x -> A^H diag(weights) A x`` of images ``(*batch y x)``, for real weights broadcastable to k-space."""
+
+    @abstractmethod
+    def nearest_circulant(self, weights: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
+        """Eigenvalues of the circulant matrix nearest to ``A^H diag(weights) A``, real ``(*batch ky kx)``; see
+        `nearest_circulant`."""
+
+    @abstractmethod
+    def flattened(self, batch: Sequence[int]) -> Self:
+        """Operator with the axes of `batch` merged into one, of length 1 for what all planes share."""
+
+    @abstractmethod
+    def planes(self, index: slice | Tensor) -> Self:
+        """Selected planes of a `flattened` operator."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> tuple[int, int]:
+        """Shape of the samples of a coil: ``(ky kx)`` on a grid, ``(readout sample)`` elsewhere."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> tuple[int, ...]:
+        """Batch shape of maps and sampling."""
+
+    @cached_property
+    def circulant(self) -> Tensor:
+        """`nearest_circulant` of ``A^H W A`` along `axes`: a preconditioner."""
+        return self.nearest_circulant(self.weights, self.axes)
+
+    def balanced(self, y: Tensor) -> tuple[Tensor, ForwardModel]:
+        """Samples ``(*batch coil ky kx)`` and forward model such that ``A^H y`` is `zero_filled` and the norm of A about 1."""
+        return y, self
+
+    def zero_filled(self, y: Tensor) -> Tensor:
+        """Image ``(*batch y x)`` of the samples ``(*batch coil ky kx)`` without inversion: ``A^H y``, the density of samples
+        compensated where it is not that of a grid."""
+        return self.adjoint(y)
+
+    def reference(self, y: Tensor, rhs: Tensor) -> Tensor:
+        """Image ``(*batch y x)`` whose largest pixel sets the scale of a regularised problem, given the samples ``(*batch coil
+        ky kx)`` and `rhs` ``(*batch y x)``, their `back_projection` over `unit_weight`."""
+        return rhs
+
+    def back_projection(self, y: Tensor) -> Tensor:
+        """``A^H W y`` with the `weights` W, ``(*batch coil ky kx)`` to ``(*batch y x)``: normal equations' right-hand side."""
+        return self.adjoint(y if self.n_averages is None else y * self.n_averages)
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = super().to(device)
+        assert isinstance(moved, type(self))
+        return moved
 
 
 @dataclass(frozen=True, eq=False)
-class Sense(LinearOperator):
+class Sense(ForwardModel):
     """SENSE forward model of parallel MRI, ``y = mask * fft(maps * image)``.
 
     Pruessmann et al. 1999, doi:10.1002/(SICI)1522-2594(199911)42:5<952::AID-MRM16>3.0.CO;2-S.
@@ -204,17 +203,12 @@ class Sense(LinearOperator):
     n_averages: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_maps(self.maps)
-        _check_mask(self.mask)
+        check_maps(self.maps)
+        check_mask(self.mask)
         size = self.maps.shape[-2:]
         for name, m in (("mask", self.mask), ("n_averages", self.n_averages)):
             if m is not None and any(a not in (1, b) for a, b in zip(m.shape[-2:], size, strict=True)):
                 raise ValueError(f"{name} of shape {tuple(m.shape)} does not fit maps of shape {tuple(self.maps.shape)}")
-
-    @property
-    def n_coils(self) -> int:
-        """Number of coils."""
-        return self.maps.shape[-3]
 
     @property
     def weights(self) -> Tensor:
@@ -223,16 +217,40 @@ class Sense(LinearOperator):
         weights = self.mask.to(self.maps.real.dtype)
         return weights if self.n_averages is None else weights * self.n_averages
 
-    @cached_property
-    def support(self) -> Tensor:
-        """Bool ``(*batch y x)``: True where any coil map is non-zero. The image is undetermined outside."""
-        return (self.maps != 0).any(-3)
-
-    @cached_property
-    def circulant(self) -> Tensor:
-        """Eigenvalues of the circulant matrix nearest to ``A^H W A``, along `transformed_axes`: see `nearest_circulant`."""
-        axes = transformed_axes(self.weights)
+    @property
+    def unit_weight(self) -> Tensor:
         weights = self.weights if self.weights.ndim > 2 else self.weights.unsqueeze(0)
+        return weights.amax((-3, -2, -1), keepdim=True).squeeze(-1)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return transformed_axes(self.weights)
+
+    @property
+    def diagonal(self) -> Tensor:
+        constant = (self.maps - self.maps[..., :1, :1]).abs().amax((-3, -2, -1)) < 1e-6
+        return constant & (self.n_coils == 1)
+
+    @property
+    def frequencies(self) -> tuple[Tensor, Tensor]:
+        y, x = ((torch.arange(n, dtype=torch.float64, device=self.maps.device) - n // 2) / n for n in self.shape)
+        return y[:, None], x
+
+    @property
+    def sampled_fraction(self) -> Tensor:
+        mask = self.mask if self.mask.ndim > 2 else self.mask.unsqueeze(0)
+        return mask.expand(*mask.shape[:-2], *self.shape).float().mean((-3, -2, -1))
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        return self.shape
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return torch.broadcast_shapes(self.maps.shape[:-3], self.mask.shape[:-3])
+
+    def nearest_circulant(self, weights: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
+        weights = weights if weights.ndim > 2 else weights.unsqueeze(0)
         return nearest_circulant(self.maps, to_corner(weights, axes), axes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -262,26 +280,15 @@ class Sense(LinearOperator):
                 _combine(image[plane], ifft_corner(y_i[coils] * _coils(mask_i, coils)), maps_i[coils])
         return image
 
-    def back_projection(self, y: Tensor) -> Tensor:
-        """``A^H W y`` with the `weights` W, ``(*batch coil ky kx)`` to ``(*batch y x)``: normal equations' right-hand side."""
-        return self.adjoint(y if self.n_averages is None else y * self.n_averages)
-
     def normal(self, x: Tensor) -> Tensor:
         """``adjoint(forward(x))`` of an image ``(*batch y x)``, without transforms along fully sampled lines."""
         self._check(x, 2, "image")
         return self.gram(self.mask.to(self.maps.real.dtype))(x)
 
-    def to(self, device: torch.device | str) -> Sense:
-        moved = super().to(device)
-        assert isinstance(moved, Sense)
-        return moved
-
     def flattened(self, batch: Sequence[int]) -> Sense:
-        """Operator with the axes of `batch` merged into one, of length 1 for maps or a mask shared by all planes."""
         return self._each(lambda x: flattened(x, 3, batch))
 
     def planes(self, index: slice | Tensor) -> Sense:
-        """Selected planes of a `flattened` operator."""
         return self._each(lambda x: x if len(x) == 1 else x[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Sense:
@@ -299,11 +306,11 @@ class Sense(LinearOperator):
         # SigPy compares shapes with `zip` and so misses a wrong rank: checked here.
         import sigpy.mri
 
-        maps = _unbatched(self.maps, 3, "maps")
+        maps = unbatched(self.maps, 3, "maps")
         if shape is not None and tuple(shape) != tuple(maps.shape[-2:]):
             raise ValueError(f"the operator takes images of shape {tuple(maps.shape[-2:])}; got {tuple(shape)}")
-        mask = _unbatched(self.mask, 3, "mask").expand(maps.shape)
-        return sigpy.mri.linop.Sense(_numpy(maps), weights=_numpy(mask.to(maps.real.dtype)))
+        mask = unbatched(self.mask, 3, "mask").expand(maps.shape)
+        return sigpy.mri.linop.Sense(to_numpy(maps), weights=to_numpy(mask.to(maps.real.dtype)))
 
     # The origin of images and k-space lies at n // 2, that of the FFT at 0. Instead of shifting arrays in each call, the maps
     # and the mask absorb the equivalent phases (`centring_phases`).
@@ -324,33 +331,57 @@ class Sense(LinearOperator):
         return [centring_phases(n, self.maps.dtype, self.maps.device) for n in self.maps.shape[-2:]]
 
     def gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
-        """Function ``x -> A^H diag(weights) A x`` of images ``(*batch y x)``, for real weights broadcastable to k-space."""
         # The k-space phases cancel, and so do the transforms along complete lines.
-        axes = transformed_axes(weights)
-        maps = self._phased_maps
-        w = weights if weights.ndim > 2 else weights.unsqueeze(0)
-
-        if maps.device.type == "cpu" and math.prod(maps.shape[-3:]) <= _SMALL_PLANE:
-            conjugate = maps.conj().resolve_conj()
-            return lambda x: (conjugate * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
-
-        def apply(x: Tensor) -> Tensor:
-            if _tracked(x):
-                return (maps.conj() * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
-            batch = torch.broadcast_shapes(x.shape[:-2], maps.shape[:-3], w.shape[:-3])
-            image = x.new_zeros((*batch, *maps.shape[-2:]), dtype=torch.promote_types(x.dtype, maps.dtype))
-            for plane, x_i, maps_i, w_i in _planes(batch, (x, 2), (maps, 3), (w, 3)):
-                for coils in _chunks(self.n_coils):
-                    spectrum = fft_corner(maps_i[coils] * x_i, axes).mul_(_coils(w_i, coils))
-                    _combine(image[plane], ifft_corner(spectrum, axes), maps_i[coils])
-            return image
-
-        return apply
+        weights = weights if weights.ndim > 2 else weights.unsqueeze(0)
+        return weighted_gram(self._phased_maps, weights, transformed_axes(weights))
 
     def _check(self, x: Tensor, rank: int, name: str) -> None:
         if x.ndim < rank or x.shape[-2:] != self.maps.shape[-2:] or (rank == 3 and x.shape[-3] != self.n_coils):
             expected = tuple(self.maps.shape[-rank:]) if rank == 3 else tuple(self.maps.shape[-2:])
             raise ValueError(f"{name} of shape {tuple(x.shape)} does not fit the operator: expected (*batch, {expected})")
+
+
+def weighted_gram(maps: Tensor, w: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Callable[[Tensor], Tensor]:
+    """Function ``x -> sum over coils of conj(maps) F^H w F (maps x)`` of images ``(*batch y x)``.
+
+    Parameters
+    ----------
+    maps
+        Complex ``(*batch coil y x)``.
+    w
+        Real, broadcastable to ``(*batch coil ky kx)``, with a coil axis.
+    axes
+        Axes of F, whose origins lie at index 0 (`kspace.fourier.fft_corner`).
+    """
+    if maps.device.type == "cpu" and math.prod(maps.shape[-3:]) <= _SMALL_PLANE:
+        conjugate = maps.conj().resolve_conj()
+        return lambda x: (conjugate * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
+
+    def apply(x: Tensor) -> Tensor:
+        if _tracked(x):
+            return (maps.conj() * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
+        batch = torch.broadcast_shapes(x.shape[:-2], maps.shape[:-3], w.shape[:-3])
+        image = x.new_zeros((*batch, *maps.shape[-2:]), dtype=torch.promote_types(x.dtype, maps.dtype))
+        for plane, x_i, maps_i, w_i in _planes(batch, (x, 2), (maps, 3), (w, 3)):
+            for coils in _chunks(maps.shape[-3]):
+                spectrum = fft_corner(maps_i[coils] * x_i, axes).mul_(_coils(w_i, coils))
+                _combine(image[plane], ifft_corner(spectrum, axes), maps_i[coils])
+        return image
+
+    return apply
+
+
+def on_grid(op: ForwardModel, what: str, fix: str) -> Sense:
+    """`op`, which must be Cartesian for `what` to be possible.
+
+    Raises
+    ------
+    InputError
+        If it is not, with `fix` as the remedy.
+    """
+    if not isinstance(op, Sense):
+        raise InputError("its samples do not lie on a Cartesian grid", what, fix)
+    return op
 
 
 def flattened(x: Tensor, rank: int, batch: Sequence[int]) -> Tensor:
@@ -428,24 +459,3 @@ def _combine(image: Tensor, coil_images: Tensor, maps: Tensor) -> None:
     """Add ``sum conj(maps) * coil_images`` to `image` in place, without a temporary array of products."""
     for one, map_ in zip(coil_images, maps, strict=True):
         image.addcmul_(one, map_.conj())
-
-
-def _check_maps(maps: Tensor) -> None:
-    if not maps.is_complex() or maps.ndim < 3:
-        raise ValueError(f"maps must be complex (*batch coil y x); got {maps.dtype} of shape {tuple(maps.shape)}")
-
-
-def _check_mask(mask: Tensor) -> None:
-    if mask.dtype != torch.bool or mask.ndim < 2:
-        raise ValueError(f"the mask must be bool with at least (ky kx); got {mask.dtype} of shape {tuple(mask.shape)}")
-
-
-def _unbatched(x: Tensor, rank: int, name: str) -> Tensor:
-    batch = x.shape[: max(x.ndim - rank, 0)]
-    if any(n != 1 for n in batch):
-        raise ValueError(f"SigPy's operators have no batch dimension: {name} of shape {tuple(x.shape)} must be a single plane")
-    return x.reshape(x.shape[len(batch) :])
-
-
-def _numpy(x: Tensor) -> Any:
-    return x.detach().cpu().numpy()

@@ -19,6 +19,7 @@ OWNERS = {
     "pynetdicom": ("recon/serve/store.py",),
     "nibabel": ("recon/output/nifti.py", "kspace/io/images.py"),
     "pytorch_lightning": ("recon/commands/train.py", "recon/train/"),
+    "finufft": ("kspace/noncartesian/nufft.py",),
     "distributed": ("recon/batch/cluster.py",),
     "dask": ("recon/batch/cluster.py",),
     "jsonargparse": ("recon/cli.py", "recon/commands/train.py"),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, on_grid
 
 
 def available() -> bool:
@@ -58,14 +58,15 @@ class Pics:
     lamda: float
     iterations: int = 100
 
-    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``, with the maps of `op`.
 
         Raises
         ------
         InputError
-            If samples were measured different numbers of times, or BART refuses the data.
+            If samples were measured different numbers of times or off the Cartesian grid, or BART refuses the data.
         """
+        op = on_grid(op, "BART's pics", "use a classical method of ours")
         if op.n_averages is not None and len(op.n_averages[op.mask.expand(op.n_averages.shape)].unique()) > 1:
             raise InputError("samples measured different numbers of times are not weighted here", "BART's pics")
         batch, plane = y.shape[:-3], y.shape[-3:]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from recon.methods import classical
 from recon.methods.precision import Precision
 
@@ -39,7 +39,7 @@ class Method:
     """
 
     name: str
-    reconstruct: Callable[[Tensor, Sense], Tensor] | None
+    reconstruct: Callable[[Tensor, ForwardModel], Tensor] | None
     generator: GeneratorReconstructor | None = None
     details: dict[str, str] = field(default_factory=dict)
 
@@ -64,10 +64,10 @@ class OnDevice:
         Where it runs.
     """
 
-    method: Callable[[Tensor, Sense], Tensor]
+    method: Callable[[Tensor, ForwardModel], Tensor]
     device: torch.device
 
-    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
         return self.method(y.to(self.device), op.to(self.device)).to(y.device)
 

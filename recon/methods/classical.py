@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
-from kspace.operators import Sense as SenseOperator
+from kspace.operators import ForwardModel, Sense
 
 if TYPE_CHECKING:
     from recon.methods.regularisers import Sparsity
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 class Reconstructor(Protocol):
     """Anything called ``(y, op) -> image``: `y` complex ``(*batch coil ky kx)``, the image complex ``(*batch y x)``."""
 
-    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor: ...
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class ZeroFilled:
-    """``A^H y``: the coil images of the zero-filled k-space, combined with the maps."""
+    """``A^H y``: the coil images of the zero-filled k-space, combined with the maps; off the grid with density compensation."""
 
     name: ClassVar[str] = "zero-filled"
 
-    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
-        return op.adjoint(y)
+        return op.zero_filled(y)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CgSense:
     def __post_init__(self) -> None:
         _check(self, lowest=0.0)
 
-    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
         return _solved(y, op, self._solve)
 
@@ -112,7 +112,7 @@ class L1Wavelet:
         if self.levels < 1:
             raise InputError(f"levels must be at least 1; got {self.levels}", self.name, "leave it out")
 
-    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
         return _solved(y, op, self._solve)
 
@@ -150,7 +150,7 @@ class TotalVariation:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, y: Tensor, op: SenseOperator) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
         return _solved(y, op, self._solve)
 
@@ -226,7 +226,7 @@ def rss(y: Tensor) -> Tensor:
     return torch.linalg.vector_norm(ifft(y), dim=-3)
 
 
-def objective(method: L1Wavelet | TotalVariation | CgSense, image: Tensor, y: Tensor, op: SenseOperator) -> float:
+def objective(method: L1Wavelet | TotalVariation | CgSense, image: Tensor, y: Tensor, op: Sense) -> float:
     """The value that `method` minimises, at `image`, for one plane; relative to ``max|A^H W y| ** 2`` and the largest weight.
 
     Parameters
@@ -255,26 +255,26 @@ def objective(method: L1Wavelet | TotalVariation | CgSense, image: Tensor, y: Te
     return misfit + method.lamda * float(g.norm(g.forward(x)).sum())
 
 
-def _solved(y: Tensor, op: SenseOperator, solve: Callable[[Planes], Tensor]) -> Tensor:
+def _solved(y: Tensor, op: ForwardModel, solve: Callable[[Planes], Tensor]) -> Tensor:
     """The image of every plane of a batch, solved together as far as memory allows."""
     from kspace.normal_equations import planes_at_once
     from recon.methods.solvers import Planes
 
     samples, flat, batch = flattened(y, op)
-    images = samples.new_empty((len(samples), *y.shape[-2:]))
+    images = samples.new_empty((len(samples), *op.shape))
     n = planes_at_once(op)
     for first in range(0, len(samples), n):
         part = slice(first, first + n)
         planes = Planes.of(samples[part], flat.planes(part))
         images[part] = planes.finish(solve(planes))
-    return images.reshape(*batch, *y.shape[-2:])
+    return images.reshape(*batch, *op.shape)
 
 
-def flattened(y: Tensor, op: SenseOperator) -> tuple[Tensor, SenseOperator, tuple[int, ...]]:
+def flattened(y: Tensor, op: ForwardModel) -> tuple[Tensor, ForwardModel, tuple[int, ...]]:
     """k-space ``(plane coil ky kx)``, its operator, and the batch that the planes stand for."""
-    if y.ndim < 3 or y.shape[-3:] != op.maps.shape[-3:]:
+    if y.ndim < 3 or y.shape[-3:] != (op.n_coils, *op.samples):
         raise ValueError(f"k-space of shape {tuple(y.shape)} does not fit maps of shape {tuple(op.maps.shape)}")
-    batch = torch.broadcast_shapes(y.shape[:-3], op.maps.shape[:-3], op.mask.shape[:-3])
+    batch = torch.broadcast_shapes(y.shape[:-3], op.batch)
     return y.expand(*batch, *y.shape[-3:]).reshape(-1, *y.shape[-3:]), op.flattened(batch), batch
 
 

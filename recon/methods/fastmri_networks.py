@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kspace.errors import InputError
 from kspace.fourier import ifft
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, on_grid
 from recon.methods import weights
 
 SUFFIXES = (".pt", ".pth", ".ckpt")
@@ -53,9 +53,10 @@ class FastmriNetwork:
         return type(self.network).__name__
 
     @torch.inference_mode()
-    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``; the U-Net's has no phase."""
         shape = (*y.shape[:-3], *y.shape[-2:])
+        op = on_grid(op, self.name, "choose another method")
         maps, mask = (x.expand_as(y).reshape(-1, *y.shape[-3:]).mT.to(self.device) for x in (op.maps, op.mask))
         samples = y.reshape(-1, *y.shape[-3:]).mT.to(self.device) * mask
         image = self._varnet(samples, maps, mask) if self.kind == "VarNet" else self._unet(samples)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, on_grid
 from models.parts.latent import PriorGenerator
 from models.parts.sampler import PosteriorSampler
 from recon.methods import weights
@@ -55,29 +55,27 @@ class GeneratorReconstructor:
         """The name of the weights."""
         return self.card.name
 
-    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``; of positive homogeneity for raw presets."""
         batch = y.shape[:-3]
         n = math.prod(batch)
-        samples = y.reshape(n, *y.shape[-3:])
-        maps, mask, counts = (_planes(x, batch) for x in (op.maps, op.mask, op.n_averages))
-        assert maps is not None
-        assert mask is not None
+        y, op = op.balanced(y)
+        samples, flat = y.reshape(n, *y.shape[-3:]), op.flattened(batch)
         at_once = max(1, MAX_POINTS // max(1, math.prod(y.shape[-3:])))
-        images = [samples.new_zeros((0, *y.shape[-2:]))]
+        images = [samples.new_zeros((0, *op.shape))]
         reduced = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with torch.inference_mode(), reduced:
             for i in range(0, n, at_once):
                 part = slice(i, i + at_once)
-                here = Sense(maps[part], mask[part], op.noise_std, None if counts is None else counts[part]).to(self.device)
+                here = flat.planes(part).to(self.device)
                 images.append(self.on_device(samples[part].to(self.device), here).to(y.device))
-        return torch.cat(images).reshape(*batch, *y.shape[-2:]).clone()
+        return torch.cat(images).reshape(*batch, *op.shape).clone()
 
-    def on_device(self, y: Tensor, op: Sense) -> Tensor:
+    def on_device(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)`` that lies on `device`, whatever its size;
         differentiable, unless the generator is fitted to each scan."""
         if isinstance(self.generator, PriorGenerator) and self.generator.homogeneous:
-            return fit_to_scan(self.generator, y, op)
+            return fit_to_scan(self.generator, y, on_grid(op, self.name, "choose another generator"))
         if self.generator.homogeneous:
             image: Tensor = self.generator(y, op)
             return image
@@ -87,17 +85,18 @@ class GeneratorReconstructor:
         scaled: Tensor = self.generator(y / peak.unsqueeze(-3), op)
         return scaled * peak
 
-    def sample(self, y: Tensor, op: Sense, n: int, seed: int = 0) -> Tensor | None:
+    def sample(self, y: Tensor, op: ForwardModel, n: int, seed: int = 0) -> Tensor | None:
         """`n` draws of a posterior sampler, complex ``(n *batch y x)``, from k-space ``(*batch coil ky kx)``; None where the
         generator is none."""
         if not isinstance(self.generator, PosteriorSampler):
             return None
+        op = on_grid(op, self.name, "choose another generator")
         reduced = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with torch.inference_mode(), reduced:
             draws = self.generator.sample(y.to(self.device), op.to(self.device), n, seed)
         return draws.to(y.device).clone()
 
-    def outside(self, op: Sense, acceleration: float | None = None) -> list[str]:
+    def outside(self, op: ForwardModel, acceleration: float | None = None) -> list[str]:
         """In what a scan differs from everything that the generator was trained on, in words; empty where it does not.
 
         Parameters
@@ -163,11 +162,3 @@ def load(
     generator = generator.eval().requires_grad_(False).to(device)
     generator.to(memory_format=torch.channels_last)  # the faster layout
     return GeneratorReconstructor(generator, card, card.sha256, torch.device(device), resolve(precision, device))
-
-
-def _planes(x: Tensor | None, batch: torch.Size) -> Tensor | None:
-    if x is None:
-        return None
-    while x.ndim < 3:
-        x = x.unsqueeze(0)
-    return x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])

@@ -16,7 +16,7 @@ from torch import Tensor
 from kspace import coils
 from kspace.container import KSpace
 from kspace.masks import digest
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, Sense
 from kspace.seeds import RandomGenerator
 
 OUTER = 0.05  # of the samples, the outermost, tell the noise where nothing else does
@@ -129,7 +129,7 @@ def without(op: Sense, held: Tensor) -> Sense:
     return replace(op, mask=mask, n_averages=None if op.n_averages is None else op.n_averages * mask)
 
 
-def noise_variance(y: Tensor, op: Sense) -> float | None:
+def noise_variance(y: Tensor, op: ForwardModel) -> float | None:
     """E|n|^2 of a sample measured once, averaged over the coils; None where neither the scan nor its samples tell it.
 
     The outermost acquired samples are taken for noise where their magnitudes are distributed as those of noise alone: the
@@ -142,7 +142,9 @@ def noise_variance(y: Tensor, op: Sense) -> float | None:
     op
         Forward model.
     """
-    power = outer_power(y, op.mask, op.n_averages)
+    ky, kx = op.frequencies
+    distance = torch.hypot(ky, kx).reshape(-1, *y.shape[-2:])[0]
+    power = outer_power(y, op.mask, op.n_averages, distance)
     if power is None:
         return None
     variance = power.median(1).values / math.log(2)
@@ -151,13 +153,14 @@ def noise_variance(y: Tensor, op: Sense) -> float | None:
     return op.noise_std**2 if op.noise_std**2 <= float(power.mean()) else None
 
 
-def outer_power(y: Tensor, mask: Tensor, n_averages: Tensor | None) -> Tensor | None:
+def outer_power(y: Tensor, mask: Tensor, n_averages: Tensor | None, distance: Tensor | None = None) -> Tensor | None:
     """|y|^2 as of samples measured once, float64 ``(coil sample)``, of the acquired samples farthest from the centre; None
-    where there are too few."""
+    where there are too few. `distance` is that of each sample ``(ky kx)``; None: samples lie on a grid."""
     n_y, n_x = y.shape[-2:]
     at_y, at_x = (torch.arange(n) - n // 2 for n in (n_y, n_x))
+    distance = torch.hypot(at_y[:, None] / n_y, at_x / n_x) if distance is None else distance.cpu()
     plane = mask.reshape(-1, *mask.shape[-2:]).all(0).cpu().expand(n_y, n_x)
-    radius = torch.where(plane, torch.hypot(at_y[:, None] / n_y, at_x / n_x), -1.0)
+    radius = torch.where(plane, distance, -1.0)
     n = max(FEWEST_OUTER, round(OUTER * int(plane.sum())))
     if n > int(plane.sum()) // 2:
         return None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from recon.methods.classical import flattened
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.held_out import noise_variance
@@ -48,7 +48,7 @@ class Residual:
     lamda: float = 2e-3
     iterations: int = 15
 
-    def __call__(self, image: Tensor, y: Tensor, op: Sense) -> Tensor:
+    def __call__(self, image: Tensor, y: Tensor, op: ForwardModel) -> Tensor:
         """Refined image, complex ``(*batch y x)``, from `image` ``(*batch y x)`` and k-space ``(*batch coil ky kx)``."""
         from kspace.normal_equations import planes_at_once
         from recon.methods import solvers
@@ -79,7 +79,7 @@ class Residual:
         return planes.finish(start + correction)
 
 
-def relative_noise(y: Tensor, op: Sense) -> Tensor:
+def relative_noise(y: Tensor, op: ForwardModel) -> Tensor:
     """Standard deviation of the noise of a sample over max|A^H W y|, float64 ``(plane)``; 0 where the noise is not known.
 
     Parameters
@@ -112,7 +112,7 @@ class RefinedGenerator:
     network: GeneratorReconstructor
     residual: Residual = Residual()
 
-    def __call__(self, y: Tensor, op: Sense) -> Tensor:
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
         y = torch.where(op.mask, y, 0)
         return self.residual(self.network(y, op), y, op)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from kspace import normal_equations
 from kspace.cg import Watch, conjugate_gradients, energy
-from kspace.fourier import fft_corner, ifft_corner, to_corner
-from kspace.operators import Sense, nearest_circulant
+from kspace.fourier import fft_corner, ifft_corner
+from kspace.operators import ForwardModel
 from recon.methods.regularisers import Sparsity
 
 # Over-relaxation of Eckstein and Bertsekas 1992, doi:10.1007/BF01581204: any value below 2 converges.
@@ -31,36 +31,37 @@ _FEWEST = 5
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """The data terms of a batch of planes, each scaled so that its largest weight and max|A^H W y| are 1.
+    """The data terms of a batch of planes, each scaled so that `ForwardModel.unit_weight` and the largest pixel of
+    `ForwardModel.reference` are 1: on a grid, the largest weight and max|A^H W y|.
 
     Attributes
     ----------
     op
         Forward model; maps complex ``(plane coil y x)``, mask ``(plane 1|coil ky kx|1)``, one plane where all share them.
     top
-        Largest weight of each plane, real ``(plane|1 1 1)``.
+        Unit weight of each plane, real ``(plane|1 1 1)``.
     rhs
         ``A^H W y``, scaled, complex ``(plane y x)``.
     scale
         What an image of the scaled problem is multiplied by, real ``(plane 1 1)``; 0 for a plane without signal.
     """
 
-    op: Sense
+    op: ForwardModel
     top: Tensor
     rhs: Tensor
     scale: Tensor
 
     @classmethod
-    def of(cls, y: Tensor, op: Sense) -> Planes:
+    def of(cls, y: Tensor, op: ForwardModel) -> Planes:
         """The data terms of ``y (plane coil ky kx)`` and an operator with maps and mask for each plane, or for all."""
         # where, not a product: a sample that was not acquired may be anything, NaN included.
         y = torch.where(op.weights > 0, y.detach(), 0)
         peak = _peak(y, 3)
         # Before anything is squared: raw data may be 1e-20 or 1e20.
-        rhs = op.back_projection(y / torch.where(peak > 0, peak, 1))
-        top = _peak(op.weights, 3).squeeze(-1).clamp(min=1e-30)
-        rhs, peak = rhs / top, peak.squeeze(-1)
-        largest = _peak(rhs, 2)
+        y = y / torch.where(peak > 0, peak, 1)
+        top = op.unit_weight.clamp(min=1e-30)
+        rhs, peak = op.back_projection(y) / top, peak.squeeze(-1)
+        largest = _peak(op.reference(y, rhs), 2)
         return cls(op, top, rhs / torch.where(largest > 0, largest, 1), largest * peak)
 
     def __len__(self) -> int:
@@ -75,7 +76,7 @@ class Planes:
     @property
     def shape(self) -> tuple[int, int]:
         """``(y x)``."""
-        return self.rhs.shape[-2], self.rhs.shape[-1]
+        return self.op.shape
 
     @property
     def weights(self) -> Tensor:
@@ -85,13 +86,12 @@ class Planes:
     @property
     def unit_coil(self) -> Tensor:
         """Bool ``(plane|1)``: one coil whose map is the same everywhere. A^H W A is then diagonal in the Fourier domain."""
-        maps = self.op.maps
-        return ((maps - maps[..., :1, :1]).abs().amax((-3, -2, -1)) < 1e-6) & (maps.shape[-3] == 1)
+        return self.op.diagonal
 
     def circulant(self) -> Tensor:
         """Eigenvalues, real ``(plane|1 ky kx)`` with zero frequency at index 0, of the circulant matrix nearest to
         ``A^H W A``; equal to it for `unit_coil`."""
-        return nearest_circulant(self.op.maps, to_corner(self.weights))
+        return self.op.nearest_circulant(self.weights)
 
     def finish(self, x: Tensor) -> Tensor:
         """Solutions of the scaled problems as images ``(plane y x)``: original scale, zero outside the support of the maps."""

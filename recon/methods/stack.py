@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kspace.fourier import fft
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, Sense, on_grid
 from recon.methods.classical import L1Wavelet, Reconstructor, flattened
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.held_out import Candidates, noise_variance, without
@@ -287,8 +287,9 @@ class Stack:
         """Of the candidates."""
         return self.classical.name, self.network.name, f"{self.network.name}+residual"
 
-    def __call__(self, y: Tensor, op: Sense) -> Tensor:
-        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``; InputError off the Cartesian grid."""
+        op = on_grid(op, "--refine stack", "use --refine residual or none")
         y = torch.where(op.mask, y, 0)
         fit = self.fit or self.fitted([(y, op)]).fit
         assert fit is not None

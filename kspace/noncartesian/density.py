@@ -1,0 +1,68 @@
+"""Density compensation: the area of k-space that each sample stands for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kspace.noncartesian.nufft import to_image, to_samples
+
+ITERATIONS = 30
+MOST_SPREAD = 0.5  # of the density that a compensation leaves
+
+
+def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = ITERATIONS) -> Tensor:
+    """Density compensation by Pipe and Menon's iteration, ``w <- w / (C w)``, C a convolution in k-space.
+
+    Pipe and Menon 1999, doi:10.1002/(SICI)1522-2594(199901)41:1<179::AID-MRM25>3.0.CO;2-V, with the kernel that the field of
+    view asks for: the transform of its autocorrelation (Johnson and Pipe 2009, doi:10.1002/mrm.21817), which is not negative.
+
+    Parameters
+    ----------
+    trajectory
+        Real ``(readout sample 2)``, cycles per pixel.
+    shape
+        Matrix ``(y x)`` of the image.
+    iterations
+        Number of iterations.
+
+    Returns
+    -------
+    Tensor
+        Float64 ``(readout sample)``, in points of the grid: 1 for each sample of a Cartesian scan, at most 1 where samples lie
+        farther apart than those of the grid.
+    """
+    w = torch.ones((1, *trajectory.shape[:-1]), dtype=torch.complex128)
+    trajectory = trajectory.cpu().to(torch.float64)
+    for _ in range(iterations):
+        w = w / _convolved(w, trajectory, shape).real.clamp(min=1e-12)
+    return w[0].real
+
+
+def normalised_density(density: Tensor, trajectory: Tensor, shape: tuple[int, int]) -> tuple[Tensor, float]:
+    """A density compensation in arbitrary units, in those of `pipe_density`, and how well it compensates.
+
+    Parameters
+    ----------
+    density, trajectory, shape
+        Float64 ``(readout sample)``, not negative; as `pipe_density`.
+
+    Returns
+    -------
+    tuple
+        The compensation ``(readout sample)``, and the relative spread of the density that is left, 0 where none is.
+    """
+    trajectory = trajectory.cpu().to(torch.float64)
+    left = _convolved(density.to(torch.complex128).unsqueeze(0), trajectory, shape)[0].real
+    total = density.sum().clamp(min=1e-300)
+    mean = (density * left).sum() / total
+    spread = ((density * (left - mean).square()).sum() / total).sqrt() / mean.abs().clamp(min=1e-300)
+    return density / mean, float(spread)
+
+
+def _convolved(w: Tensor, trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Complex ``(1 readout sample)`` convolved with the transform of the autocorrelation of the field of view."""
+    wide = 2 * shape[0], 2 * shape[1]
+    tent = [(1 - (torch.arange(2 * n, dtype=torch.float64) - n).abs() / n) for n in shape]
+    window = tent[0][:, None] * tent[1] * 4  # 4: two transforms, each orthonormal on the doubled grid
+    return to_samples(window * to_image(w, trajectory, wide), trajectory)

@@ -1,0 +1,83 @@
+"""Non-uniform Fourier transform by finufft (Barnett et al. 2019, doi:10.1137/18M120885X), on the CPU; differentiable.
+
+``y[j] = 1/sqrt(n_y n_x) * sum_r image[r] * exp(-2j pi k_j . (r - n//2))``: at the points of a grid, `kspace.fourier.fft`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Relative error of a transform. Single precision coordinates alone cost about 1e-6 at 256 points.
+TOLERANCE = {torch.complex64: 1e-6, torch.complex128: 1e-12}
+
+
+def to_samples(image: Tensor, trajectory: Tensor) -> Tensor:
+    """Samples, complex ``(n readout sample)``, of images ``(n y x)`` at `trajectory` ``(readout sample 2)``.
+
+    Parameters
+    ----------
+    image
+        Complex64 or complex128. Its precision decides on the tolerance: `TOLERANCE`.
+    trajectory
+        Real, kx and ky in cycles per pixel. No gradient flows to it.
+    """
+    samples: Tensor = _ToSamples.apply(image, trajectory)
+    return samples
+
+
+def to_image(y: Tensor, trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Adjoint of `to_samples`: images, complex ``(n y x)`` of `shape`, of samples ``(n readout sample)`` at `trajectory`
+    ``(readout sample 2)``."""
+    image: Tensor = _ToImage.apply(y, trajectory, shape)
+    return image
+
+
+class _ToSamples(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, trajectory: Tensor) -> Tensor:
+        import finufft
+
+        ctx.shape = image.shape[-2], image.shape[-1]
+        ctx.save_for_backward(trajectory)
+        values, points, options = _prepared(image, trajectory)
+        y = finufft.nufft2d2(*points, values, isign=-1, **options) / math.sqrt(math.prod(ctx.shape))
+        return _restored(y, image, (len(image), *trajectory.shape[:-1]))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (trajectory,) = ctx.saved_tensors
+        return to_image(gradient, trajectory, ctx.shape), None
+
+
+class _ToImage(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
+        import finufft
+
+        ctx.save_for_backward(trajectory)
+        values, points, options = _prepared(y.flatten(1), trajectory)
+        image = finufft.nufft2d1(*points, values, shape, isign=1, **options) / math.sqrt(math.prod(shape))
+        return _restored(image, y, (len(y), *shape))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (trajectory,) = ctx.saved_tensors
+        return to_samples(gradient, trajectory), None, None
+
+
+def _prepared(x: Tensor, trajectory: Tensor) -> tuple[np.ndarray, list[np.ndarray], dict[str, Any]]:
+    values = x.detach().resolve_conj().cpu().contiguous().numpy()
+    real = np.float32 if values.dtype == np.complex64 else np.float64
+    turns = trajectory.detach().cpu().reshape(-1, 2).to(torch.float64)
+    turns = turns - turns.round()  # finufft folds the points itself, with fewer digits
+    points = [np.ascontiguousarray((2 * np.pi * turns[:, axis]).numpy().astype(real)) for axis in (1, 0)]
+    return values, points, {"eps": TOLERANCE[x.dtype], "nthreads": torch.get_num_threads()}
+
+
+def _restored(array: np.ndarray, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(np.asarray(array)).reshape(shape).to(like.device)
