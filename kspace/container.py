@@ -161,6 +161,11 @@ class KSpace:
     calibration
         Complex ``(*batch coil ky kx)`` on the same grid: separately acquired calibration lines, zero elsewhere. Used for coil
         maps only; its scale may differ from that of `data`. None for embedded calibration.
+    trajectory
+        Real ``(readout sample 2)``: kx and ky in cycles per pixel of ``header.encoded_matrix``; `data` is then ``(*batch coil
+        readout sample)``. None: the samples lie on the grid of that matrix.
+    density
+        Real ``(readout sample)``: density compensation from the file; None without.
 
     Raises
     ------
@@ -173,6 +178,8 @@ class KSpace:
     header: Header
     n_averages: Tensor | None = None
     calibration: Tensor | None = None
+    trajectory: Tensor | None = None
+    density: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.data.is_complex() or self.data.ndim < 3:
@@ -193,6 +200,8 @@ class KSpace:
                 )
         if self.calibration is not None and self.calibration.shape != self.data.shape:
             raise ValueError(f"calibration {tuple(self.calibration.shape)} must have the data's shape {tuple(self.data.shape)}")
+        if self.trajectory is not None and self.trajectory.shape != (*self.data.shape[-2:], 2):
+            raise ValueError(f"trajectory {tuple(self.trajectory.shape)} does not fit data of shape {tuple(self.data.shape)}")
 
     @property
     def n_coils(self) -> int:

@@ -104,6 +104,10 @@ def prepare(
         k = drop_dead_coils(k, noise)
     if noise is not None:
         k = whiten(k, noise)
+    if k.trajectory is not None:
+        if partial_fourier == "pocs":
+            raise InputError("POCS needs samples on a Cartesian grid", "--partial-fourier pocs", "leave it out")
+        return k if n_virtual is None else compress(k, n_virtual)
     k = remove_oversampling(k)
     if n_virtual is not None:
         k = compress(k, n_virtual)

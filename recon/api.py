@@ -68,6 +68,11 @@ class ReconstructOptions(TypedDict, total=False):
     no_whiten: bool
     partial_fourier: Literal["zero-filled", "pocs"]
     ghost: Literal["auto", "linear", "polynomial", "entropy", "none"]
+    trajectory: str | Path | None
+    trajectory_units: Literal["fraction", "grid", "1/m"] | None
+    gradient_delay: Literal["auto", "none"]
+    frames: int | None
+    spokes_per_frame: int | None
     conjugate: bool
     encoding: int | None
     slices: str | Iterable[int] | None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kspace.container import ImageIndex
 from kspace.errors import InputError
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, Sense, on_grid
 from recon.methods.choose import Method
 from recon.methods.classical import Reconstructor
 from recon.run.log import Log
@@ -19,7 +19,7 @@ from recon.run.options import RunOptions
 if TYPE_CHECKING:
     from recon.methods.generator import GeneratorReconstructor
 
-Load = Callable[[ImageIndex], tuple[Tensor, Sense]]
+Load = Callable[[ImageIndex], tuple[Tensor, ForwardModel]]
 
 
 def check_adaptation(method: Method, options: RunOptions) -> None:
@@ -115,10 +115,10 @@ def _with(method: Method, network: GeneratorReconstructor) -> Reconstructor:
     return replace(made, network=network) if isinstance(made, RefinedGenerator) else network
 
 
-def _planes_of(y: Tensor, op: Sense, most: int) -> list[tuple[Tensor, Sense]]:
+def _planes_of(y: Tensor, op: ForwardModel, most: int) -> list[tuple[Tensor, Sense]]:
     """Planes ``(coil ky kx)`` of an image with their operators, at most `most`, spread over all."""
     from recon.methods.stack import planes_of
 
-    planes = planes_of(y, op)
+    planes = planes_of(y, on_grid(op, "--adapt", "leave it out"))
     n = min(max(1, most), len(planes))
     return [planes[int((i + 0.5) * len(planes) / n)] for i in range(n)]

@@ -15,6 +15,7 @@ from kspace.errors import InputError
 from kspace.io import fastmri, mrd
 from kspace.io.checksums import sha256
 from kspace.io.mrd import recording
+from kspace.io.mrd.noncartesian import TrajectoryOptions
 from kspace.noise import Noise
 from recon.run.describe import describe_scan, describe_volume
 from recon.run.options import RunOptions
@@ -62,7 +63,8 @@ class Source(Protocol):
 
     def configure(self, options: RunOptions) -> None:
         """Take those of the options that say how samples are read. Most kinds of file have none."""
-        return
+        if options.has_frames or options.trajectory is not None:
+            raise InputError("this kind of file has no trajectories", self.path, "leave --frames and --trajectory out")
 
     def images(self, encoding: int) -> list[ImageIndex]:
         """The complete images, in order."""
@@ -87,6 +89,10 @@ class Source(Protocol):
 
     def is_3d(self, encoding: int) -> bool:
         """Whether the images of an encoding are volumes."""
+
+    def has_trajectory(self, encoding: int) -> bool:
+        """Whether the samples of an encoding lie off the Cartesian grid."""
+        return False
 
     def truth(self, index: ImageIndex) -> Tensor | None:
         """Noise-free ground truth ``(y x)`` of a simulated image, over the standard deviation of whitened noise; else None."""
@@ -228,6 +234,8 @@ class MrdSource(Source):
 
     def configure(self, options: RunOptions) -> None:
         self.scan.ghost = options.ghost
+        self.scan.trajectory = TrajectoryOptions(options.trajectory, options.trajectory_units, options.gradient_delay)
+        self.scan.split(options.frames, options.spokes_per_frame)
 
     def images(self, encoding: int) -> list[ImageIndex]:
         return self.scan.images(encoding)
@@ -255,6 +263,9 @@ class MrdSource(Source):
 
     def is_3d(self, encoding: int) -> bool:
         return self.scan.encodings[encoding].is_3d
+
+    def has_trajectory(self, encoding: int) -> bool:
+        return self.scan.encodings[encoding].has_trajectory
 
     def truth(self, index: ImageIndex) -> Tensor | None:
         return None

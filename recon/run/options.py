@@ -55,6 +55,17 @@ class RunOptions:
     ghost
         What is done about the Nyquist ghost of echo-planar scans: auto and linear fit a line to the phase of the navigators,
         polynomial one of fourth order; entropy minimises the entropy of each image, as auto does where there are no navigators.
+    trajectory
+        File (.npy) with kx and ky of every imaging readout, real (readout, sample, 2), in place of what the readouts carry.
+    trajectory_units
+        Units of the trajectory: fraction of the matrix (+-0.5), grid (+-n/2, cycles per field of view) or 1/m. Default: guessed
+        from the largest |k|.
+    gradient_delay
+        Delays of radial readouts: auto estimates them from opposite spokes and corrects them.
+    frames
+        Divide the readouts of each non-Cartesian image into this many frames, in order of acquisition.
+    spokes_per_frame
+        The same by the number of readouts of a frame.
     conjugate
         Conjugate the samples first, for scanners with the other sign of the Fourier exponent.
     encoding
@@ -108,6 +119,11 @@ class RunOptions:
     no_whiten: bool = False
     partial_fourier: Literal["zero-filled", "pocs"] = "zero-filled"
     ghost: Literal["auto", "linear", "polynomial", "entropy", "none"] = "auto"
+    trajectory: Path | None = None
+    trajectory_units: Literal["fraction", "grid", "1/m"] | None = None
+    gradient_delay: Literal["auto", "none"] = "auto"
+    frames: int | None = None
+    spokes_per_frame: int | None = None
     conjugate: bool = False
     encoding: int | None = None
     slices: str | None = None
@@ -128,6 +144,13 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.no_whiten and self.noise is not None:
             raise InputError("--noise is for whitening, --no-whiten forbids it", "the options", "give one of them")
+        if self.frames is not None and self.spokes_per_frame is not None:
+            raise InputError(
+                "both give the number of readouts of a frame", "--frames and --spokes-per-frame", "give one of them"
+            )
+        for option, value in (("--frames", self.frames), ("--spokes-per-frame", self.spokes_per_frame)):
+            if value is not None and value < 1:
+                raise InputError(f"{value} is no number of them", option, "give at least 1")
         if self.adapt is None and (self.save_weights is not None or self.adapt_steps != RunOptions.adapt_steps):
             raise InputError("nothing is adapted", "--save-weights or --adapt-steps", "add --adapt SECONDS, or leave it out")
         if self.adapt is not None and not 0 < self.adapt < float("inf"):
@@ -150,6 +173,11 @@ class RunOptions:
             raise InputError(f"--guard strict needs a classical image: {why}", "--classical none", "leave one out")
         if self.method == "rss" and (self.maps, self.calibration_width) != (RunOptions.maps, RunOptions.calibration_width):
             raise InputError("rss needs no coil maps", "--maps or --calibration-width", "leave it out")
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether images are divided into frames."""
+        return self.frames is not None or self.spokes_per_frame is not None
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from kspace.io.mrd import read_noise
 from kspace.masks import acceleration, digest
 from kspace.noise import Noise
 from kspace.noise_check import fit_noise
-from kspace.operators import Sense
+from kspace.noncartesian import gridding
+from kspace.operators import ForwardModel, Sense
 from recon import memory
 from recon.evidence.record import ROLES, ImageEvidence
 from recon.methods import classical
@@ -215,11 +216,13 @@ def reconstruct_encoding(
     # All repetitions of a slice come together, because they may share their maps.
     order = sorted(indices, key=lambda i: (i.contrast, i.set, i.phase, i.slice, i.repetition))
 
-    def load(index: ImageIndex) -> tuple[Tensor, Sense]:
+    def load(index: ImageIndex) -> tuple[Tensor, ForwardModel]:
         k = prepare(source.load(encoding, index), noise, options, log)
         return k.data, _operator(k, maps)
 
     method = adapted(method, order, load, options, log)
+    if method.generator is not None and source.has_trajectory(encoding):
+        method = off_grid(method, log)
     delivery = None if method.generator is None else Delivery(method, options, log)
     refinement = Refinement(method, order, load, log, None if delivery is None else delivery.companion)
     # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
@@ -228,7 +231,7 @@ def reconstruct_encoding(
     for index in log.progress:
         with log.step("read"):
             k = source.load(encoding, index)
-        if noise is not None and not images:
+        if noise is not None and not images and k.trajectory is None:
             with log.step("noise"):
                 _check_noise(k, noise, log)
         with log.step("preprocess"):
@@ -243,6 +246,21 @@ def reconstruct_encoding(
     return images
 
 
+def off_grid(method: Method, log: Log) -> Method:
+    """A generator's method for samples off the Cartesian grid; the log says what is left out."""
+    from recon.methods.stack import Stack
+
+    if isinstance(method.reconstruct, Stack):
+        assert method.generator is not None
+        method = replace(method, reconstruct=method.generator, details=method.details | {"refine": "none"})
+        log.warn("--refine stack holds samples of a Cartesian grid out: the network's own image is delivered")
+    log.warn(
+        "samples off the Cartesian grid: data consistency is weighted by their density, and no evidence is measured "
+        "(certificate, determined part, held-out score, uncertainty, stability, domain guard); judge by the classical image"
+    )
+    return method
+
+
 def reconstruct_image(
     k: KSpace, maps: MapMaker, method: Method, log: Log, refinement: Refinement, delivery: Delivery | None
 ) -> list[Image]:
@@ -252,12 +270,14 @@ def reconstruct_image(
     of its evidence.
     """
     shape = (k.data.shape[-2], k.data.shape[-1])
-    sampled = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
+    sampled: dict[str, object] = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
+    if k.trajectory is not None:
+        sampled = gridding.sampling_of(k)
     log.masks.append({"image": k.header.index.name, **sampled})
     if method.reconstruct is None:
         with log.step("reconstruct"):
             # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
-            coil_images = preprocess.to_recon_matrix(_volume(ifft(k.data)), k.header)
+            coil_images = preprocess.to_recon_matrix(_volume(_coil_images(k), k), k.header)
             return [Image(_root_sum_of_squares(coil_images), k.header)]
     with log.step("maps"):
         op = _operator(k, maps)
@@ -265,6 +285,13 @@ def reconstruct_image(
     if delivery is None:
         with log.step("reconstruct"):
             return [_image(method.reconstruct(k.data, op), k, "main")]
+    if not isinstance(op, Sense):
+        with log.step("reconstruct"):
+            images = [_image(method.reconstruct(k.data, op).to(k.data.dtype), k, "main")]
+        if delivery.companion is not None and delivery.name is not None:
+            with log.step(delivery.name):
+                images.append(_image(delivery.companion(k.data, op), k, delivery.name))
+        return images
     planes = delivery.planes(k, op, refinement.of, refinement.score)
     images = []
     for role, found in planes.items():
@@ -279,7 +306,13 @@ def reconstruct_image(
     return images
 
 
-def _operator(k: KSpace, maps: MapMaker) -> Sense:
+def _coil_images(k: KSpace) -> Tensor:
+    return ifft(k.data) if k.trajectory is None else gridding.coil_images(k)
+
+
+def _operator(k: KSpace, maps: MapMaker) -> ForwardModel:
+    if k.trajectory is not None:
+        return gridding.forward_model(k, maps.of(k))
     return Sense(maps.of(k), k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
 
 
@@ -293,7 +326,7 @@ def _root_sum_of_squares(coil_images: Tensor) -> Tensor:
 
 def _image(planes: Tensor, k: KSpace, role: str) -> Image:
     """The finished image of reconstructed planes ``(y x)`` or ``(x z y)``."""
-    volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-3)), k.header)[0]
+    volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-3), k), k.header)[0]
     if not torch.isfinite(torch.view_as_real(volume)).all():
         raise InputError(
             "the reconstruction gave values that are not finite", k.header.source or None, "try --method zero-filled"
@@ -301,14 +334,17 @@ def _image(planes: Tensor, k: KSpace, role: str) -> Image:
     return Image(volume, k.header, role)
 
 
-def _volume(planes: Tensor) -> Tensor:
-    """``(coil z y x)`` from the plane ``(coil y x)`` of a 2-D scan, or the planes ``(x coil z y)`` of a decoupled 3-D one."""
+def _volume(planes: Tensor, k: KSpace) -> Tensor:
+    """``(coil z y x)`` from the plane ``(coil y x)`` of a 2-D scan, the planes ``(x coil z y)`` of a decoupled 3-D one, or
+    those of a stack, ``(z coil y x)``."""
+    if planes.ndim == 4 and k.trajectory is not None:
+        return planes.transpose(0, 1)
     return planes.unsqueeze(-3) if planes.ndim == 3 else planes.permute(1, 2, 3, 0)
 
 
-def _check_support(k: KSpace, op: Sense, log: Log) -> None:
+def _check_support(k: KSpace, op: ForwardModel, log: Log) -> None:
     """Say so where the coil maps are empty although there is signal: a blank image must not look like a result."""
-    energy = ifft(k.data).abs().square().sum(-3)
+    energy = _coil_images(k).abs().square().sum(-3)
     inside = float((energy * op.support).sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny))
     if energy.max() > 0 and inside < SUPPORT_HOLDS:
         log.warn(

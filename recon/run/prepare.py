@@ -13,6 +13,7 @@ from kspace.compression import to_virtual
 from kspace.container import ImageIndex, KSpace
 from kspace.io.coil_maps import load_maps
 from kspace.noise import Noise
+from kspace.noncartesian.gridding import calibration_of, compensated
 from recon.run.input import Source
 from recon.run.log import Log
 from recon.run.options import RunOptions
@@ -27,6 +28,8 @@ def prepare(k: KSpace, noise: Noise | None, options: RunOptions, log: Log) -> KS
         n_virtual=options.virtual_coils,
         partial_fourier=options.partial_fourier,
     )
+    if k.trajectory is not None:
+        k = compensated(k)
     if dropped := k.header.coils.dropped_names:
         why = "all samples are zero" if noise is None else "noise variance below 1e-6 of the median"
         log.warn(f"coils {', '.join(dropped)} are dead ({why}): dropped")
@@ -56,6 +59,8 @@ class MapMaker:
             if self._separate is None or not torch.equal(self._separate[0], k.calibration):
                 self._separate = k.calibration, self._estimate(k)
             return self._separate[1]
+        if self._options.has_frames:
+            return to_virtual(self._of_average(k), k)  # each frame alone would flicker
         try:
             return self._estimate(k)
         except coils.NoCalibration:
@@ -69,10 +74,15 @@ class MapMaker:
             if averaged is None:
                 self._estimate(k)  # says what is missing
                 raise AssertionError("unreachable")
-            self._log.warn("no calibration lines: coil maps come from the average over the interleaved repetitions")
+            if k.trajectory is None:
+                self._log.warn("no calibration lines: coil maps come from the average over the interleaved repetitions")
+            else:
+                self._log.warn("coil maps come from the readouts of all repetitions together")
             prepared = prepare(averaged, self._noise, replace(self._options, virtual_coils=None), Log())
             self._averaged = index, self._estimate(prepared)
         return self._averaged[1]
 
     def _estimate(self, k: KSpace) -> Tensor:
+        if k.trajectory is not None:
+            k = calibration_of(k, self._options.calibration_width)
         return coils.estimate_maps(k, self._options.maps, calibration_width=self._options.calibration_width)

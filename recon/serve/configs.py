@@ -32,7 +32,8 @@ SYNONYMS = {"simplefft": "rss"}
 
 REMOTE = (
     "method", "refine", "lamda", "maps", "calibration_width", "virtual_coils", "no_whiten", "partial_fourier", "ghost",
-    "conjugate", "encoding", "slices", "repetitions", "incomplete", "precision",
+    "trajectory_units", "gradient_delay", "frames", "spokes_per_frame", "conjugate", "encoding", "slices", "repetitions",
+    "incomplete", "precision",
 )  # fmt: skip
 """Options of ``recon run`` that a client may set: none that names a file or concerns the machine."""
 

@@ -88,7 +88,7 @@ SAID = {
     "nan": "NaN or infinite",
     "infinite": "NaN or infinite",
     "subnormal": "below 1.2e-38, the smallest that single precision holds in full",
-    "radial": "trajectory 'radial'",
+    "rosette": "trajectory 'rosette'",
     "recon-matrix-huge": "46000 x 46000 x 1, more than 16 times the encoded one, 64 x 30 x 1",
     "recon-matrix-large": "1025 x 30 x 1, more than 16 times",
 }

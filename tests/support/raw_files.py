@@ -357,6 +357,6 @@ BAD: dict[str, Callable[[Path], None]] = {
     "nan": _sample(complex(np.nan, 0)),
     "infinite": _sample(complex(0, np.inf)),
     "subnormal": _scaled(1e-42),
-    "radial": _trajectory("radial"),
+    "rosette": _trajectory("rosette"),
 }
 """Builders of files that must be refused, by what is wrong with them. None of them exists as a file before it is called."""

@@ -18,6 +18,7 @@ from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
 from kspace.io.mrd.header import MrdHeader
+from kspace.io.mrd.noncartesian import TrajectoryOptions, load_readouts
 from kspace.io.mrd.sort import ReadoutPlan, calibration_of
 
 if TYPE_CHECKING:  # headers alone are read without torch
@@ -38,10 +39,11 @@ def load_image(
     index: ImageIndex,
     header: Header,
     ghost: str = "auto",
+    trajectory: TrajectoryOptions | None = None,
     warnings: list[str] | None = None,
     lender: ReadoutPlan | None = None,
 ) -> KSpace:
-    """Read the readouts of one image, and nothing else, onto the grid of the encoded matrix.
+    """Read the readouts of one image, and nothing else, onto the grid of the encoded matrix, or with their trajectory.
 
     `ghost` says what is done about the odd-even phase of echo-planar readouts, see `kspace.epi.place.GHOST`; `warnings`
     receives what was assumed; `lender` is the encoding with the calibration lines, where they are not in that of the image.
@@ -54,6 +56,9 @@ def load_image(
     import torch
 
     numbers = plan.images[index]
+    if plan.encoding.has_trajectory:
+        options, notes = trajectory or TrajectoryOptions(), [] if warnings is None else warnings
+        return load_readouts(group, path, headers, plan.encoding, numbers, plan.imaging, plan.kz, header, options, notes)
     calibration = calibration_of(plan, headers, index)
     _check_memory(plan, path, 2 if len(calibration) else 1)
     if plan.epi is not None:

@@ -33,6 +33,7 @@ NUMBERS = {
     "patientHeight_m",
     "initialSeriesNumber",
 }
+TRAJECTORIES = ("radial", "goldenangle", "spiral", "other")
 SEQUENCE_TEXT = {"sequence_type", "diffusionDimension", "diffusionScheme"}
 
 
@@ -107,6 +108,11 @@ class Encoding:
     def is_epi(self) -> bool:
         """Whether the readouts are echo planar: both directions, perhaps sampled on the ramps of the gradient."""
         return self.trajectory == "epi" or (self.trajectory == "cartesian" and "epi" in self.description.lower())
+
+    @property
+    def has_trajectory(self) -> bool:
+        """Whether the readouts lie off the Cartesian grid, on a trajectory."""
+        return self.trajectory in TRAJECTORIES
 
     @property
     def is_3d(self) -> bool:
@@ -267,8 +273,8 @@ def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list
 def _refusal(index: int, trajectory: str) -> str | None:
     if not trajectory:
         return f"encoding {index} names no trajectory, expected cartesian"
-    if trajectory not in ("cartesian", "epi"):
-        return f"encoding {index} has trajectory '{trajectory}', expected cartesian or epi"
+    if trajectory not in ("cartesian", "epi", *TRAJECTORIES):
+        return f"encoding {index} has trajectory '{trajectory}', expected cartesian, epi, {', '.join(TRAJECTORIES)}"
     return None
 
 

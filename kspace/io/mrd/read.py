@@ -18,8 +18,11 @@ from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
 from kspace.io.mrd.noise import read_noise_readouts
+from kspace.io.mrd.noncartesian import TrajectoryOptions, frames_of
 from kspace.io.mrd.sort import ReadoutPlan, Trajectory, check_readouts, epi_readouts, find_lender, plan_encoding
 from kspace.noise import Noise
+
+MOST_FOR_MAPS = 512  # readouts: the memory of a long series is that of a frame
 
 
 class MrdScan:
@@ -52,9 +55,11 @@ class MrdScan:
             plan if lender is None else replace(plan, encoding=replace(plan.encoding, calibration="separate"))
             for plan, lender in zip(self._plans, self._lenders, strict=True)
         )
+        self._whole = self._plans  # before `split`
         self._incomplete = [find_incomplete(plan, headers, self._warnings) for plan in self._plans]
         self._digest: str | None = None
         self.ghost = "auto"
+        self.trajectory = TrajectoryOptions()
 
     @property
     def path(self) -> Path:
@@ -151,9 +156,8 @@ class MrdScan:
         header = image_header(self._path, self._heads, plan, index, self._header, self._warnings)
         with mrd_file.open_file(self._path) as file:
             group = mrd_file.reopen_group(file, self._path, self._group)
-            return load_image(
-                group, self._path, self._heads, plan, index, header, self.ghost, self._warnings, self._lenders[encoding]
-            )
+            options = self.ghost, self.trajectory, self._warnings, self._lenders[encoding]
+            return load_image(group, self._path, self._heads, plan, index, header, *options)
 
     def load_average(self, encoding: int, index: ImageIndex) -> KSpace:
         """Mean over the complete repetitions of an image, one read at a time: what coil maps can be made from where each
@@ -165,6 +169,9 @@ class MrdScan:
             As `load`; `mask` is where any repetition was sampled, `n_averages` how often in all, and the header that of
             the first repetition, with the step ``average_repetitions``.
         """
+        plan = self._plan(encoding)
+        if plan.encoding.has_trajectory:
+            return self._load_together(plan, index)
         total: KSpace | None = None
         for repetition in self.images(encoding):
             if replace(repetition, repetition=index.repetition) == index:
@@ -172,6 +179,44 @@ class MrdScan:
         if total is None or total.n_averages is None:
             raise InputError(f"no complete repetition of image {index} in encoding {encoding}", self._path, "see `recon info`")
         return total.after("average_repetitions", data=total.data / total.n_averages.clamp(min=1), mask=total.n_averages > 0)
+
+    def _load_together(self, plan: ReadoutPlan, index: ImageIndex) -> KSpace:
+        """Readouts of as many repetitions of an image as maps need, as one image."""
+        alike = [i for i in sorted(plan.images) if replace(i, repetition=index.repetition) == index]
+        numbers = np.sort(np.concatenate([plan.images[i] for i in alike]))
+        first = replace(index, repetition=alike[0].repetition)
+        whole = replace(plan, images={first: numbers[:MOST_FOR_MAPS]})
+        header = image_header(self._path, self._heads, whole, first, self._header, self._warnings)
+        with mrd_file.open_file(self._path) as file:
+            group = mrd_file.reopen_group(file, self._path, self._group)
+            options = self.ghost, self.trajectory, self._warnings
+            k = load_image(group, self._path, self._heads, whole, first, header, *options)
+        return k.after("average_repetitions")
+
+    def split(self, n_frames: int | None, readouts_per_frame: int | None) -> None:
+        """Divide every image off the Cartesian grid into frames, in order of acquisition, numbered as repetitions.
+
+        Parameters
+        ----------
+        n_frames, readouts_per_frame
+            Number of frames, or readouts in each (what is left over at the end is not used); both None: images stay whole.
+
+        Raises
+        ------
+        InputError
+            If an encoding is Cartesian, or has too few readouts.
+        """
+        if n_frames is None and readouts_per_frame is None:
+            self._plans = self._whole
+            return
+        plans = []
+        for plan in self._whole:
+            if plan.encoding.n_readouts and not plan.encoding.has_trajectory:
+                raise InputError(
+                    "a Cartesian scan has no frames to bin", self._path, "leave --frames and --spokes-per-frame out"
+                )
+            plans.append(replace(plan, images=frames_of(plan.images, n_frames, readouts_per_frame, self._path)))
+        self._plans = tuple(plans)
 
     def header(self, encoding: int, index: ImageIndex) -> Header:
         """Header of one image, without reading samples."""

@@ -89,7 +89,7 @@ def plan_encoding(
     reference = imaging if len(imaging) else calibration  # readouts that only serve the maps of an echo-planar encoding
     centre, ky, kz = _rows(encoding, headers, reference, calibration, path, warnings)
     epi = _plan_epi(encoding, headers, both, path, warnings, trajectory) if encoding.is_epi else None
-    if epi is None:
+    if epi is None and not encoding.has_trajectory:
         first, stop = _columns(encoding, headers, both, path, warnings)
     else:
         first, stop = np.zeros(len(headers), np.int64), np.full(len(headers), encoding.encoded_matrix[0])
@@ -279,6 +279,10 @@ def _rows(
         name = f"kspace_encode_step_{step}"
         counters = headers["idx"][name].astype(np.int64)
         n = encoding.encoded_matrix[axis]
+        if step == 1 and encoding.has_trajectory:
+            centres.append(0)  # a counter of spokes or interleaves, not of lines
+            rows.append(np.full(len(headers), n // 2))
+            continue
         user = np.unique(headers["idx"]["user"][imaging, 4 + step])
         centre = _centre(encoding, step, n, counters[imaging], user, path, warnings)
         row = counters - centre + n // 2

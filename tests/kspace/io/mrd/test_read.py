@@ -501,10 +501,10 @@ def test_several_encodings(tmp_path: Path) -> None:
 
 def test_encodings_that_cannot_be_reconstructed_do_not_hide_the_others(tmp_path: Path) -> None:
     scan = acquire.join(plain(), plain())
-    scan = replace(scan, spaces=(scan.spaces[0], replace(scan.spaces[1], trajectory="spiral")))
+    scan = replace(scan, spaces=(scan.spaces[0], replace(scan.spaces[1], trajectory="rosette")))
     read = opened(scan, tmp_path)
     assert_samples(read.load(0, ImageIndex()), truth(scan))
-    with pytest.raises(InputError, match="encoding 1 has trajectory 'spiral', expected cartesian"):
+    with pytest.raises(InputError, match="encoding 1 has trajectory 'rosette', expected cartesian"):
         read.images(1)
 
 

@@ -225,8 +225,8 @@ def test_half_a_group(good: Path, part: str, text: str) -> None:
         (lambda xml: "<a/>", "is <a>, expected <ismrmrdHeader>"),
         (lambda xml: re.sub("(?s)<encoding>.*</encoding>", "", xml), "no <encoding>"),
         (
-            lambda xml: xml.replace("<trajectory>cartesian", "<trajectory>radial"),
-            "trajectory 'radial', expected cartesian or epi",
+            lambda xml: xml.replace("<trajectory>cartesian", "<trajectory>rosette"),
+            "trajectory 'rosette', expected cartesian, epi",
         ),
         (lambda xml: re.sub("<trajectory>.*</trajectory>", "", xml), "names no trajectory"),
         (lambda xml: xml.replace("<x>24</x>", "<x>0</x>"), "has the matrix 0 x 10 x 1"),

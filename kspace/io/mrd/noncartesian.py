@@ -1,0 +1,318 @@
+"""Readouts off the Cartesian grid: their trajectories, and the k-space of one image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import h5py
+import numpy as np
+
+from kspace.container import Header, ImageIndex, KSpace
+from kspace.errors import InputError
+from kspace.io.hdf5 import guard
+from kspace.io.mrd import file as mrd_file
+from kspace.io.mrd.header import Encoding
+from kspace.noncartesian.delay import GradientDelay, corrected, estimate_delay
+from kspace.noncartesian.trajectory import Units, cycles_per_pixel, golden_angles, guess_units, radial
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_FOR_UNITS = 1000  # readouts whose trajectories are looked at
+COMPUTED = ("radial", "goldenangle")  # what can be computed where the readouts carry no trajectory
+
+
+@dataclass
+class TrajectoryOptions:
+    """How trajectories are read.
+
+    Attributes
+    ----------
+    file
+        NumPy file (.npy) with real ``(readout sample 2)`` in place of what the readouts carry; None: those of the readouts.
+    units
+        Units of the trajectory; None: guessed.
+    delay
+        ``auto``: estimate gradient delays of radial scans and correct them; ``none``.
+    """
+
+    file: Path | None = None
+    units: Units | None = None
+    delay: Literal["auto", "none"] = "auto"
+    _known: dict[int, Units] = field(default_factory=dict)
+
+
+def load_readouts(
+    group: h5py.Group,
+    path: Path,
+    headers: np.ndarray,
+    encoding: Encoding,
+    numbers: np.ndarray,
+    imaging: np.ndarray,
+    rows_z: np.ndarray,
+    header: Header,
+    options: TrajectoryOptions,
+    warnings: list[str],
+) -> KSpace:
+    """The readouts `numbers` of one image with their trajectory.
+
+    Parameters
+    ----------
+    group, path, headers
+        The file, and its acquisition headers ``(readout,)``.
+    encoding
+        Of the readouts.
+    numbers, imaging
+        Numbers ``(n,)`` of the readouts of the image, and of all of the encoding in order of acquisition.
+    rows_z
+        Partition of all readouts ``(readout,)``.
+    header
+        Of the image.
+    options
+        How to read the trajectory.
+    warnings
+        Receives what was assumed.
+
+    Returns
+    -------
+    KSpace
+        Complex64 ``(coil readout sample)``, or ``(z coil readout sample)`` of a stack, transformed along kz; trajectory in
+        cycles per pixel of the matrix that the header then has: the encoded voxels over the reconstructed field of view.
+
+    Raises
+    ------
+    InputError
+        If trajectory and readouts contradict each other, or it is not finite, zero, or in no known unit.
+    """
+    import torch
+
+    k, density = _trajectory(group, path, headers, encoding, numbers, imaging, options)
+    voxel = [fov / n for fov, n in zip(encoding.encoded_fov_m, encoding.encoded_matrix, strict=True)]
+    units = _units(group, path, headers, encoding, imaging, voxel, options, warnings)
+    fov = encoding.recon_fov_m if _is_recon_grid(k, encoding) else encoding.encoded_fov_m
+    points = cycles_per_pixel(k, units, voxel, fov)
+    _check_range(points, encoding, path, units)
+    pre, post = int(headers["discard_pre"][numbers[0]]), int(headers["discard_post"][numbers[0]])
+    kept = slice(pre, points.shape[1] - post)
+    y = np.stack([samples[:, kept] for _, samples in mrd_file.read_samples(group, path, headers, numbers)], 1)
+    points, density = points[:, kept], None if density is None else density[:, kept]
+    study = dict(header.study)
+    if encoding.trajectory in COMPUTED and options.delay == "auto":
+        delay = estimate_delay(y, points)
+        if isinstance(delay, GradientDelay):
+            warnings.append(f"{header.index.name}: gradient delay corrected: {delay.says}; --gradient-delay none leaves it")
+            points = corrected(points, delay)
+            study["gradient_delay"] = vars(delay)
+        else:
+            warnings.append(f"encoding {encoding.index}: gradient delay not estimated: {delay}")
+    matrix, lengths = _grid(encoding, voxel)
+    data, trajectory, compensation = torch.from_numpy(y), torch.from_numpy(points), density
+    if encoding.is_3d:
+        data, trajectory, compensation = _stack(y, points, density, rows_z[numbers], encoding, path)
+    return KSpace(
+        data=data,
+        mask=torch.ones((1, *data.shape[-2:]), dtype=torch.bool),
+        header=replace(header, encoded_matrix=matrix, encoded_fov_m=lengths, study=study),
+        trajectory=trajectory,
+        density=None if compensation is None else torch.from_numpy(np.ascontiguousarray(compensation, np.float32)),
+    )
+
+
+def frames_of(
+    images: dict[ImageIndex, np.ndarray], n_frames: int | None, readouts_per_frame: int | None, path: Path
+) -> dict[ImageIndex, np.ndarray]:
+    """Images with their readout numbers ``(n,)``, each divided into frames that count as repetitions."""
+    found = {}
+    for index, numbers in images.items():
+        n = readouts_per_frame or len(numbers) // (n_frames or 1)
+        count = n_frames or len(numbers) // n
+        if n < 1 or n * count > len(numbers) or count < 1:
+            what = f"{len(numbers)} readouts cannot be divided into {count or 1} frames of {max(n, 1)}"
+            raise InputError(what, path, "choose fewer --frames or --spokes-per-frame")
+        for frame in range(count):
+            found[replace(index, repetition=index.repetition * count + frame)] = numbers[frame * n : (frame + 1) * n]
+    return found
+
+
+def _grid(encoding: Encoding, voxel: list[float]) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Matrix and field of view of the reconstruction: encoded voxels over the reconstructed field of view."""
+    x, y = (max(1, math.ceil(fov / size - 1e-3)) for fov, size in zip(encoding.recon_fov_m[:2], voxel[:2], strict=True))
+    return (x, y, encoding.encoded_matrix[2]), (x * voxel[0], y * voxel[1], encoding.encoded_fov_m[2])
+
+
+def _trajectory(
+    group: h5py.Group,
+    path: Path,
+    headers: np.ndarray,
+    encoding: Encoding,
+    numbers: np.ndarray,
+    imaging: np.ndarray,
+    options: TrajectoryOptions,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """kx and ky ``(readout sample 2)`` as they are stated, and the density column ``(readout sample)`` where there is one."""
+    place = np.searchsorted(imaging, numbers)
+    if options.file is not None:
+        return _of_file(options.file, headers, imaging)[place], None
+    n_dims = np.unique(headers["trajectory_dimensions"][imaging])
+    if len(n_dims) > 1:
+        shown = ", ".join(map(str, n_dims))
+        raise InputError(
+            f"encoding {encoding.index}: readouts with trajectories of {shown} dimensions are mixed",
+            path,
+            "convert the scan again",
+        )
+    if n_dims[0] == 0:
+        return _computed(encoding, headers, numbers, path), None
+    if n_dims[0] not in (2, 3, 4):
+        raise InputError(f"the trajectory has {n_dims[0]} dimensions, expected 2 or 3", path, "convert the scan again")
+    k = read_trajectories(group, path, headers, numbers)
+    if not k[..., :2].any():
+        raise InputError(f"the trajectory of {len(numbers)} readouts is zero everywhere", path, "give --trajectory FILE")
+    last = k[..., -1]
+    # The third column is kz, zero or constant along a readout, or the density, which is neither.
+    has_density = k.shape[-1] > 2 and bool((last >= 0).all()) and bool((np.ptp(last, axis=1) > 0).any())
+    if k.shape[-1] > 2 and not has_density and np.ptp(last, axis=1).max() > 1e-3 * np.abs(k[..., :2]).max():
+        raise InputError(
+            "kz changes along the readouts: three-dimensional trajectories cannot be reconstructed",
+            path,
+            "give stacks or planes",
+        )
+    return k[..., :2], last if has_density else None
+
+
+def read_trajectories(group: h5py.Group, path: Path, headers: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Trajectories of readouts, float64 ``(readout sample dimension)``, as they are stored.
+
+    `headers` are the acquisition headers ``(readout,)`` of the file, `numbers` ``(n,)`` those wanted, in ascending order.
+
+    Raises
+    ------
+    InputError
+        If a length contradicts the header of its readout, or a value is not finite.
+    """
+    n, dims = int(headers["number_of_samples"][numbers[0]]), int(headers["trajectory_dimensions"][numbers[0]])
+    stored, found = group["data"].fields("traj"), []
+    for block in mrd_file.blocks(numbers, 4 * n * dims):
+        with guard(path):
+            values = stored[block]
+        for number, one in zip(range(block.start, block.stop, block.step), values, strict=True):
+            if one.size != n * dims:
+                what = f"readout {number} holds {one.size} trajectory values, its head says {n} samples x {dims} dimensions"
+                raise InputError(what, path, "the file is damaged or badly converted")
+            if not np.isfinite(one).all():
+                bad = int(np.count_nonzero(~np.isfinite(one)))
+                raise InputError(f"the trajectory of readout {number} has {bad} NaN or infinite values", path, "convert again")
+            found.append(one.reshape(n, dims))
+    return np.stack(found).astype(np.float64)
+
+
+def _of_file(file: Path, headers: np.ndarray, imaging: np.ndarray) -> np.ndarray:
+    where = f"--trajectory {file}"
+    if file.suffix != ".npy":
+        raise InputError(f"'{file.suffix}' files are not read", where, "give a NumPy file (.npy)")
+    try:
+        k = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read ({str(error).splitlines()[0]})", where, "give a NumPy file (.npy)") from error
+    expected = len(imaging), int(headers["number_of_samples"][imaging[0]])
+    if k.ndim != 3 or k.shape[-1] != 2 or k.shape[:2] != expected or not np.issubdtype(k.dtype, np.floating):
+        what = f"{k.dtype} of shape {k.shape}, the readouts need real numbers of shape {(*expected, 2)}"
+        raise InputError(what, where, "give kx and ky of each sample of each imaging readout")
+    if not np.isfinite(k).all():
+        raise InputError(f"{int(np.count_nonzero(~np.isfinite(k)))} values are NaN or infinite", where, "correct the file")
+    if not k.any():
+        raise InputError("the trajectory is zero everywhere", where, "correct the file")
+    return k.astype(np.float64)
+
+
+def _computed(encoding: Encoding, headers: np.ndarray, numbers: np.ndarray, path: Path) -> np.ndarray:
+    """Spokes of the readouts, by their counter, where the header names an order."""
+    if encoding.trajectory not in COMPUTED:
+        what = f"encoding {encoding.index} is {encoding.trajectory}, and its readouts carry no trajectory"
+        raise InputError(what, path, "give --trajectory FILE")
+    counter = headers["idx"]["kspace_encode_step_1"][numbers].astype(np.int64)
+    limit = encoding.limits.get("kspace_encoding_step_1")
+    n_spokes = limit.maximum + 1 if limit is not None else int(counter.max()) + 1
+    n, centre = int(headers["number_of_samples"][numbers[0]]), int(headers["center_sample"][numbers[0]])
+    angles = golden_angles(65536)[counter] if encoding.trajectory == "goldenangle" else counter * math.pi / n_spokes
+    k = radial(len(numbers), n, angles)
+    shift = (n // 2 - centre) / n if centre else 0.0
+    return k + shift * np.stack([np.cos(angles), np.sin(angles)], -1)[:, None]
+
+
+def _units(
+    group: h5py.Group,
+    path: Path,
+    headers: np.ndarray,
+    encoding: Encoding,
+    imaging: np.ndarray,
+    voxel: list[float],
+    options: TrajectoryOptions,
+    warnings: list[str],
+) -> Units:
+    """Units of an encoding's trajectory, the same for all of its images."""
+    if options.file is None and int(headers["trajectory_dimensions"][imaging[0]]) == 0:
+        return "fraction"
+    if options.units is not None:
+        return options.units
+    if encoding.index not in options._known:
+        some = imaging[:: max(1, len(imaging) // MOST_FOR_UNITS)]
+        k = _of_file(options.file, headers, imaging) if options.file else read_trajectories(group, path, headers, some)
+        largest = float(np.abs(k[..., :2]).max())
+        where = str(path) if options.file is None else f"--trajectory {options.file}"
+        if largest == 0:
+            raise InputError("the trajectory is zero everywhere", where, "give --trajectory FILE")
+        matrix = encoding.encoded_matrix[0], encoding.recon_matrix[0]
+        units = guess_units(largest, min(voxel[:2]), matrix, where)
+        warnings.append(f"encoding {encoding.index}: trajectory taken in units of {units} (largest |k| {largest:.4g})")
+        options._known[encoding.index] = units
+    return options._known[encoding.index]
+
+
+def _is_recon_grid(k: np.ndarray, encoding: Encoding) -> bool:
+    """Whether units of ``grid`` count cycles of the reconstructed field of view, not of an oversampled one."""
+    largest = float(np.abs(k).max())
+    ends = encoding.encoded_matrix[0] / 2, encoding.encoded_matrix[0] / 2 * encoding.recon_fov_m[0] / encoding.encoded_fov_m[0]
+    return abs(math.log(largest / ends[1])) < abs(math.log(largest / ends[0])) if ends[0] != ends[1] else True
+
+
+def _check_range(points: np.ndarray, encoding: Encoding, path: Path, units: str) -> None:
+    largest = float(np.abs(points).max())
+    if largest > 1.0:
+        what = (
+            f"encoding {encoding.index}: in units of {units} the trajectory reaches {2 * largest:.3g} times the end of k-space"
+        )
+        raise InputError(what, path, "correct --trajectory-units, or matrix and field of view in the header")
+
+
+def _stack(
+    y: np.ndarray, points: np.ndarray, density: np.ndarray | None, row: np.ndarray, encoding: Encoding, path: Path
+) -> tuple[Tensor, Tensor, np.ndarray | None]:
+    """Planes ``(z coil readout sample)`` of a stack, transformed along kz, their trajectory and density."""
+    import torch
+
+    from kspace.fourier import ifft
+
+    nz = encoding.encoded_matrix[2]
+    counts = np.bincount(row, minlength=nz)
+    n = int(counts.max())
+    if not np.all((counts == n) | (counts == 0)):
+        raise InputError(
+            f"partitions have {counts[counts > 0].min()} to {n} readouts, expected as many in each",
+            path,
+            "give complete stacks",
+        )
+    order = np.argsort(row, kind="stable").reshape(-1, n)
+    same = all(np.allclose(points[one], points[order[0]], atol=1e-4) for one in order)
+    if not same:
+        raise InputError(
+            "the partitions differ in their trajectories", path, "only stacks of equal planes can be reconstructed"
+        )
+    grid = np.zeros((nz, y.shape[0], n, y.shape[2]), np.complex64)
+    for one in order:
+        grid[row[one[0]]] = y[:, one]
+    planes = ifft(torch.from_numpy(grid), (0,)).contiguous()
+    return planes, torch.from_numpy(points[order[0]]), None if density is None else density[order[0]]

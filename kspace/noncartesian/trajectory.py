@@ -1,0 +1,81 @@
+"""Trajectories as files state them, in cycles per pixel of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kspace.errors import InputError
+
+Units = Literal["fraction", "grid", "1/m"]
+UNITS: tuple[Units, ...] = ("fraction", "grid", "1/m")
+NEAR, FAR = 1.3, 2.0  # ratios of the largest |k| to that of a full k-space: of this unit, and of no other
+GOLDEN = math.pi * (math.sqrt(5) - 1) / 2  # 111.25 degrees; Winkelmann et al. 2007, doi:10.1109/TMI.2006.885337
+
+
+def guess_units(largest: float, voxel_m: float, matrix: Sequence[int], where: str) -> Units:
+    """Units of a trajectory from its largest component, among ±0.5, ±n/2 and 1/m.
+
+    Parameters
+    ----------
+    largest
+        Largest magnitude of kx and ky.
+    voxel_m
+        Encoded voxel size: k-space ends at ``1 / (2 voxel_m)``.
+    matrix
+        Candidates for n, the encoded and the reconstructed matrix.
+    where
+        Of the trajectory, for messages.
+
+    Raises
+    ------
+    InputError
+        If no unit fits, or two do.
+    """
+    full: dict[Units, list[float]] = {"fraction": [0.5], "grid": [n / 2 for n in matrix], "1/m": [1 / (2 * voxel_m)]}
+    off = {unit: min(max(largest / k, k / largest) for k in ends) for unit, ends in full.items()}
+    ranked = sorted(off, key=lambda unit: off[unit])
+    said = f"the largest |k| of the trajectory is {largest:.4g}"
+    ends = f"{0.5:g} (fraction), {full['grid'][0]:g} (grid) or {full['1/m'][0]:.4g} (1/m)"
+    fix = "give --trajectory-units fraction, grid or 1/m"
+    if off[ranked[0]] > FAR:
+        raise InputError(f"{said}, outside of every unit: expected about {ends}", where, fix)
+    if off[ranked[1]] < NEAR * off[ranked[0]]:
+        raise InputError(f"{said}: {ranked[0]} or {ranked[1]}; expected about {ends}", where, fix)
+    return ranked[0]
+
+
+def cycles_per_pixel(
+    k: NDArray[np.float64], units: Units, voxel_m: Sequence[float], fov_m: Sequence[float]
+) -> NDArray[np.float64]:
+    """`k` ``(readout sample 2)`` in `units`, in cycles per pixel of `voxel_m`; `fov_m` is that of ``grid``."""
+    if units == "fraction":
+        return k
+    scale: NDArray[np.float64] = np.asarray(voxel_m[:2]) / (np.asarray(fov_m[:2]) if units == "grid" else 1.0)
+    return np.multiply(k, scale, dtype=np.float64)
+
+
+def radial(n_spokes: int, n_samples: int, angles: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Spokes through the centre, ``(spoke sample 2)`` in fractions of k-space (±0.5); the centre is sample ``n_samples // 2``.
+
+    `angles` ``(spoke,)`` in radians; None: equally spaced over the half circle.
+    """
+    angles = np.arange(n_spokes) * math.pi / n_spokes if angles is None else angles
+    r = (np.arange(n_samples) - n_samples // 2) / n_samples
+    return np.stack([np.cos(angles)[:, None] * r, np.sin(angles)[:, None] * r], -1)
+
+
+def golden_angles(n_spokes: int) -> NDArray[np.float64]:
+    """Angles of successive spokes, ``(spoke,)`` radians: multiples of `GOLDEN`."""
+    return np.arange(n_spokes, dtype=np.float64) * GOLDEN
+
+
+def spiral(n_arms: int, n_samples: int, n_turns: float) -> NDArray[np.float64]:
+    """Archimedean spirals from the centre, ``(arm sample 2)`` in fractions of k-space (±0.5)."""
+    t = np.sqrt(np.arange(n_samples) / n_samples)
+    angle = 2 * math.pi * (n_turns * t + np.arange(n_arms)[:, None] / n_arms)
+    return np.stack([0.5 * t * np.cos(angle), 0.5 * t * np.sin(angle)], -1)
