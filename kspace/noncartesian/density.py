@@ -8,7 +8,6 @@ from torch import Tensor
 from kspace.noncartesian.nufft import to_image, to_samples
 
 ITERATIONS = 30
-MOST_SPREAD = 0.5  # of the density that a compensation leaves
 
 
 def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = ITERATIONS) -> Tensor:
@@ -37,27 +36,6 @@ def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = I
     for _ in range(iterations):
         w = w / _convolved(w, trajectory, shape).real.clamp(min=1e-12)
     return w[0].real
-
-
-def normalised_density(density: Tensor, trajectory: Tensor, shape: tuple[int, int]) -> tuple[Tensor, float]:
-    """A density compensation in arbitrary units, in those of `pipe_density`, and how well it compensates.
-
-    Parameters
-    ----------
-    density, trajectory, shape
-        Float64 ``(readout sample)``, not negative; as `pipe_density`.
-
-    Returns
-    -------
-    tuple
-        The compensation ``(readout sample)``, and the relative spread of the density that is left, 0 where none is.
-    """
-    trajectory = trajectory.cpu().to(torch.float64)
-    left = _convolved(density.to(torch.complex128).unsqueeze(0), trajectory, shape)[0].real
-    total = density.sum().clamp(min=1e-300)
-    mean = (density * left).sum() / total
-    spread = ((density * (left - mean).square()).sum() / total).sqrt() / mean.abs().clamp(min=1e-300)
-    return density / mean, float(spread)
 
 
 def _convolved(w: Tensor, trajectory: Tensor, shape: tuple[int, int]) -> Tensor:

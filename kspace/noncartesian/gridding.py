@@ -13,7 +13,7 @@ from torch import Tensor
 from kspace.coils import NoCalibration
 from kspace.container import KSpace
 from kspace.fourier import fft
-from kspace.noncartesian.density import MOST_SPREAD, normalised_density, pipe_density
+from kspace.noncartesian.density import pipe_density
 from kspace.noncartesian.nufft import to_image
 from kspace.noncartesian.operator import NonCartesianSense
 
@@ -23,17 +23,10 @@ REACH = 0.75  # points of the grid: from any point of the area to the nearest sa
 
 
 def compensated(k: KSpace) -> KSpace:
-    """k-space off the grid with a density compensation: the file's, where it compensates, else `pipe_density`.
-
-    The step is ``density_file`` or ``density_pipe``.
-    """
+    """k-space off the grid with `pipe_density`, whatever density the file states: one that was wrong at the centre alone bent
+    the coil maps. The step is ``density_pipe``."""
     assert k.trajectory is not None
-    shape = _shape(k)
-    if k.density is not None:
-        density, spread = normalised_density(k.density.double(), k.trajectory, shape)
-        if spread < MOST_SPREAD:
-            return k.after("density_file", density=density.float())
-    return k.after("density_pipe", density=pipe_density(k.trajectory, shape).float())
+    return k.after("density_pipe", density=pipe_density(k.trajectory, _shape(k)).float())
 
 
 def coil_images(k: KSpace) -> Tensor:
