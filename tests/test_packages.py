@@ -18,6 +18,7 @@ import yaml
 
 from kspace import __version__
 from kspace.errors import InputError
+from models.systems import find_systems
 from recon.train.configs import bundled_configs, with_paths
 from tests.conftest import ROOT
 from tests.support.training import pictures
@@ -68,12 +69,12 @@ def test_the_source_archive_is_reproducible_and_holds_no_data(tmp_path: Path) ->
 
 
 def test_configurations_have_names() -> None:
-    assert set(bundled_configs()) == {"dagan", "gancs", "reconglgan", "refinegan"}
+    assert set(bundled_configs()) == set(find_systems())
     path = str(ROOT / "recon" / "configs" / "dagan.yaml")
     assert with_paths(["--config", "dagan", "--init", "dagan"]) == ["--config", path, "--init", "dagan"]
     assert with_paths(["--config=dagan"]) == [f"--config={path}"]
     assert with_paths(["--config", "own.yaml"]) == ["--config", "own.yaml"]
-    with pytest.raises(InputError, match="--config: there is no configuration 'cyclegan'; give a file, or one of dagan, gancs"):
+    with pytest.raises(InputError, match="--config: there is no configuration 'cyclegan'; give a file, or one of csgm, dagan"):
         with_paths(["--config", "cyclegan"])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kspace.epi.entropy import estimate_phase
@@ -13,6 +14,7 @@ from kspace.epi.navigators import navigator_phase
 from kspace.epi.phase import OddEvenPhase
 from kspace.epi.plan import EpiPlan, Numbers
 from kspace.errors import InputError
+from kspace.fourier import fft, fft_corner, ifft, ifft_corner
 
 GHOST = ("auto", "linear", "polynomial", "entropy", "none")
 ORDERS = {"auto": 1, "linear": 1, "polynomial": 4}
@@ -132,11 +134,11 @@ def _by_entropy(halves: Complex) -> tuple[Complex, OddEvenPhase]:
 
 
 def _ifft(a: NDArray[np.complexfloating], axis: int) -> NDArray[np.complexfloating]:
-    return np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(a, axis), axis=axis, norm="ortho"), axis)
+    return ifft(torch.from_numpy(np.ascontiguousarray(a)), (axis,)).numpy()
 
 
 def _fft(a: NDArray[np.complexfloating], axis: int) -> NDArray[np.complexfloating]:
-    return np.fft.fftshift(np.fft.fft(np.fft.ifftshift(a, axis), axis=axis, norm="ortho"), axis)
+    return fft(torch.from_numpy(np.ascontiguousarray(a)), (axis,)).numpy()
 
 
 def alternates(plan: EpiPlan, numbers: Numbers, read: Read) -> bool:
@@ -156,4 +158,5 @@ def alternates(plan: EpiPlan, numbers: Numbers, read: Read) -> bool:
 
 def _likeness(a: Complex, b: Complex) -> float:
     """Largest magnitude of the cross-correlation along the readout, coils together."""
-    return float(np.abs(np.fft.ifft(np.fft.fft(a) * np.conj(np.fft.fft(b))).sum(0)).max())
+    of_a, of_b = (fft_corner(torch.from_numpy(np.ascontiguousarray(x)), (-1,)) for x in (a, b))
+    return float(ifft_corner(of_a * of_b.conj(), (-1,)).sum(0).abs().max()) * a.shape[-1] ** 0.5

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from kspace.fourier import fft_corner
 
 OPPOSITE = math.radians(8)  # by which two directions may miss 180 degrees
 FEWEST = 6  # pairs
@@ -113,9 +116,9 @@ def _between(a: float, b: float) -> float:
 def _shift(a: NDArray[np.complex64], b: NDArray[np.complex64], centre_a: float, centre_b: float) -> float:
     """Samples by which the spoke a ``(coil sample)`` is shifted along its direction, given its opposite b."""
     n = a.shape[-1]
-    x = np.fft.fftfreq(n)
-    back = b[:, ::-1]
-    product = np.sum(np.fft.fft(a, axis=-1) * np.conj(np.fft.fft(back, axis=-1)), 0)
+    x = ((np.arange(n) + n // 2) % n - n // 2) / n  # positions in the order of the corner transform
+    of_a, of_b = (fft_corner(torch.from_numpy(np.ascontiguousarray(one)), (-1,)) for one in (a, b[:, ::-1]))
+    product = (of_a * of_b.conj()).sum(0).numpy()
     # Both centres to the same index first: that of the reversed spoke is at n - 1 - centre_b.
     product = product * np.exp(2j * math.pi * x * (centre_a - (n - 1 - centre_b)))
     trial = np.arange(-2 * LONGEST, 2 * LONGEST + STEP, STEP)

@@ -312,6 +312,8 @@ def test_the_gradient_of_a_term_is_the_one_known_by_hand() -> None:
 
 def test_the_discriminators_accuracy_is_the_share_of_slices_that_it_ranks_right() -> None:
     class Mean(nn.Module):
+        conditional = False
+
         def __init__(self, sign: float) -> None:
             super().__init__()
             self.sign = sign
