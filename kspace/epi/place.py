@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from kspace.epi.entropy import estimate_phase
@@ -14,7 +13,6 @@ from kspace.epi.navigators import navigator_phase
 from kspace.epi.phase import OddEvenPhase
 from kspace.epi.plan import EpiPlan, Numbers
 from kspace.errors import InputError
-from kspace.fourier import fft, fft_corner, ifft, ifft_corner
 
 GHOST = ("auto", "linear", "polynomial", "entropy", "none")
 ORDERS = {"auto": 1, "linear": 1, "polynomial": 4}
@@ -134,10 +132,18 @@ def _by_entropy(halves: Complex) -> tuple[Complex, OddEvenPhase]:
 
 
 def _ifft(a: NDArray[np.complexfloating], axis: int) -> NDArray[np.complexfloating]:
+    import torch  # here: `recon info` reads scans without it
+
+    from kspace.fourier import ifft
+
     return ifft(torch.from_numpy(np.ascontiguousarray(a)), (axis,)).numpy()
 
 
 def _fft(a: NDArray[np.complexfloating], axis: int) -> NDArray[np.complexfloating]:
+    import torch
+
+    from kspace.fourier import fft
+
     return fft(torch.from_numpy(np.ascontiguousarray(a)), (axis,)).numpy()
 
 
@@ -158,5 +164,9 @@ def alternates(plan: EpiPlan, numbers: Numbers, read: Read) -> bool:
 
 def _likeness(a: Complex, b: Complex) -> float:
     """Largest magnitude of the cross-correlation along the readout, coils together."""
+    import torch
+
+    from kspace.fourier import fft_corner, ifft_corner
+
     of_a, of_b = (fft_corner(torch.from_numpy(np.ascontiguousarray(x)), (-1,)) for x in (a, b))
     return float(ifft_corner(of_a * of_b.conj(), (-1,)).sum(0).abs().max()) * a.shape[-1] ** 0.5

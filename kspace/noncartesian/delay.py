@@ -6,10 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from kspace.fourier import fft_corner
 
 OPPOSITE = math.radians(8)  # by which two directions may miss 180 degrees
 FEWEST = 6  # pairs
@@ -115,6 +112,10 @@ def _between(a: float, b: float) -> float:
 
 def _shift(a: NDArray[np.complex64], b: NDArray[np.complex64], centre_a: float, centre_b: float) -> float:
     """Samples by which the spoke a ``(coil sample)`` is shifted along its direction, given its opposite b."""
+    import torch  # here: `recon info` reads scans without it
+
+    from kspace.fourier import fft_corner
+
     n = a.shape[-1]
     x = ((np.arange(n) + n // 2) % n - n // 2) / n  # positions in the order of the corner transform
     of_a, of_b = (fft_corner(torch.from_numpy(np.ascontiguousarray(one)), (-1,)) for one in (a, b[:, ::-1]))
