@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,30 +17,40 @@ from recon.commands.calibrate import labelled
 from recon.commands.run import run
 from recon.run.options import RunOptions
 
+ROUNDS = 3
+LEVELS: dict[str, dict[str, Any]] = {
+    "none": {"evidence": "none", "guard": "off"},
+    "guard": {"evidence": "none"},
+    "basic": {"evidence": "basic"},
+    "stability": {"evidence": "full", "repeats": 0},
+    "full": {"evidence": "full"},
+}
+"""Options of `recon run`, each measuring more than the one before."""
+ITEMS = {
+    "guard": "domain guard",
+    "basic": "certificate, determined part and held-out score",
+    "stability": "stability",
+    "full": "uncertainty",
+}
+
 
 def cost(setting: Setting) -> None:
-    """Pairs of runs on the simulated example of 3 slices, in one process; the order alternates."""
+    """Rounds of runs on the simulated example of 3 slices, in one process, in turning order; items by differences of rounds."""
     with tempfile.TemporaryDirectory() as folder:
         path = example_scan(Path(folder) / "scan.h5", matrix=128, acceleration=3)
         for refine in ("stack", "none"):
-            ratios, shares = [], []
-            for i in range(3):
-                seconds = {}
-                for level in ("none", "full") if i % 2 else ("full", "none"):
-                    options = RunOptions(
-                        method=setting.system, weights=setting.weights, refine=refine, evidence=level, force=True  # type: ignore[arg-type]
-                    )  # fmt: skip
+            seconds: dict[str, list[float]] = {name: [] for name in LEVELS}
+            for i in range(ROUNDS):
+                for name in (*LEVELS, *LEVELS)[i : i + len(LEVELS)]:
+                    options = RunOptions(method=setting.system, weights=setting.weights, refine=refine, force=True)  # type: ignore[arg-type]
                     start = time.perf_counter()
-                    run([path], Path(folder) / "out", options)
-                    seconds[level] = time.perf_counter() - start
-                    if level == "full":
-                        spent = json.loads((Path(folder) / "out" / "scan.json").read_text())["seconds"]
-                        shares.append({name: value / seconds[level] for name, value in spent.items()})
-                ratios.append(seconds["full"] / seconds["none"])
-            mean = {name: sum(s.get(name, 0.0) for s in shares) / len(shares) for name in shares[0]}
-            largest = sorted(mean.items(), key=lambda item: -item[1])
-            named = ", ".join(f"{name} {value:.0%}" for name, value in largest if value > 0.005)
-            print(f"{refine}: wall time with evidence over without {', '.join(f'{r:.2f}' for r in ratios)}; shares: {named}")
+                    run([path], Path(folder) / "out", replace(options, **LEVELS[name]))
+                    seconds[name].append(time.perf_counter() - start)
+            ratios = ", ".join(f"{a / b:.2f}" for a, b in zip(seconds["full"], seconds["none"], strict=True))
+            print(f"{refine}: wall time with evidence over without {ratios}; shares of the run with evidence:")
+            taken = {name: statistics.median(found) for name, found in seconds.items()}
+            for (name, longer), shorter in zip(list(taken.items())[1:], taken.values(), strict=False):
+                print(f"  {ITEMS[name]} {(longer - shorter) / taken['full']:.0%}", flush=True)
 
 
 def leak(setting: Setting) -> None:
