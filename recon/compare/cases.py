@@ -53,7 +53,7 @@ class FullVolume:
     plane
         Number of a slice to its prepared k-space ``(coil ky kx)``: whitened where the noise is known, without oversampling.
     truth
-        Number of a slice to what a simulation imaged, without noise, ``(y x)``; None where nobody knows.
+        Number of a slice to the noise-free ground truth of a simulation, ``(y x)``; None for scans.
     boxes
         Float32 ``(n 6)``: slice, class, y0, x0, y1, x1 in points of the image delivered.
     simulated, attribution
@@ -90,8 +90,8 @@ class Case:
     y, op
         k-space ``(coil ky kx)``, zero where not acquired, and the operator with maps of the acquired samples.
     truth
-        Float32 ``(y x)``: root sum of squares of the coil images of all samples, cut to `shape`; what was imaged, without
-        noise, where a simulation says so.
+        Float32 ``(y x)``: root sum of squares of the coil images of all samples, cut to `shape`; the noise-free
+        ground truth of simulated volumes.
     shape
         Points ``(y x)`` of the image delivered.
     maps_seconds

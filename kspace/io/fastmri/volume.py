@@ -170,8 +170,8 @@ class FastmriVolume:
         return torch.from_numpy(np.ascontiguousarray(image.T, dtype=np.float32))
 
     def truth(self, index: int) -> Tensor | None:
-        """Magnitude of what a simulation imaged, without noise, float32 ``(y x)`` of `recon_shape`, over the standard deviation
-        of whitened noise; None where the file does not say."""
+        """Magnitude of the noise-free ground truth of a simulation, float32 ``(y x)`` of `recon_shape`, over the standard
+        deviation of whitened noise; None where the file does not say."""
         self._check_slice(index)
         if not self.has_truth:
             return None

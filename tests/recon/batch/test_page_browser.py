@@ -28,7 +28,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, folder: Path, rows: list[BatchRow], **options: Any) -> Iterator[Opened]:
-    """The page of a batch, which asks for nothing and complains of nothing."""
+    """Page of a batch; the test fails on a network request or a console error."""
     with BatchLog(folder / "batch.jsonl") as log:
         for row in rows:
             log.append(row)

@@ -22,7 +22,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, folder: Path, text: str = "", **options: Any) -> Iterator[Opened]:
-    """The page of a run, which asks for nothing and complains of nothing."""
+    """Page of a run; the test fails on a network request or a console error."""
     images, record = images_and_record(text=text)
     path = folder / "scan.html"
     path.write_text(build(make_series(images, record), record), encoding="utf-8")
