@@ -101,6 +101,11 @@ class ForwardModel(LinearOperator):
         frequencies on a grid, the mean of all elsewhere."""
 
     @property
+    def least_residual(self) -> float:
+        """Relative residual of the normal equations of SENSE below which an image gets no better."""
+        return 0.0
+
+    @property
     @abstractmethod
     def axes(self) -> tuple[int, ...]:
         """Image axes along which ``A^H W A`` couples pixels."""

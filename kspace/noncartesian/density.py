@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kspace.noncartesian.nufft import to_image, to_samples
+from kspace.noncartesian.nufft import Repeated
 
 ITERATIONS = 30
 
@@ -31,16 +31,12 @@ def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = I
         Float64 ``(readout sample)``, in points of the grid: 1 for each sample of a Cartesian scan, at most 1 where samples lie
         farther apart than those of the grid.
     """
-    w = torch.ones((1, *trajectory.shape[:-1]), dtype=torch.complex128)
-    trajectory = trajectory.cpu().to(torch.float64)
-    for _ in range(iterations):
-        w = w / _convolved(w, trajectory, shape).real.clamp(min=1e-12)
-    return w[0].real
-
-
-def _convolved(w: Tensor, trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Complex ``(1 readout sample)`` convolved with the transform of the autocorrelation of the field of view."""
     wide = 2 * shape[0], 2 * shape[1]
+    transforms = Repeated(trajectory, wide)
     tent = [(1 - (torch.arange(2 * n, dtype=torch.float64) - n).abs() / n) for n in shape]
-    window = tent[0][:, None] * tent[1] * 4  # 4: two transforms, each orthonormal on the doubled grid
-    return to_samples(window * to_image(w, trajectory, wide), trajectory)
+    window = (tent[0][:, None] * tent[1] * 4).float()  # 4: two transforms, each orthonormal on the doubled grid
+    w = torch.ones(trajectory.shape[:-1], dtype=torch.complex64)
+    for _ in range(iterations):
+        convolved = transforms.to_samples(window * transforms.to_image(w))
+        w = (w.real / convolved.real.clamp(min=1e-12)).to(torch.complex64)
+    return w.real.double()

@@ -37,6 +37,42 @@ def to_image(y: Tensor, trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
     return image
 
 
+class Repeated:
+    """Transforms of one image at a time at one trajectory, again and again: points are sorted once, the digits are few, and
+    there is no gradient. Four times as fast as `to_samples` and `to_image` where 1e-4 is enough.
+
+    Parameters
+    ----------
+    trajectory
+        Real ``(readout sample 2)``, cycles per pixel.
+    shape
+        Matrix ``(y x)`` of the image.
+    tolerance
+        Relative error of a transform.
+    """
+
+    def __init__(self, trajectory: Tensor, shape: tuple[int, int], tolerance: float = 1e-4) -> None:
+        import finufft
+
+        self._shape, self._samples = shape, tuple(trajectory.shape[:-1])
+        _, points, options = _prepared(torch.zeros(1, dtype=torch.complex64), trajectory)
+        # A grid oversampled by 1.25 has a third of the points of one oversampled by 2, and suffices for these digits.
+        options |= {"eps": tolerance, "dtype": "complex64", "upsampfac": 1.25}
+        self._adjoint, self._forward = (finufft.Plan(kind, shape, isign=3 - 2 * kind, **options) for kind in (1, 2))
+        self._adjoint.setpts(*points)
+        self._forward.setpts(*points)
+
+    def to_image(self, y: Tensor) -> Tensor:
+        """Complex64 ``(y x)`` of complex64 samples ``(readout sample)``."""
+        values = y.contiguous().numpy().ravel()
+        return torch.from_numpy(self._adjoint.execute(values) / np.float32(math.sqrt(math.prod(self._shape))))
+
+    def to_samples(self, image: Tensor) -> Tensor:
+        """Complex64 ``(readout sample)`` of a complex64 image ``(y x)``."""
+        y = self._forward.execute(image.contiguous().numpy()) / np.float32(math.sqrt(math.prod(self._shape)))
+        return torch.from_numpy(y).reshape(self._samples)
+
+
 class _ToSamples(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, trajectory: Tensor) -> Tensor:

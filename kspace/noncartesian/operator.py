@@ -85,6 +85,13 @@ class NonCartesianSense(ForwardModel):
         return self._effective(self.weights).sum((-2, -1)).unsqueeze(-1) / math.prod(self.shape)
 
     @property
+    def least_residual(self) -> float:
+        # The centre, sampled many times over, dominates the residual. Below this one only the noise of the frequencies that are
+        # sampled least is fitted, and of those that are not: at 34 spokes for 256 points and 8 coils the error against truth
+        # is 0.032 here and 0.072 at 1e-5; without noise it still falls, from 0.028 to 0.024.
+        return 3e-4
+
+    @property
     def axes(self) -> tuple[int, ...]:
         return IMAGE_AXES
 

@@ -54,7 +54,8 @@ class CgSense:
     iterations
         At most so many.
     tolerance
-        Relative residual of the normal equations at which the iteration stops.
+        Relative residual of the normal equations at which the iteration stops; off the Cartesian grid at least
+        `ForwardModel.least_residual`.
     """
 
     name: ClassVar[str] = "sense"
@@ -67,12 +68,13 @@ class CgSense:
 
     def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
-        return _solved(y, op, self._solve)
+        return _solved(y, op, self._solve, relative=False)
 
     def _solve(self, planes: Planes) -> Tensor:
         from recon.methods import solvers
 
-        return solvers.least_squares(planes, self.lamda, self.iterations, self.tolerance)
+        tolerance = max(self.tolerance, planes.op.least_residual)
+        return solvers.least_squares(planes, self.lamda, self.iterations, tolerance)
 
 
 @dataclass(frozen=True)
@@ -255,8 +257,8 @@ def objective(method: L1Wavelet | TotalVariation | CgSense, image: Tensor, y: Te
     return misfit + method.lamda * float(g.norm(g.forward(x)).sum())
 
 
-def _solved(y: Tensor, op: ForwardModel, solve: Callable[[Planes], Tensor]) -> Tensor:
-    """The image of every plane of a batch, solved together as far as memory allows."""
+def _solved(y: Tensor, op: ForwardModel, solve: Callable[[Planes], Tensor], relative: bool = True) -> Tensor:
+    """The image of every plane of a batch, solved together as far as memory allows; `relative`: see `Planes.of`."""
     from kspace.normal_equations import planes_at_once
     from recon.methods.solvers import Planes
 
@@ -265,7 +267,7 @@ def _solved(y: Tensor, op: ForwardModel, solve: Callable[[Planes], Tensor]) -> T
     n = planes_at_once(op)
     for first in range(0, len(samples), n):
         part = slice(first, first + n)
-        planes = Planes.of(samples[part], flat.planes(part))
+        planes = Planes.of(samples[part], flat.planes(part), relative)
         images[part] = planes.finish(solve(planes))
     return images.reshape(*batch, *op.shape)
 

@@ -52,8 +52,12 @@ class Planes:
     scale: Tensor
 
     @classmethod
-    def of(cls, y: Tensor, op: ForwardModel) -> Planes:
-        """The data terms of ``y (plane coil ky kx)`` and an operator with maps and mask for each plane, or for all."""
+    def of(cls, y: Tensor, op: ForwardModel, relative: bool = True) -> Planes:
+        """The data terms of ``y (plane coil ky kx)`` and an operator with maps and mask for each plane, or for all.
+
+        Without `relative` the largest pixel of `rhs` is 1, not that of the reference, which off the Cartesian grid needs a
+        density compensation: for quadratic problems, which have no scale.
+        """
         # where, not a product: a sample that was not acquired may be anything, NaN included.
         y = torch.where(op.weights > 0, y.detach(), 0)
         peak = _peak(y, 3)
@@ -61,7 +65,7 @@ class Planes:
         y = y / torch.where(peak > 0, peak, 1)
         top = op.unit_weight.clamp(min=1e-30)
         rhs, peak = op.back_projection(y) / top, peak.squeeze(-1)
-        largest = _peak(op.reference(y, rhs), 2)
+        largest = _peak(op.reference(y, rhs) if relative else rhs, 2)
         return cls(op, top, rhs / torch.where(largest > 0, largest, 1), largest * peak)
 
     def __len__(self) -> int:
