@@ -1,4 +1,4 @@
-"""Linear operators, and the elementary ones of MRI.
+"""Linear operators: their interface, the elementary ones of MRI, and the interface of forward models.
 
 Operators are immutable values, not `nn.Module`s, so coil maps cannot end up in a `state_dict`. All accept any number of leading
 batch dimensions, run on any device, and are differentiable with respect to their argument.
@@ -7,9 +7,10 @@ batch dimensions, run on any device, and are differentiable with respect to thei
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -172,6 +173,135 @@ class Sensitivity(LinearOperator):
         maps = to_numpy(unbatched(self.maps, 3, "maps"))
         expand = sigpy.linop.Reshape((1, *shape), tuple(shape))
         return sigpy.linop.Multiply(expand.oshape, maps) * expand
+
+
+class ForwardModel(LinearOperator):
+    """Forward model of parallel MRI: coil sensitivities, Fourier transform, sampling; an image to the samples of all coils.
+
+    Attributes
+    ----------
+    maps
+        Complex coil sensitivities ``(*batch coil y x)``, with squared magnitudes that sum over the coils to 1 inside the
+        support and to 0 outside.
+    mask
+        Bool, broadcastable to the samples ``(*batch coil ky kx)``: True where one was acquired.
+    noise_std
+        Square root of E|n|^2 of one k-space sample measured once; 1 after whitening.
+    n_averages
+        Integer, broadcastable like `mask`: number of measurements of each sample; None means one.
+    """
+
+    maps: Tensor
+    mask: Tensor
+    noise_std: float
+    n_averages: Tensor | None
+
+    @property
+    def n_coils(self) -> int:
+        """Number of coils."""
+        return self.maps.shape[-3]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Matrix ``(y x)`` of the image."""
+        return self.maps.shape[-2], self.maps.shape[-1]
+
+    @cached_property
+    def support(self) -> Tensor:
+        """Bool ``(*batch y x)``: True where any coil map is non-zero. The image is undetermined outside."""
+        return (self.maps != 0).any(-3)
+
+    @property
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """Weights W of the data term, real and broadcastable to the samples: inverse noise variance of each relative to a
+        single measurement, 0 where not acquired."""
+
+    @property
+    @abstractmethod
+    def unit_weight(self) -> Tensor:
+        """Eigenvalue of ``A^H W A`` that the scale of a problem refers to, real ``(*batch|1 1 1)``: that of sampled
+        frequencies on a grid, the mean of all elsewhere."""
+
+    @property
+    def least_residual(self) -> float:
+        """Relative residual of the normal equations of SENSE below which an image gets no better."""
+        return 0.0
+
+    @property
+    @abstractmethod
+    def axes(self) -> tuple[int, ...]:
+        """Image axes along which ``A^H W A`` couples pixels."""
+
+    @property
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """Bool ``(*batch|1)``: whether ``A^H W A`` is diagonal in the Fourier domain."""
+
+    @property
+    @abstractmethod
+    def frequencies(self) -> tuple[Tensor, Tensor]:
+        """Where k-space is sampled: ky and kx in cycles per pixel, -0.5 to 0.5, real, broadcastable to the samples."""
+
+    @property
+    @abstractmethod
+    def sampled_fraction(self) -> Tensor:
+        """Share of the points of the Cartesian grid at which there is a sample, real ``(*batch)``."""
+
+    @abstractmethod
+    def gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
+        """Function ``x -> A^H diag(weights) A x`` of images ``(*batch y x)``, for real weights broadcastable to k-space."""
+
+    @abstractmethod
+    def nearest_circulant(self, weights: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
+        """Eigenvalues of the circulant matrix nearest to ``A^H diag(weights) A``, real ``(*batch ky kx)``; see
+        `kspace.operators.nearest_circulant`."""
+
+    @abstractmethod
+    def flattened(self, batch: Sequence[int]) -> Self:
+        """Operator with the axes of `batch` merged into one, of length 1 for what all planes share."""
+
+    @abstractmethod
+    def planes(self, index: slice | Tensor) -> Self:
+        """Selected planes of a `flattened` operator."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> tuple[int, int]:
+        """Shape of the samples of a coil: ``(ky kx)`` on a grid, ``(readout sample)`` elsewhere."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> tuple[int, ...]:
+        """Batch shape of maps and sampling."""
+
+    @cached_property
+    def circulant(self) -> Tensor:
+        """`nearest_circulant` of ``A^H W A`` along `axes`: a preconditioner."""
+        return self.nearest_circulant(self.weights, self.axes)
+
+    def balanced(self, y: Tensor) -> tuple[Tensor, ForwardModel]:
+        """Samples ``(*batch coil ky kx)`` and forward model such that ``A^H y`` is `zero_filled` and the norm of A about 1."""
+        return y, self
+
+    def zero_filled(self, y: Tensor) -> Tensor:
+        """Image ``(*batch y x)`` of the samples ``(*batch coil ky kx)`` without inversion: ``A^H y``, the density of samples
+        compensated where it is not that of a grid."""
+        return self.adjoint(y)
+
+    def reference(self, y: Tensor, rhs: Tensor) -> Tensor:
+        """Image ``(*batch y x)`` whose largest pixel sets the scale of a regularised problem, given the samples ``(*batch coil
+        ky kx)`` and `rhs` ``(*batch y x)``, their `back_projection` over `unit_weight`."""
+        return rhs
+
+    def back_projection(self, y: Tensor) -> Tensor:
+        """``A^H W y`` with the `weights` W, ``(*batch coil ky kx)`` to ``(*batch y x)``: normal equations' right-hand side."""
+        return self.adjoint(y if self.n_averages is None else y * self.n_averages)
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = super().to(device)
+        assert isinstance(moved, type(self))
+        return moved
 
 
 def check_maps(maps: Tensor) -> None:
