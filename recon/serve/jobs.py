@@ -27,10 +27,10 @@ from recon.methods.choose import Method
 from recon.run.options import RunOptions
 from recon.run.pipeline import Result, choose_method, reconstruct_source
 from recon.serve.configs import resolve
+from recon.serve.intake import Key, name_of
 from recon.serve.interface import OutgoingState, ResolvedConfig
 from recon.serve.options import from_json, to_json
 from recon.serve.outgoing import frame_remarks, messages
-from recon.serve.ranges import Key, name_of
 from recon.serve.source import ServedSource, cut_out, replaced_noise
 from recon.serve.store import enqueue
 

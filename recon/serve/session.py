@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,43 +24,13 @@ from kspace.io.mrd.stream import (
     StreamWaveform,
 )
 from recon.serve.events import Events
+from recon.serve.intake import Intake, Key, name_of
 from recon.serve.options import GIB, ServeOptions
 from recon.serve.peer import FilePart, Outbox, Peer
 from recon.serve.pool import JobFailed, Pool, WorkerLost
-from recon.serve.ranges import Key, ScanIndex, name_of
 from recon.serve.spool import FILE, RECORD, Recording, Spool
 
 SYNC_S = 1.0
-
-
-@dataclass
-class Intake:
-    """What a client has sent.
-
-    Attributes
-    ----------
-    config
-        Name or text of the configuration.
-    xml
-        Header.
-    parameters
-        JSON text after the header.
-    index
-        Where its readouts lie.
-    n_messages, n_images, n_texts, n_waveforms
-        Counts of messages.
-    error
-        What was wrong with the stream.
-    """
-
-    config: str | None = None
-    xml: str | None = None
-    parameters: str | None = None
-    index: ScanIndex = field(default_factory=ScanIndex)
-    n_messages: int = 0
-    n_images: int = 0
-    n_waveforms: int = 0
-    error: str | None = None
 
 
 class Session:

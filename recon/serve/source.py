@@ -16,7 +16,7 @@ from kspace.io.mrd.stream import StreamParser, StreamReadout
 from kspace.io.mrd.write import HEAD_DTYPE, raw_writer
 from kspace.noise import Noise
 from recon.run.input import MrdSource
-from recon.serve.ranges import Key, Range
+from recon.serve.intake import Key, Range
 
 
 class ServedSource(MrdSource):
@@ -72,7 +72,7 @@ class ServedSource(MrdSource):
 
 
 def key_of(encoding: int, index: ImageIndex) -> Key:
-    """The key of an image in `recon.serve.ranges`."""
+    """The key of an image in `recon.serve.intake`."""
     return (encoding, index.contrast, index.set, index.phase, index.repetition, index.slice)
 
 

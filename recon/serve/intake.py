@@ -1,4 +1,5 @@
-"""Where the readouts of each image lie in a recorded stream, and which images have had their last line."""
+"""What a client has sent: counts, header, where the readouts of each image lie in the recorded stream, and which images have
+had their last line."""
 
 from __future__ import annotations
 
@@ -103,3 +104,33 @@ class ScanIndex:
             for part in (self.images.get(key), self.calibration.get((key[0], key[5]))):
                 found |= {(start, stop) for start, stop in part.found} if part is not None else set()
         return sorted(found)
+
+
+@dataclass
+class Intake:
+    """What a client has sent.
+
+    Attributes
+    ----------
+    config
+        Name or text of the configuration.
+    xml
+        Header.
+    parameters
+        JSON text after the header.
+    index
+        Where its readouts lie.
+    n_messages, n_images, n_waveforms
+        Counts of messages.
+    error
+        What was wrong with the stream.
+    """
+
+    config: str | None = None
+    xml: str | None = None
+    parameters: str | None = None
+    index: ScanIndex = field(default_factory=ScanIndex)
+    n_messages: int = 0
+    n_images: int = 0
+    n_waveforms: int = 0
+    error: str | None = None
