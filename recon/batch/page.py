@@ -15,7 +15,7 @@ from urllib.parse import quote
 from kspace.io.atomic import atomic_write
 from recon.batch.log import BatchRow
 from recon.batch.summary import failure_table, last_rows
-from recon.viewer.template import asset, fill
+from recon.viewer.template import asset, fill, page
 
 PAGE = "batch.html"
 ASSETS = "recon.report"
@@ -64,7 +64,7 @@ def _page(folder: Path, rows: Sequence[BatchRow], counts: Counter[str]) -> str:
         "reasons": html.escape("\n".join(failure_table(folder))),
         "rows": "".join(lines),
     }
-    return fill(asset("batch.html", ASSETS), parts)
+    return fill(page("batch.html", ASSETS), parts)
 
 
 def _facts(rows: Sequence[BatchRow], counts: Counter[str], n: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from recon.output.scan_images import is_resampled, scan_images
 from recon.output.series import CLASSICAL, NOTICE, RunRecord, Series, origin, plain
 from recon.viewer import selection
-from recon.viewer.template import asset, facts, fill, in_script
+from recon.viewer.template import asset, facts, fill, in_script, page
 
 MEGABYTES = 25.0
 """Size (10^6 bytes) that a page has at most: fewer bits first, then fewer slices, and the page says so."""
@@ -79,7 +79,7 @@ def build(series: Sequence[Series], record: RunRecord, megabytes: float = MEGABY
         "data": in_script(_data(series, record, evidence)),
     }
     empty = selection.PageImages(selection.BITS[-1], n_total=sum(len(v.slices) for v in found))
-    template = asset("scan.html")
+    template = page("scan.html")
     base = len(fill(template, {**parts, "images": in_script(selection.describe(found, empty)), "blocks": ""}).encode())
     held = selection.hold(found, max(0, int(megabytes * 1e6) - base))
     blocks = "".join(selection.wrap(key, content) for key, content in held.blocks.items())

@@ -11,7 +11,7 @@ from typing import Any
 from recon.report.comparison import ComparisonResults, as_record
 from recon.report.wording import as_json
 from recon.viewer import selection
-from recon.viewer.template import asset, facts, fill, in_script
+from recon.viewer.template import asset, facts, fill, in_script, page
 
 SHARED = "recon.viewer"
 SCRIPTS = (
@@ -46,7 +46,7 @@ def build(comparison: ComparisonResults, megabytes: float) -> str:
         "data": in_script(_data(comparison)),
     }
     empty = selection.PageImages(selection.BITS[-1], n_total=sum(len(v.slices) for v in found))
-    template = asset("template.html", __package__)
+    template = page("template.html", __package__)
     base = len(fill(template, {**parts, "images": in_script(selection.describe(found, empty)), "blocks": ""}).encode())
     held = selection.hold(found, max(0, int(megabytes * 1e6) - base))
     blocks = "".join(selection.wrap(key, content) for key, content in held.blocks.items())

@@ -17,6 +17,11 @@ def asset(name: str, package: str = OWN) -> str:
     return files(package).joinpath("assets", name).read_text(encoding="utf-8")
 
 
+def page(body: str, package: str = OWN) -> str:
+    """Template of a whole page, whose body is that of an asset: head with its policy, style and title."""
+    return asset("page.html").replace("{{body}}", asset(body, package))
+
+
 def fill(template: str, parts: Mapping[str, str]) -> str:
     """`template` with each ``{{name}}`` replaced by that part."""
     # Not str.replace one after the other: a method may be called "{{blocks}}".
