@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kspace import preprocess
 from kspace.container import Image, ImageIndex, KSpace
 from kspace.errors import InputError
-from kspace.fourier import ifft
 from kspace.io.mrd import read_noise
-from kspace.masks import acceleration, digest
 from kspace.noise import Noise
 from kspace.noise_check import fit_noise
-from kspace.noncartesian import gridding
-from kspace.operators import ForwardModel, Sense
+from kspace.operators import ForwardModel
 from recon import memory
-from recon.evidence.record import ROLES, ImageEvidence
+from recon.evidence.record import ImageEvidence
 from recon.methods import classical
 from recon.methods.choose import RSS, Method, choose
 from recon.output.export import RunRecord, check_outputs, export
-from recon.output.series import IN_PLACE
-from recon.run.adaptation import adapted, as_adapted, check_adaptation
+from recon.run.adaptation import adapted, check_adaptation
 from recon.run.delivery import Delivery, replaced, roles_of
 from recon.run.input import Source, open_source
 from recon.run.log import Log, to_terminal
+from recon.run.one_image import forward_model, reconstruct_image
 from recon.run.options import FORMATS, RunOptions
 from recon.run.prepare import MapMaker, prepare
-from recon.run.provenance import provenance
+from recon.run.record import run_record
 from recon.run.refinement import Refinement
 from recon.run.selection import by_reason, parse_selection
-from recon.versions import versions
 
 __all__ = ["FORMATS", "RunOptions", "reconstruct_file"]
-
-SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +130,7 @@ def reconstruct_source(
         for line in by_reason(source.incomplete(e)):
             log.warn(f"{'incomplete' if options.incomplete else 'left out'}: {line}")
         images = reconstruct_encoding(source, e, chosen[e], method, options, log, show_progress)
-        record = _record(source, options, method, images, log)
+        record = run_record(source, options, formats_of(source, options), method, images, log)
         results.append(Result(_stem(source, e), images, record, tuple(replaced(log.evidence))))
     return results
 
@@ -218,7 +209,7 @@ def reconstruct_encoding(
 
     def load(index: ImageIndex) -> tuple[Tensor, ForwardModel]:
         k = prepare(source.load(encoding, index), noise, options, log)
-        return k.data, _operator(k, maps)
+        return k.data, forward_model(k, maps)
 
     method = adapted(method, order, load, options, log)
     if method.generator is not None and source.has_trajectory(encoding):
@@ -259,98 +250,6 @@ def off_grid(method: Method, log: Log) -> Method:
         "(certificate, determined part, held-out score, uncertainty, stability, domain guard); judge by the classical image"
     )
     return method
-
-
-def reconstruct_image(
-    k: KSpace, maps: MapMaker, method: Method, log: Log, refinement: Refinement, delivery: Delivery | None
-) -> list[Image]:
-    """One image from prepared k-space: coil maps, reconstruction, recon matrix.
-
-    A generator's image is followed by the classical one of the same data, so that a person can look at both, and by the maps
-    of its evidence.
-    """
-    shape = (k.data.shape[-2], k.data.shape[-1])
-    sampled: dict[str, object] = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
-    if k.trajectory is not None:
-        sampled = gridding.sampling_of(k)
-    log.masks.append({"image": k.header.index.name, **sampled})
-    if method.reconstruct is None:
-        with log.step("reconstruct"):
-            # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
-            coil_images = preprocess.to_recon_matrix(_volume(_coil_images(k), k), k.header)
-            return [Image(_root_sum_of_squares(coil_images), k.header)]
-    with log.step("maps"):
-        op = _operator(k, maps)
-    _check_support(k, op, log)
-    if delivery is None:
-        with log.step("reconstruct"):
-            return [_image(method.reconstruct(k.data, op), k, "main")]
-    if not isinstance(op, Sense):
-        with log.step("reconstruct"):
-            images = [_image(method.reconstruct(k.data, op).to(k.data.dtype), k, "main")]
-        if delivery.companion is not None and delivery.name is not None:
-            with log.step(delivery.name):
-                images.append(_image(delivery.companion(k.data, op), k, delivery.name))
-        return images
-    planes = delivery.planes(k, op, refinement.of, refinement.score)
-    images = []
-    for role, found in planes.items():
-        image = _image(found.to(k.data.dtype), k, role)
-        if role in ROLES:
-            values = image.data.real if role == "difference" else image.data.abs()
-            image = replace(image, data=values.contiguous())
-        elif role == "main" and (fallback := log.evidence[-1].fallback) is not None:
-            steps = (*k.header.steps, f"{fallback.delivered}{IN_PLACE}{method.name}")
-            image = replace(image, header=replace(image.header, steps=steps))
-        images.append(image)
-    return images
-
-
-def _coil_images(k: KSpace) -> Tensor:
-    return ifft(k.data) if k.trajectory is None else gridding.coil_images(k)
-
-
-def _operator(k: KSpace, maps: MapMaker) -> ForwardModel:
-    if k.trajectory is not None:
-        return gridding.forward_model(k, maps.of(k))
-    return Sense(maps.of(k), k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
-
-
-def _root_sum_of_squares(coil_images: Tensor) -> Tensor:
-    """Real ``(z y x)`` of complex ``(coil z y x)``, of whatever size: squares of samples below 1e-23 would vanish."""
-    magnitude = coil_images.abs()
-    # A power of two, so that no digit changes.
-    scale = 2.0 ** math.frexp(float(magnitude.max()))[1]
-    return (magnitude / scale).square().sum(0).sqrt() * scale
-
-
-def _image(planes: Tensor, k: KSpace, role: str) -> Image:
-    """The finished image of reconstructed planes ``(y x)`` or ``(x z y)``."""
-    volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-3), k), k.header)[0]
-    if not torch.isfinite(torch.view_as_real(volume)).all():
-        raise InputError(
-            "the reconstruction gave values that are not finite", k.header.source or None, "try --method zero-filled"
-        )
-    return Image(volume, k.header, role)
-
-
-def _volume(planes: Tensor, k: KSpace) -> Tensor:
-    """``(coil z y x)`` from the plane ``(coil y x)`` of a 2-D scan, the planes ``(x coil z y)`` of a decoupled 3-D one, or
-    those of a stack, ``(z coil y x)``."""
-    if planes.ndim == 4 and k.trajectory is not None:
-        return planes.transpose(0, 1)
-    return planes.unsqueeze(-3) if planes.ndim == 3 else planes.permute(1, 2, 3, 0)
-
-
-def _check_support(k: KSpace, op: ForwardModel, log: Log) -> None:
-    """Say so where the coil maps are empty although there is signal: a blank image must not look like a result."""
-    energy = _coil_images(k).abs().square().sum(-3)
-    inside = float((energy * op.support).sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny))
-    if energy.max() > 0 and inside < SUPPORT_HOLDS:
-        log.warn(
-            f"{k.header.index.name}: the coil maps cover {100 * inside:.0f} % of the signal's energy; "
-            "with few calibration lines try --maps jsense, or give --maps FILE"
-        )
 
 
 def choose_noise(source: Source, options: RunOptions, log: Log) -> Noise | None:
@@ -399,67 +298,3 @@ def _chosen_images(source: Source, encodings: Sequence[int], options: RunOptions
     if not any(chosen.values()):
         raise InputError("no image has both", "--slices and --repetitions", "see recon info")
     return chosen
-
-
-def _record(source: Source, options: RunOptions, method: Method, images: Sequence[Image], log: Log) -> RunRecord:
-    with log.step("checksum"):
-        sha256 = source.sha256()
-    parameters = {name: value for name, value in vars(options).items() if name != "force"}
-    parameters = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
-    parameters["format"] = ",".join(formats_of(source, options))
-    header = images[0].header if images else None
-    with log.step("checksum"):
-        origin = (
-            {}
-            if header is None
-            else provenance(
-                source.path, sha256, as_adapted(options, log), method, header.encoding, images, log.masks, log.thresholds
-            )
-        )
-    fallen = replaced(log.evidence)
-    # Only where no generated image is left is the series a classical one; else each image says what it is.
-    classical = bool(fallen) and len(fallen) == len(log.evidence)
-    name = fallen[0].delivered if classical else method.name
-    described = f"{name} reconstruction in place of {method.name}" if classical else method.description
-    details = [f"{described} of {source.kind} raw data", *(str(r["says"]) for r in log.refinement if not classical)]
-    if fallen and not classical:
-        names = ", ".join(one.image for one in fallen)
-        details.append(f"{fallen[0].delivered} in place of {method.name} for {names}")
-    return RunRecord(
-        method=name,
-        generated=method.generator is not None and not classical,
-        description="; ".join(details),
-        parameters=parameters | method.details,
-        versions=versions() | {k: v for k, v in method.details.items() if k == "weights sha256"},
-        source=str(source.path),
-        source_sha256=sha256,
-        mask={"images": log.masks},
-        seconds=log.seconds,
-        warnings=log.warnings,
-        provenance=origin,
-        extra={
-            "noise": log.noise,
-            "refinement": log.refinement,
-            "evidence": [one.record() for one in log.evidence],
-            "fallback": [{"image": one.image, **vars(one.fallback)} for one in fallen if one.fallback is not None] or None,
-        }
-        | (
-            {}
-            if header is None
-            else {
-                "steps": header.steps,
-                "coils": header.coils.numbers,
-                "dropped_coils": header.coils.dropped_names,
-                "odd_even_phase": _odd_even_phases(images),
-                "encoded_matrix": header.encoded_matrix,
-                "recon_matrix": header.recon_matrix,
-            }
-        ),
-    )
-
-
-def _odd_even_phases(images: Sequence[Image]) -> list[dict[str, object]] | None:
-    """What was corrected between forward and reversed readouts of echo-planar images."""
-    headers = {image.header.index: image.header for image in images}
-    found = [(index.name, header.study.get("odd_even_phase")) for index, header in headers.items()]
-    return [{"image": name, "phases": phases} for name, phases in found if phases] or None
