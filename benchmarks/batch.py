@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -64,17 +65,30 @@ def throughput(folder: Path, n: int) -> Iterator[Row]:
 
 
 def efficiency(folder: Path, n: int) -> Iterator[Row]:
-    """Time of one worker over twice that of two, their start apart: of `n` scans less that of `N_FEW`."""
+    """Time of one worker over twice that of two, their start apart: of `n` scans less that of `N_FEW`.
+
+    Beside it the same ratio of the seconds that the scans themselves took: what two busy cores of this machine take from each other.
+    """
     _scans(folder, n)
-    seconds = {}
+    seconds: dict[int, list[float]] = {}
+    alone: dict[int, list[float]] = {}
     for workers in (1, 2, 2, 1):  # in turns: the load of the machine drifts
         took = [_timed(folder / "in", folder / f"out-{workers}-{m}", f"local:{workers}", n=m) for m in (N_FEW, n)]
         seconds.setdefault(workers, []).append((took[1] - took[0]) / (n - N_FEW))
+        alone.setdefault(workers, []).append(_seconds_in_workers(folder / f"out-{workers}-{n}"))
         shutil.rmtree(folder / f"out-{workers}-{n}")
         shutil.rmtree(folder / f"out-{workers}-{N_FEW}")
     one, two = (min(seconds[workers]) for workers in (1, 2))
     note = f"{one:.3f} s against {two:.3f} s per scan; expected 0.9 or more, with two idle cores; {_load()}"
     yield f"efficiency of two workers against one, {n} scans", one / two / 2, "", note
+    first, second = (min(alone[workers]) for workers in (1, 2))
+    note = f"median seconds within a worker: {first:.3f} s alone, {second:.3f} s beside another; without a scheduler"
+    yield "of it the machine: the scans themselves", first / second, "", note
+
+
+def _seconds_in_workers(out: Path) -> float:
+    rows = [json.loads(line) for line in (out / "batch.jsonl").read_text().splitlines()]
+    return statistics.median(row["seconds"] for row in rows)
 
 
 def overhead(folder: Path, n: int) -> Iterator[Row]:
