@@ -67,7 +67,7 @@ def throughput(folder: Path, n: int) -> Iterator[Row]:
 def efficiency(folder: Path, n: int) -> Iterator[Row]:
     """Time of one worker over twice that of two, their start apart: of `n` scans less that of `N_FEW`.
 
-    Beside it the same ratio of the seconds that the scans themselves took: what two busy cores of this machine take from each other.
+    Beside it the same ratio of the seconds within the workers: what two busy cores of this machine take from each other.
     """
     _scans(folder, n)
     seconds: dict[int, list[float]] = {}

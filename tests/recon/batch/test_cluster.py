@@ -195,6 +195,25 @@ def test_a_scheduler_that_dies_is_an_error(tmp_path: Path) -> None:
                 executor.close()
 
 
+def test_a_scheduler_that_has_lost_its_workers_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recon.batch.cluster.LOOK_S", 0.1)
+    monkeypatch.setattr("recon.batch.cluster.LOST_S", 0.5)
+    file = tmp_path / "scheduler.json"
+    with scheduler(file):
+        appeared(file)
+        with worker(file, "--no-nanny") as started:
+            executor = DaskExecutor(time.sleep, ClusterOptions(scheduler=str(file)))
+            try:
+                executor.submit(600)
+                with_children(started.pid, signal.SIGKILL)
+                with pytest.raises(
+                    InputError, match="the scheduler has had no worker for 0 s; start workers, and run it again"
+                ):
+                    watch(executor)
+            finally:
+                executor.close()
+
+
 def test_workers_of_another_version_are_refused_and_both_versions_named(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     write_instructions(tmp_path / "in", 1)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,8 @@ from recon.compare.plan import CompareOptions, make_plan
 from recon.compare.stages import run as running
 from recon.compare.stages.crew import Bench, Crew
 from recon.report import report
-from tests.support.clusters import running_cluster
+from tests.conftest import ROOT
+from tests.support.clusters import appeared, running_cluster, scheduler, with_children, worker
 from tests.support.comparisons import MASK, run, volume, volumes
 from tests.support.weights import written
 
@@ -137,12 +142,40 @@ def test_an_error_in_a_worker_ends_the_command_as_it_does_here(
     (path,) = store.image_files(tmp_path / "out")
     path.write_bytes(b"no images")
     said = []
-    for scheduler in ([], ["--scheduler", cluster]):
+    for workers in ([], ["--scheduler", cluster]):
         capsys.readouterr()
-        assert run(*words, *scheduler) == 2
+        assert run(*words, *workers) == 2
         said.append(capsys.readouterr().err.splitlines()[-1])
     assert said[0] == said[1]
     assert str(path) in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["Ctrl-C", "scheduler killed"])
+def test_what_was_compared_stays_and_the_same_command_goes_on(what: str, tmp_path: Path) -> None:
+    data, words = volumes(tmp_path / "heads", 4), ("--methods", "zero-filled,tv", "--masks", MASK)
+    assert run(data, "-o", tmp_path / "whole", *words) == 0
+    file, out = tmp_path / "scheduler.json", tmp_path / "out"
+    command = [sys.executable, "-m", "recon", "compare", data, "-o", out, *words, "--scheduler", file]
+    with scheduler(file) as dask:
+        appeared(file)
+        with worker(file), subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
+            deadline = time.monotonic() + 240
+            while not (out / store.SLICES).exists() or len(table(out / store.SLICES)) < 2:
+                assert time.monotonic() < deadline
+                assert started.poll() is None
+                time.sleep(0.005)
+            if what == "Ctrl-C":
+                started.send_signal(signal.SIGINT)
+            else:
+                with_children(dask.pid, signal.SIGKILL)
+            _, said = started.communicate(timeout=120)
+    assert started.returncode == (130 if what == "Ctrl-C" else 2), said
+    assert ("the same command goes on from there" if what == "Ctrl-C" else "--scheduler: the scheduler went away") in said
+    begun = table(out / store.SLICES)
+    assert 2 <= len(begun) < 4 * 2 * 2
+    assert run(data, "-o", out, *words) == 0
+    assert table(out / store.SLICES) == table(tmp_path / "whole" / store.SLICES)
 
 
 def test_threads_need_worker_processes(tmp_path: Path) -> None:
