@@ -12,6 +12,7 @@ import errno
 import importlib
 import inspect
 import logging
+import re
 import signal
 import sys
 import typing
@@ -228,9 +229,34 @@ def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         parsed = parser.parse_args(list(argv))
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())
-        raise InputError(text, fix=f"recon {chosen or ''} --help lists the options") from error
+        raise _in_words(text, COMMANDS[chosen] if chosen else None) or InputError(
+            text, fix=f"recon {chosen or ''} --help lists the options"
+        ) from error
     options = parsed[parsed.command].as_dict()
     return parsed.command, options
+
+
+def _in_words(text: str, command: Command | None) -> InputError | None:
+    """What a parser says of a value that an option does not take, in the words of the command line; None for other messages."""
+    found = re.match(r'Parser key "(\w+)"(?: element \d+)?: (?=.*Expected a )(?:.*?Given value: |.*?Got value: )(.*)', text)
+    parameters = [] if command is None else _flat_parameters(_load(command))
+    parameter = next((p for p in parameters if found is not None and p.name == found[1]), None)
+    if found is None or parameter is None:
+        return None
+    kinds = [kind for kind in typing.get_args(parameter.type) or (parameter.type,) if kind is not type(None)]
+    if typing.get_origin(parameter.type) in (typing.Literal, tuple):
+        kinds = [parameter.type] if typing.get_origin(parameter.type) is typing.Literal else kinds[:1]
+    choices = [str(value) for kind in kinds if typing.get_origin(kind) is typing.Literal for value in typing.get_args(kind)]
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    if len(kinds) != 1 or not (choices or kinds[0] in words):
+        return None
+    fix = f"choose from {', '.join(choices)}" if choices else f"give {words[kinds[0]]}"
+    where = parameter.name if command is not None and parameter.name in command.positional else _flag(parameter.name)
+    return InputError(f"'{found[2]}' is {'none of the choices' if choices else 'no such value'}", where, fix)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _subparser(command: Command) -> Any:
@@ -265,7 +291,7 @@ def _add_options(parser: Any, parameters: Sequence[_Parameter], command: Command
                 keywords |= {"nargs": "?", "default": parameter.default}
             parser.add_argument(parameter.name, **keywords)
             continue
-        flags = ["--" + parameter.name.replace("_", "-")]
+        flags = [_flag(parameter.name)]
         flags += [flag for name, flag in command.short if name == parameter.name]
         if parameter.type is bool:
             parser.add_argument(*flags, action="store_true", default=False, help=keywords["help"])

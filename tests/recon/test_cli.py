@@ -68,7 +68,16 @@ def test_help_of_each_command_explains_every_option(name: str) -> None:
         (["reconstruct"], "recon: error: unknown command 'reconstruct'; the commands are: run, info"),
         (["mask"], "recon: error: the following arguments are required: mask.spec"),
         (["mask", "random1d:4", "--shape", "8", "8", "--colour", "red"], "recon: error: unrecognized arguments: --colour"),
-        (["mask", "random1d:4", "--shape", "8", "x"], 'recon: error: Parser key "shape"'),
+        (["mask", "random1d:4", "--shape", "8", "x"], "recon: error: --shape: 'x' is no such value; give a whole number"),
+        (["run", "scan.h5", "--adapt", "nan"], "recon: error: --adapt: 'nan' is no such value; give a number"),
+        (
+            ["run", "scan.h5", "--refine", "magic"],
+            "recon: error: --refine: 'magic' is none of the choices; choose from stack, residual, none",
+        ),
+        (
+            ["run", "scan.h5", "--precision", "fp8"],
+            "recon: error: --precision: 'fp8' is none of the choices; choose from auto, fp32, bf16",
+        ),
     ],
 )
 def test_wrong_words_are_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
