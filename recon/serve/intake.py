@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kspace.io.mrd.flags import CALIBRATION, EXCLUDED, NOISE, flag
+from kspace.io.mrd.flags import CALIBRATION, EXCLUDED, NOISE, PHASE_CORRECTION, flag
 from kspace.io.mrd.stream import StreamReadout
 
 MOST_IMAGES = 65536  # of one scan that are reconstructed before its end; beyond it the counters are nonsense
 BATCH = 16  # images that are reconstructed together when several are waiting
 LAST_IN_SLICE = int(flag("LAST_IN_SLICE"))
 LAST_OF_ALL = int(flag("LAST_IN_REPETITION") | flag("LAST_IN_MEASUREMENT"))
-NOT_OF_AN_IMAGE, CALIBRATES, IS_NOISE = int(EXCLUDED), int(CALIBRATION), int(NOISE)
+NOT_OF_AN_IMAGE, CALIBRATES, IS_NOISE, NAVIGATES = int(EXCLUDED), int(CALIBRATION), int(NOISE), int(PHASE_CORRECTION)
 
 Key = tuple[int, int, int, int, int, int]
 """Encoding and the counters of an image: contrast, set, phase, repetition, slice."""
@@ -54,12 +54,17 @@ class ScanIndex:
         Readouts flagged as calibration, by encoding and slice.
     images
         Other readouts, by image.
+    navigators
+        Of the echo trains of an image or of calibration, by its key: groups that follow each other directly.
     """
 
     n_readouts: int = 0
     noise: Ranges = field(default_factory=Ranges)
     calibration: dict[tuple[int, int], Ranges] = field(default_factory=dict)
     images: dict[Key, Ranges] = field(default_factory=dict)
+    navigators: dict[tuple[int, ...], list[Ranges]] = field(default_factory=dict)
+    _group: dict[tuple[int, int], Ranges] = field(default_factory=dict)  # the last navigators of a slice
+    _navigated: tuple[int, int] | None = None  # slice of the readout before, where it was a navigator
     _ready: dict[Key, int] = field(default_factory=dict)
     _open: dict[Key, int] = field(default_factory=dict)
 
@@ -67,24 +72,38 @@ class ScanIndex:
         """Note a readout that lies at bytes ``[start, stop)``."""
         self.n_readouts += 1
         flags, idx = int(readout.head["flags"]), readout.head["idx"]
+        encoding, place = int(readout.head["encoding_space_ref"]), int(idx["slice"])
+        before, self._navigated = self._navigated, None
         if flags & NOT_OF_AN_IMAGE:
             if flags & IS_NOISE:
                 self.noise.add(start, stop)
+            elif flags & NAVIGATES:
+                self._navigated = encoding, place
+                if before != self._navigated:
+                    self._group[encoding, place] = Ranges()
+                self._group[encoding, place].add(start, stop)
             return
-        encoding, place = int(readout.head["encoding_space_ref"]), int(idx["slice"])
         if flags & CALIBRATES:
             self.calibration.setdefault((encoding, place), Ranges()).add(start, stop)
+            self._keep_navigators((encoding, place), encoding, place)
         if len(self.images) >= MOST_IMAGES:
             return
         key = (encoding, int(idx["contrast"]), int(idx["set"]), int(idx["phase"]), int(idx["repetition"]), place)
         if not flags & CALIBRATES:
             self.images.setdefault(key, Ranges()).add(start, stop)
+            self._keep_navigators(key, encoding, place)
             self._open[key] = int(idx["average"])
         if flags & LAST_OF_ALL:
             self._ready |= self._open
             self._open.clear()
         elif flags & LAST_IN_SLICE and key in self._open:
             self._ready[key] = self._open.pop(key)
+
+    def _keep_navigators(self, key: tuple[int, ...], encoding: int, place: int) -> None:
+        group = self._group.get((encoding, place))
+        kept = self.navigators.setdefault(key, []) if group is not None else []
+        if group is not None and not (kept and kept[-1] is group):
+            kept.append(group)
 
     def take_ready(self, n_averages: int) -> list[Key]:
         """Images whose last line has arrived, at most `BATCH` of one encoding, each but once.
@@ -98,12 +117,16 @@ class ScanIndex:
         return ready
 
     def ranges(self, keys: Iterable[Key]) -> list[Range]:
-        """Byte ranges of everything that these images need, in order: their readouts, their calibration, and the noise."""
-        found = {(start, stop) for start, stop in self.noise.found}
+        """Byte ranges of everything that these images need, in order: their readouts, the calibration of their slice, the
+        navigators of both, and the noise."""
+        parts = [self.noise]
         for key in keys:
-            for part in (self.images.get(key), self.calibration.get((key[0], key[5]))):
-                found |= {(start, stop) for start, stop in part.found} if part is not None else set()
-        return sorted(found)
+            # Of every encoding: an echo-planar one may have its reference lines in another.
+            calibration = [place for place in self.calibration if place[1] == key[5]]
+            parts += [self.images[key]] if key in self.images else []
+            parts += [self.calibration[place] for place in calibration]
+            parts += [group for place in (key, *calibration) for group in self.navigators.get(place, [])]
+        return sorted({(start, stop) for part in parts for start, stop in part.found})
 
 
 @dataclass

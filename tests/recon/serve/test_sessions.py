@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 from ismrmrd.hdf5 import waveform_header_dtype
 
+from kspace.epi import OddEvenPhase, Trapezoid
 from kspace.io.checksums import sha256
 from kspace.io.mrd import open_scan, sending
 from kspace.io.mrd.images import read_images
 from kspace.io.mrd.stream import StreamParser, StreamReadout, StreamWaveform
 from kspace.simulation import acquisition as acquire
+from kspace.simulation.echo_planar import echo_planar
 from kspace.simulation.measurement import write_scan
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
@@ -80,6 +82,23 @@ def test_images_are_those_of_recon_run_bit_for_bit(server: Served, flags: bool, 
     assert len(served) == 6
     for index, pixels in expected.items():
         np.testing.assert_array_equal(served[index], pixels)
+
+
+def test_echo_planar_images_leave_with_their_navigators_and_reference_lines(server: Served, tmp_path: Path) -> None:
+    """Each slice and repetition as it is complete, bit for bit that of `recon run`: none is sent again at the end."""
+    scan = acquire.accelerate(plain(noise=0.02, n_slices=2), 2, calibration=16, mode="separate")
+    scan = acquire.add_noise_scan(acquire.repeat(scan, "repetition", [1.0, 1.1]), 64)
+    scan = echo_planar(scan, Trapezoid(160, 240, 160, 80, 6.2), n_shots=2, phase=OddEvenPhase(0.6, -0.02))
+    path = tmp_path / "scan.h5"
+    write_scan(acquire.mark_last(scan), path)
+    got = server.exchange(session(path))
+    assert not [line for line in texts(got) if "ERROR" in line or "sent again" in line or "navigators" in line], texts(got)
+    expected, served = run_images(path, tmp_path / "out"), pixels_by_index(images(got))
+    assert served.keys() == expected.keys()
+    assert len(served) == 4
+    for index, pixels in expected.items():
+        np.testing.assert_array_equal(served[index], pixels)
+    assert not server.named("left for the end")
 
 
 @pytest.mark.parametrize("refine", ["none", "stack"])
