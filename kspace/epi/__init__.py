@@ -1,9 +1,9 @@
 """Echo-planar readouts on the Cartesian grid: ramp sampling, direction of the readouts, odd-even phase."""
 
 from kspace.epi.entropy import estimate_phase
-from kspace.epi.navigators import navigator_phase
+from kspace.epi.navigators import ShotPhase, group_phases, navigator_phase, shot_phase
 from kspace.epi.phase import OddEvenPhase
-from kspace.epi.place import GHOST, Placed, alternates, place_lines
+from kspace.epi.place import GHOST, Placed, alternates, coil_groups, count_shots, place_lines
 from kspace.epi.plan import EpiPlan, plan_readouts
 from kspace.epi.regrid import Readout, regridding_matrix, shifting_matrix
 from kspace.epi.trapezoid import Trapezoid, read_trapezoid
@@ -14,13 +14,18 @@ __all__ = [
     "OddEvenPhase",
     "Placed",
     "Readout",
+    "ShotPhase",
     "Trapezoid",
     "alternates",
+    "coil_groups",
+    "count_shots",
     "estimate_phase",
+    "group_phases",
     "navigator_phase",
     "place_lines",
     "plan_readouts",
     "read_trapezoid",
     "regridding_matrix",
     "shifting_matrix",
+    "shot_phase",
 ]

@@ -55,6 +55,23 @@ def fit_line(cross: NDArray[np.complex128]) -> tuple[float, float]:
     return float(np.angle(np.sum(cross * np.exp(-1j * slope * x)))), slope
 
 
+def line_errors(cross: NDArray[np.complex128], line: tuple[float, float]) -> tuple[float, float]:
+    """Standard errors of a `line` from `fit_line`: of its value at the weighted centre, radians, and of its slope per pixel.
+
+    From what the line leaves of the phase of `cross` ``(n,)``, without a model of the noise (White 1980, doi:10.2307/1912934).
+    """
+    x = np.arange(len(cross)) - len(cross) // 2
+    w = np.abs(cross)
+    total = float(w.sum())
+    if total == 0:
+        return np.inf, np.inf
+    rest = w * np.angle(cross * np.exp(-1j * (line[0] + line[1] * x)))
+    from_centre = x - float(np.sum(w * x)) / total
+    spread = float(np.sum(w * from_centre**2))
+    slope = float(np.sqrt(np.sum((rest * from_centre) ** 2))) / spread if spread > 0 else np.inf
+    return float(np.sqrt(np.sum(rest**2))) / total, slope
+
+
 def fit_polynomial(cross: NDArray[np.complex128], order: int) -> OddEvenPhase:
     """Polynomial of `order` for the phase of `cross` ``(n,)``: a line, and a weighted least-squares fit of what it leaves."""
     constant, slope = fit_line(cross)

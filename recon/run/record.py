@@ -69,7 +69,8 @@ def run_record(
                 "steps": header.steps,
                 "coils": header.coils.numbers,
                 "dropped_coils": header.coils.dropped_names,
-                "odd_even_phase": _odd_even_phases(images),
+                "odd_even_phase": _phases(images, "odd_even_phase"),
+                "shot_phase": _phases(images, "shot_phase"),
                 "encoded_matrix": header.encoded_matrix,
                 "recon_matrix": header.recon_matrix,
             }
@@ -77,8 +78,8 @@ def run_record(
     )
 
 
-def _odd_even_phases(images: Sequence[Image]) -> list[dict[str, object]] | None:
-    """What was corrected between forward and reversed readouts of echo-planar images."""
+def _phases(images: Sequence[Image], name: str) -> list[dict[str, object]] | None:
+    """What was corrected of echo-planar images between forward and reversed readouts, or between echo trains."""
     headers = {image.header.index: image.header for image in images}
-    found = [(index.name, header.study.get("odd_even_phase")) for index, header in headers.items()]
+    found = [(index.name, header.study.get(name)) for index, header in headers.items()]
     return [{"image": name, "phases": phases} for name, phases in found if phases] or None

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace, ReceiveCoils, Vector
-from kspace.epi.place import Placed, alternates, place_lines
+from kspace.epi.place import Placed, alternates, coil_groups, count_shots, place_lines
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
@@ -24,6 +24,7 @@ from kspace.io.mrd.sort import ReadoutPlan, calibration_of
 if TYPE_CHECKING:  # headers alone are read without torch
     from torch import Tensor
 
+MOST_QUIET_RAD = 0.2  # between shots, below which nothing is said
 CENTRAL_SCALARS = ("flags", "measurement_uid", "scan_counter", "acquisition_time_stamp", "sample_time_us", "center_sample")
 CENTRAL_VECTORS = (
     *("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position"),
@@ -104,12 +105,14 @@ def _place_epi(
             f"{where}: no readout is marked as reversed, but neighbours are mirrored: every second one is taken as reversed"
         )
     shape = encoding.encoded_matrix[2], encoding.n_coils, encoding.encoded_matrix[1]
-    placed = place_lines(epi, numbers, plan.kz, plan.ky, shape, read, ghost, str(path))
+    groups = coil_groups(header.coils.names, encoding.n_coils)
+    placed = place_lines(epi, numbers, plan.kz, plan.ky, shape, read, ghost, str(path), groups)
     if placed.source == "entropy" and ghost != "entropy":
         warnings.append(
             f"{where}: no phase correction navigators: the odd-even phase is estimated from each image by minimum entropy; a "
             "Nyquist ghost may remain"
         )
+    _warn_of_shots(placed, count_shots(plan.ky[numbers]) if shape[0] == 1 else 1, where, warnings)
     count = np.ascontiguousarray(placed.count[:, None, :, None])
     return placed.grid, count if encoding.is_3d else count[0], _epi_header(header, placed, epi.readouts[0].noise_gain)
 
@@ -126,11 +129,36 @@ def _borrow(grid: np.ndarray, matrix: tuple[int, int, int]) -> np.ndarray:
     return np.ascontiguousarray(lines.numpy())
 
 
+def _warn_of_shots(placed: Placed, n_shots: int, where: str, warnings: list[str]) -> None:
+    if not placed.is_in_phase:
+        least = min(shot.agreement for shot in placed.shots)
+        warnings.append(
+            f"{where}: the navigators of its shots agree by {least:.2f} only (of 1): the phase between them is not corrected; "
+            "a ghost may remain"
+        )
+    elif placed.shots:
+        largest = max(abs(shot.constant_rad) for shot in placed.shots)
+        if largest > MOST_QUIET_RAD:
+            warnings.append(
+                f"{where}: the phase differs between shots: corrected from navigators as far as it is constant or linear along "
+                "the readout; see shot_phase in the record"
+            )
+    elif n_shots > 1 and placed.source != "navigators":
+        warnings.append(
+            f"{where}: {n_shots} shots without navigators: the phase between them is not corrected; a ghost may remain"
+        )
+
+
 def _epi_header(header: Header, placed: Placed, noise_gain: float) -> Header:
     steps = ("regrid", *(() if placed.source == "none" else (f"odd-even phase from {placed.source}",)))
     # The dwell time that a plain sample with the noise of a regridded one would have.
     central = {**header.central, "sample_time_us": header.central["sample_time_us"] / noise_gain}
-    study = {**header.study, "odd_even_phase": [vars(phase) for phase in placed.phases]}
+    groups = coil_groups(header.coils.names, len(header.coils.numbers))
+    arrays = [{"coils": members.tolist()} if len(groups) > 1 else {} for members in groups]
+    phases = [vars(p) | array for group in placed.phases for p, array in zip(group, arrays, strict=False)]
+    study = {**header.study, "odd_even_phase": phases}
+    if placed.shots:
+        study["shot_phase"] = [vars(shot) for shot in placed.shots]
     return replace(header, steps=(*header.steps, *steps), central=central, study=study)
 
 

@@ -77,7 +77,8 @@ class Encoding:
     n_readouts
         Number of imaging readouts.
     dwell_s
-        Time between samples of the imaging readouts, None where the file does not say.
+        Time between samples of the imaging readouts, None where the file does not say; of echo-planar ones, that of a plain
+        sample with the noise of a regridded one.
     refusal
         Why images of this encoding cannot be made; None where they can.
     description

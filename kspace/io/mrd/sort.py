@@ -93,13 +93,14 @@ def plan_encoding(
         first, stop = _columns(encoding, headers, both, path, warnings)
     else:
         first, stop = np.zeros(len(headers), np.int64), np.full(len(headers), encoding.encoded_matrix[0])
+    dwell_s = _dwell(encoding, headers, reference, warnings)
     calibrated = bool(np.any(flags[imaging] & (CALIBRATION | CALIBRATION_AND_IMAGING)))
     encoding = replace(
         encoding,
         centre=centre,
         n_coils=int(headers["active_channels"][reference[0]]),
         n_readouts=len(imaging),
-        dwell_s=_dwell(encoding, headers, reference, warnings),
+        dwell_s=dwell_s if dwell_s is None or epi is None else dwell_s / epi.readouts[0].noise_gain,
         calibration="separate" if len(calibration) else "embedded" if calibrated else "none",
     )
     return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(headers, imaging), epi)
