@@ -244,9 +244,16 @@ class ForwardModel(LinearOperator):
         """Where k-space is sampled: ky and kx in cycles per pixel, -0.5 to 0.5, real, broadcastable to the samples."""
 
     @property
-    @abstractmethod
     def sampled_fraction(self) -> Tensor:
         """Share of the points of the Cartesian grid at which there is a sample, real ``(*batch)``."""
+        mask = self.grid_mask if self.grid_mask.ndim > 2 else self.grid_mask.unsqueeze(0)
+        return mask.expand(*mask.shape[:-2], *self.shape).float().mean((-3, -2, -1))
+
+    @property
+    @abstractmethod
+    def grid_mask(self) -> Tensor:
+        """Points of the Cartesian grid at which there is a sample, or that are nearest to one: bool, broadcastable to
+        ``(*batch 1 ky kx)``."""
 
     @abstractmethod
     def gram(self, weights: Tensor) -> Callable[[Tensor], Tensor]:

@@ -113,9 +113,8 @@ class Sense(ForwardModel):
         return y[:, None], x
 
     @property
-    def sampled_fraction(self) -> Tensor:
-        mask = self.mask if self.mask.ndim > 2 else self.mask.unsqueeze(0)
-        return mask.expand(*mask.shape[:-2], *self.shape).float().mean((-3, -2, -1))
+    def grid_mask(self) -> Tensor:
+        return self.mask
 
     @property
     def samples(self) -> tuple[int, int]:

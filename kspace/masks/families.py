@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kspace.masks import dagan, lines, poisson, trajectories
 from kspace.masks.fastmri_masks import fastmri_mask
 from kspace.masks.files import from_file
@@ -25,7 +28,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Family:
-    """Mask family: drawing function (``(ny,)`` for lines, else ``(ny, nx)``), help text and accepted options."""
+    """Mask family: drawing function (``(ny,)`` for lines, else ``(ny, nx)``), help text and accepted options.
+
+    `readouts` makes one that samples off the Cartesian grid: kx and ky in cycles per pixel, float64 ``(readout sample 2)``;
+    its `draw` refuses.
+    """
 
     name: str
     draw: Callable[[Request], Mask]
@@ -36,6 +43,7 @@ class Family:
     takes_centre: bool = True
     percent: bool = False  # AMOUNT is written as a percentage, not as R
     pure: bool = True  # the mask depends on the request alone, not on a file
+    readouts: Callable[[Request], NDArray[np.float64]] | None = None
 
 
 def _choice(*words: str) -> Callable[[str], str]:
@@ -98,6 +106,22 @@ _FAMILIES = (
             "alpha": Option("exponent of the density, 4", 4.0, _positive),
             "interleaves": Option("number of interleaves, 1", 1, _count),
         },
+    ),
+    Family(
+        "radial-nufft",
+        trajectories.refuse_points,
+        "spokes off the Cartesian grid, one for every R-th line",
+        {"angles": Option("golden or uniform", "golden", _choice("golden", "uniform"))},
+        takes_centre=False,
+        readouts=trajectories.radial_readouts,
+    ),
+    Family(
+        "spiral-nufft",
+        trajectories.refuse_points,
+        "spirals off the Cartesian grid, turns R points apart",
+        {"interleaves": Option("number of interleaves, 16", 16, _count)},
+        takes_centre=False,
+        readouts=trajectories.spiral_readouts,
     ),
     Family("dagan-g1d", dagan.gaussian1d, "DAGAN's Gaussian lines, 1 to 50 %", takes_centre=False, percent=True),
     Family("dagan-g2d", dagan.gaussian2d, "DAGAN's Gaussian 2-D undersampling, 1 to 50 %", takes_centre=False, percent=True),

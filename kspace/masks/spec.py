@@ -161,6 +161,34 @@ class MaskSpec:
         flat = np.unpackbits(np.frombuffer(packed, np.uint8), count=drawn_shape[0] * drawn_shape[1])
         return torch.from_numpy(flat.astype(bool).reshape(drawn_shape))
 
+    @property
+    def off_grid(self) -> bool:
+        """Whether the samples lie off the Cartesian grid: `trajectory` says where, and there is no mask to draw."""
+        return self._family().readouts is not None
+
+    def trajectory(self, shape: tuple[int, int], key: str = "") -> Tensor | None:
+        """Where a family off the Cartesian grid samples: a pure function of this specification, `shape` and `key`.
+
+        Parameters
+        ----------
+        shape
+            Matrix ``(y, x)`` of the image.
+        key
+            As for `draw`.
+
+        Returns
+        -------
+        Tensor or None
+            Float64 ``(readout sample 2)``: kx and ky in cycles per pixel, at most 0.5; None for a family on the grid.
+
+        Raises
+        ------
+        InputError
+            If there is none for this shape.
+        """
+        readouts = self._family().readouts
+        return None if readouts is None else torch.from_numpy(readouts(self._request(*_checked_shape(shape, str(self)), key)))
+
     def _request(self, ny: int, nx: int, key: str) -> Request:
         text = str(self)
         random = RandomGenerator(f"{text}\n{ny} {nx}\n{key}")

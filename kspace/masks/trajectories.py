@@ -1,4 +1,4 @@
-"""Radial and spiral trajectories gridded to an exact number of Cartesian samples, and central blocks."""
+"""Radial and spiral trajectories, as they are or gridded to an exact number of Cartesian samples, and central blocks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 from kspace.fourier import central
 from kspace.masks.request import Mask, Request
+from kspace.noncartesian.trajectory import golden_angles
+from kspace.noncartesian.trajectory import radial as radial_lines
+from kspace.noncartesian.trajectory import spiral as spiral_arms
 
 REACH = math.sqrt(2)  # trajectories extend into the corners of k-space, so that fractions up to 1 are possible
 # Spiral design limited by the gradient amplitude, never by the slew rate, so that samples are evenly spaced along the arms.
 FOV_M, GRADIENT_T_M, SLEW_T_M_S = 0.24, 0.03, 1e8
+ARM_STEP = 0.8  # points of the grid between samples along the arms of `spiral_readouts`
 STEP, DENSEST = 0.4, 1.0  # sample spacing along the arm, and minimum spacing between turns, in grid samples
 
 
@@ -74,6 +78,50 @@ def _arms(request: Request, n: int, pitch: float) -> NDArray[np.float64]:
     return k[np.isfinite(k).all(1)] * FOV_M / max(request.ny, request.nx)
 
 
+def radial_readouts(request: Request) -> NDArray[np.float64]:
+    """Spokes through the centre, ``(spoke sample 2)`` of kx and ky in cycles per pixel: a readout for every R-th line of the
+    matrix, two samples per pixel, as scanners have them. All share one random rotation.
+    """
+    n = max(request.ny, request.nx)
+    n_spokes = _readouts(request, n)
+    angles = golden_angles(n_spokes) if request.options["angles"] == "golden" else np.arange(n_spokes) * math.pi / n_spokes
+    return radial_lines(n_spokes, 2 * n, angles + 2 * math.pi * request.random.uniform(1)[0])
+
+
+def spiral_readouts(request: Request) -> NDArray[np.float64]:
+    """Interleaved Archimedean spirals, ``(interleave sample 2)`` of kx and ky in cycles per pixel.
+
+    Neighbouring turns lie R points of the grid apart, samples along the arms `ARM_STEP`. The rotation is random.
+    """
+    n, n_arms = max(request.ny, request.nx), request.options["interleaves"]
+    turns = n / 2 / (request.required_acceleration * n_arms)
+    theta = 2 * math.pi * turns
+    length = n / 4 / theta * (theta * math.hypot(theta, 1) + math.asinh(theta))  # points of the grid
+    n_samples = math.ceil(length / ARM_STEP)
+    return spiral_arms(n_arms, n_samples, turns) @ _turn(2 * math.pi * request.random.uniform(1)[0])
+
+
+def refuse_points(request: Request) -> Mask:
+    """Refuses: what these families sample lies between the points of a grid."""
+    family = request.text.partition(":")[0]
+    raise request.refuse(
+        f"'{family}' samples off the Cartesian grid", f"use {family.removesuffix('-nufft')} where a mask of a grid is needed"
+    )
+
+
+def _readouts(request: Request, n: int) -> int:
+    if (count := round(n / request.required_acceleration)) < 1:
+        raise request.refuse(
+            f"acceleration {request.required_acceleration:g} leaves no readout", f"the nearest possible is {n}"
+        )
+    return count
+
+
+def _turn(angle: float) -> NDArray[np.float64]:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, sin], [-sin, cos]])
+
+
 def centre(request: Request) -> Mask:
     """Central block of k-space: the same share of both axes (``axes=both``), or central lines (``axes=ky``)."""
     if request.options["axes"] == "ky":
@@ -90,8 +138,7 @@ def centre(request: Request) -> Mask:
 
 
 def _rotated(k: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
-    cos, sin = math.cos(angle), math.sin(angle)
-    return k @ np.array([[cos, sin], [-sin, cos]])
+    return k @ _turn(angle)
 
 
 def _flat(request: Request, k: NDArray[np.float64]) -> NDArray[np.intp]:

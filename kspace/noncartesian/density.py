@@ -1,4 +1,4 @@
-"""Density compensation: the area of k-space that each sample stands for."""
+"""Density of samples: the area of k-space that each stands for, and the points of the grid that they visit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from torch import Tensor
 from kspace.noncartesian.nufft import Repeated
 
 ITERATIONS = 30
+
+
+def visited(trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Points of the Cartesian grid nearest to a sample of `trajectory` ``(... 2)``: bool ``(ky kx)`` of `shape`."""
+    ny, nx = shape
+    points = (trajectory.reshape(-1, 2) * torch.tensor([nx, ny], device=trajectory.device)).round().long()
+    x, y = points[:, 0] + nx // 2, points[:, 1] + ny // 2
+    inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
+    found = torch.zeros(ny * nx, dtype=torch.bool, device=trajectory.device)
+    found[y[inside] * nx + x[inside]] = True
+    return found.reshape(ny, nx)
 
 
 def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = ITERATIONS) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kspace.coils import NoCalibration
 from kspace.container import KSpace
 from kspace.fourier import fft
-from kspace.noncartesian.density import pipe_density
+from kspace.noncartesian.density import pipe_density, visited
 from kspace.noncartesian.nufft import to_image
 from kspace.noncartesian.operator import NonCartesianSense
 
@@ -91,9 +91,8 @@ def sampling_of(k: KSpace) -> dict[str, object]:
     """Digest of the trajectory, and the acceleration: points of the grid over those that a sample lies at."""
     assert k.trajectory is not None
     shape = _shape(k)
-    cells = torch.unique((k.trajectory.reshape(-1, 2) * torch.tensor([shape[1], shape[0]])).round().long(), dim=0)
     digest = hashlib.sha256(k.trajectory.numpy().tobytes()).hexdigest()
-    return {"digest": digest, "acceleration": math.prod(shape) / len(cells)}
+    return {"digest": digest, "acceleration": math.prod(shape) / max(int(visited(k.trajectory, shape).sum()), 1)}
 
 
 def _shape(k: KSpace) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kspace.fourier import IMAGE_AXES, fft_corner, ifft_corner, to_corner
 from kspace.linear_operators import check_maps, to_numpy, unbatched
-from kspace.noncartesian.density import pipe_density
+from kspace.noncartesian.density import pipe_density, visited
 from kspace.noncartesian.nufft import to_image, to_samples
 from kspace.operators import ForwardModel, flattened, weighted_gram
 
@@ -104,14 +104,10 @@ class NonCartesianSense(ForwardModel):
         kx, ky = self.trajectory.unsqueeze(-4).unbind(-1)
         return ky, kx
 
-    @property
-    def sampled_fraction(self) -> Tensor:
-        found = []
-        for points, mask in self._by_plane(self.mask.squeeze(-3)):
-            size = torch.tensor([self.shape[1], self.shape[0]], device=points.device)
-            cells = torch.unique((points[mask] * size).round().long(), dim=0)
-            found.append(min(1.0, len(cells) / math.prod(self.shape)))
-        return torch.tensor(found, device=self.maps.device).reshape(self._sampling_batch)
+    @cached_property
+    def grid_mask(self) -> Tensor:
+        found = [visited(points[mask], self.shape) for points, mask in self._by_plane(self.mask.squeeze(-3))]
+        return torch.stack(found).reshape(*self._sampling_batch, 1, *self.shape)
 
     @property
     def batch(self) -> tuple[int, ...]:

@@ -75,7 +75,10 @@ def golden_angles(n_spokes: int) -> NDArray[np.float64]:
 
 
 def spiral(n_arms: int, n_samples: int, n_turns: float) -> NDArray[np.float64]:
-    """Archimedean spirals from the centre, ``(arm sample 2)`` in fractions of k-space (±0.5)."""
-    t = np.sqrt(np.arange(n_samples) / n_samples)
-    angle = 2 * math.pi * (n_turns * t + np.arange(n_arms)[:, None] / n_arms)
-    return np.stack([0.5 * t * np.cos(angle), 0.5 * t * np.sin(angle)], -1)
+    """Archimedean spirals from the centre, ``(arm sample 2)`` in fractions of k-space (±0.5); samples equally spaced."""
+    fine = np.linspace(0, 2 * math.pi * n_turns, 16 * n_samples)
+    length = fine * np.sqrt(1 + fine**2) + np.arcsinh(fine)  # along ``r = theta``, doubled
+    theta = np.interp(np.arange(n_samples) / n_samples * length[-1], length, fine)
+    radius = 0.5 * theta / (2 * math.pi * n_turns)
+    angle = theta + 2 * math.pi * np.arange(n_arms)[:, None] / n_arms
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)

@@ -13,6 +13,7 @@ from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.masks import MaskSpec
+from kspace.operators import on_grid
 from recon.compare.cases import Case, FullVolume, case_of, find_data, parse_masks, spread
 from recon.evidence.calibrate import Labelled
 from recon.evidence.calibrate import calibrate as measure
@@ -100,7 +101,8 @@ def labelled(volume: FullVolume, spec: MaskSpec, one_coil: bool = False, number:
     truth = None if volume.truth is None else volume.truth(number)
     if truth is None:
         raise InputError("no truth without noise", volume.path, "recon simulate makes volumes that have one")
-    return Labelled(case.y, case.op, truth.abs().float(), k.header.noise_std)
+    op = on_grid(case.op, str(spec), "calibrate with masks of a grid")
+    return Labelled(case.y, op, truth.abs().float(), k.header.noise_std)
 
 
 def combined(k: KSpace) -> KSpace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str
         Matrix size of k-space along ky and kx; kx is the readout.
     output
         Output file: .png (one pixel per sample, white where sampled), .npy (bool) or .h5 (data set "mask", as in fastMRI).
-        All can be used as file:PATH.
+        All can be used as file:PATH. Of a family off the Cartesian grid (radial-nufft, spiral-nufft): .npy, the trajectory for
+        recon run --trajectory, or .png, the points of the grid next to a sample.
     key
         Further seed, usually the name of a volume: the mask depends on it as on the specification.
     force
@@ -35,6 +37,9 @@ def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str
     """
     drawing = MaskSpec.parse(spec)
     _check_shape(shape)
+    if drawing.off_grid:
+        _trajectory(drawing, (int(shape[0]), int(shape[1])), output, key, force)
+        return
     drawn = drawing.draw(shape, key)
     grid = (int(shape[0]), int(shape[1]))
     print(_report(drawing, drawn.numpy(), grid))
@@ -47,6 +52,25 @@ def mask(spec: str, shape: tuple[int, int], output: Path | None = None, key: str
     if output is not None:
         _write(output, drawing, drawn.numpy(), grid, force)
         print(f"written to {output}")
+
+
+def _trajectory(spec: MaskSpec, shape: tuple[int, int], output: Path | None, key: str, force: bool) -> None:
+    from kspace.noncartesian.density import visited
+
+    k = spec.trajectory(shape, key)
+    assert k is not None
+    drawn = visited(k, shape)
+    print(
+        f"{spec}: {FAMILIES[spec.family].meaning}\n{shape[0]} (y) x {shape[1]} (x), "
+        f"{k.shape[0]} readouts of {k.shape[1]} samples\n"
+        f"R {acceleration(drawn, shape):.4g} by the points of the grid next to a sample"
+    )
+    if output is None:
+        return
+    if output.suffix.lower() == ".h5":
+        raise InputError("'.h5' holds masks of a grid", output, "give .npy for the trajectory, or .png")
+    _write(output, spec, k.numpy() if output.suffix.lower() == ".npy" else drawn.numpy(), shape, force)
+    print(f"written to {output}")
 
 
 def _check_shape(shape: tuple[int, int]) -> None:
@@ -80,8 +104,8 @@ def _centre(mask: NDArray[np.bool_]) -> tuple[int, int]:
     return 0, 0
 
 
-def _write(output: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int], force: bool) -> None:
-    writers: dict[str, Callable[[Path, MaskSpec, NDArray[np.bool_], tuple[int, int]], None]]
+def _write(output: Path, spec: MaskSpec, mask: NDArray[Any], shape: tuple[int, int], force: bool) -> None:
+    writers: dict[str, Callable[[Path, MaskSpec, NDArray[Any], tuple[int, int]], None]]
     writers = {".png": _write_png, ".npy": _write_npy, ".h5": _write_h5}
     if output.suffix.lower() not in writers:
         raise InputError(f"'{output.suffix}' is not a mask format", output, f"give {', '.join(writers)}")
@@ -101,7 +125,7 @@ def _write_png(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple
         Image.fromarray(pixels).save(file, format="PNG", pnginfo=notes, optimize=True)
 
 
-def _write_npy(path: Path, spec: MaskSpec, mask: NDArray[np.bool_], shape: tuple[int, int]) -> None:
+def _write_npy(path: Path, spec: MaskSpec, mask: NDArray[Any], shape: tuple[int, int]) -> None:
     with path.open("wb") as file:
         np.save(file, mask, allow_pickle=False)
 

@@ -34,6 +34,7 @@ def simulate(
     gap: int = 0,
     seed: int = 0,
     attribution: str = "",
+    sampling: str | None = None,
     skip_bad: bool = False,
     check: tuple[Path, ...] = (),
     examples: int = 100,
@@ -80,6 +81,9 @@ def simulate(
         Seed of all random generators.
     attribution
         Licence of the images and the attribution that it requires; stored in the volumes and in results derived from them.
+    sampling
+        Write the scan of each volume off the Cartesian grid too, as an ISMRMRD file with its trajectory (NAME.mrd), for example
+        radial-nufft:4 or spiral-nufft:2: see docs/MASKS.md.
     skip_bad
         Skip unusable images, listing them and their number, instead of stopping at the first.
     check
@@ -98,7 +102,7 @@ def simulate(
     root = images if images.is_dir() else images.parent
     recipe = VolumeRecipe(
         *(root.absolute(), tuple(matrix), coils, snr, snr_max, smooth, phase_std),
-        *(None if maps_from is None else maps_from.absolute(), seed, attribution, skip_bad, force),
+        *(None if maps_from is None else maps_from.absolute(), seed, attribution, skip_bad, force, sampling),
     )
     if check:
         if cluster.scheduler is not None:

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kspace import coils, preprocess
+from kspace import preprocess
 from kspace.container import ImageIndex, KSpace
 from kspace.errors import InputError
 from kspace.fourier import resize
-from kspace.masks import MaskSpec, acceleration, digest
-from kspace.operators import Sense
+from kspace.masks import MaskSpec
+from kspace.masks.acquisition import acceleration_of, acquire, digest_of, estimate_maps, forward_model
+from kspace.operators import ForwardModel
 from recon.compare.store import MaskedVolume
 from recon.methods.classical import rss
 from recon.run.input import Source, open_h5_source
@@ -88,7 +89,8 @@ class Case:
     Attributes
     ----------
     y, op
-        k-space ``(coil ky kx)``, zero where not acquired, and the operator with maps of the acquired samples.
+        k-space ``(coil ky kx)``, zero where not acquired, and the operator with maps of the acquired samples; off the grid
+        ``(coil readout sample)``.
     truth
         Float32 ``(y x)``: root sum of squares of the coil images of all samples, cut to `shape`; the noise-free
         ground truth of simulated volumes.
@@ -96,15 +98,18 @@ class Case:
         Points ``(y x)`` of the image delivered.
     maps_seconds
         Wall time of the estimation of the maps.
+    digest
+        Identity of the sampling.
     full
         The scan before it was undersampled; no method sees it.
     """
 
     y: Tensor
-    op: Sense
+    op: ForwardModel
     truth: NDArray[np.float32]
     shape: tuple[int, int]
     maps_seconds: float
+    digest: str = ""
     full: KSpace | None = field(default=None, repr=False)
 
     def deliver(self, image: Tensor) -> NDArray[np.float32]:
@@ -121,7 +126,7 @@ def make_case(volume: FullVolume, number: int, spec: MaskSpec, maps: str = "espi
         If it cannot be read, or no coil maps can be made of what is left.
     """
     k = volume.plane(number)
-    case = case_of(k, spec.draw((k.data.shape[-2], k.data.shape[-1]), volume.name), maps)
+    case = _case(acquire(k, spec, volume.name), k, maps)
     if volume.truth is None or (imaged := volume.truth(number)) is None:
         return case
     return replace(case, truth=resize(imaged, case.shape).numpy())
@@ -135,13 +140,15 @@ def case_of(k: KSpace, mask: Tensor, maps: str = "espirit") -> Case:
     InputError
         If no coil maps can be made of what is left.
     """
-    acquired = preprocess.undersample(k, mask)
+    return _case(preprocess.undersample(k, mask), k, maps)
+
+
+def _case(acquired: KSpace, k: KSpace, maps: str) -> Case:
     start = time.perf_counter()
-    sensitivities = coils.estimate_maps(acquired, maps)
+    sensitivities = estimate_maps(acquired, maps)
     seconds = time.perf_counter() - start
-    op = Sense(sensitivities, acquired.mask, k.header.noise_std or 1.0, acquired.n_averages)
-    shape = delivered_shape(k)
-    return Case(acquired.data, op, resize(rss(k.data), shape).float().numpy(), shape, seconds, k)
+    op, shape = forward_model(acquired, sensitivities), delivered_shape(k)
+    return Case(acquired.data, op, resize(rss(k.data), shape).float().numpy(), shape, seconds, digest_of(acquired), k)
 
 
 def delivered_shape(k: KSpace) -> tuple[int, int]:
@@ -165,11 +172,10 @@ def groups_of(volume: FullVolume, specs: Sequence[MaskSpec]) -> list[tuple[FullV
         If there is no such mask for this shape, or the volume cannot be read.
     """
     k = volume.plane(volume.slices(1)[0])
-    shape = k.data.shape[-2], k.data.shape[-1]
     found = []
     for spec in specs:
-        acquired = preprocess.undersample(k, spec.draw(shape, volume.name)).mask
-        group = MaskedVolume(volume.dataset, volume.name, str(spec), digest(acquired, shape), acceleration(acquired, shape))
+        acquired = acquire(k, spec, volume.name)
+        group = MaskedVolume(volume.dataset, volume.name, str(spec), digest_of(acquired), acceleration_of(acquired))
         found.append((volume, spec, group))
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from kspace.errors import InputError
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from models.systems import find_systems
 from recon.compare.store import TAKEN
 from recon.methods import bart as bart_program
@@ -238,7 +238,7 @@ def _options(reconstructor: Any) -> dict[str, Any]:
     return {f.name: getattr(reconstructor, f.name) for f in fields(reconstructor)} if is_dataclass(reconstructor) else {}
 
 
-def call(reconstruct: Reconstructor, y: Tensor, op: Sense) -> Tensor:
+def call(reconstruct: Reconstructor, y: Tensor, op: ForwardModel) -> Tensor:
     """The image of one slice, checked: complex ``(y x)`` and finite.
 
     Raises
@@ -249,8 +249,8 @@ def call(reconstruct: Reconstructor, y: Tensor, op: Sense) -> Tensor:
     import torch
 
     image = reconstruct(y, op)
-    if image.shape != y.shape[-2:]:
-        raise ValueError(f"an image of shape {tuple(image.shape)}, expected {tuple(y.shape[-2:])}")
+    if image.shape != op.shape:
+        raise ValueError(f"an image of shape {tuple(image.shape)}, expected {op.shape}")
     if not bool(torch.isfinite(image.abs()).all()):
         raise ValueError("the image is not finite")
     return image

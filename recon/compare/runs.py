@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kspace.errors import InputError
-from kspace.masks import MaskSpec, acceleration, digest
+from kspace.masks import MaskSpec, acceleration
+from kspace.operators import on_grid
 from recon.compare import store
 from recon.compare.cases import Case, FullVolume, make_case, spread
 from recon.compare.held_out import has_no_phase
@@ -117,7 +118,8 @@ class Runner:
             if not cases:
                 break
             start = time.perf_counter()
-            stack = method.reconstruct.fitted([(case.y, case.op) for case in cases])
+            grid = [(case.y, on_grid(case.op, method.name, "compare without +stack")) for case in cases]
+            stack = method.reconstruct.fitted(grid)
             seconds = time.perf_counter() - start
             assert stack.fit is not None
             entry = {"says": stack.fit.says, "seconds_per_slice": _rounded(seconds / len(slices)), **stack.fit.record()}
@@ -128,7 +130,7 @@ class Runner:
     def _case(self, volume: FullVolume, number: int, spec: MaskSpec, group: MaskedVolume) -> Case:
         case = make_case(volume, number, spec, self.maps)
         shape = tuple(case.y.shape)
-        if digest(case.op.mask, (shape[-2], shape[-1])) != group.digest:
+        if case.digest != group.digest:
             raise InputError(f"slice {number} was acquired otherwise than the others: its mask is not that of the volume")
         if ("coil maps", shape) not in self.warm:  # the first call planned transforms and loaded libraries
             self.warm.add(("coil maps", shape))
@@ -205,7 +207,7 @@ class Runner:
         if method.generator is None:
             return
         said = self.outside.setdefault(method.name, {}).setdefault(group.mask, [])
-        r = acceleration(case.op.mask, (case.y.shape[-2], case.y.shape[-1]))
+        r = acceleration(case.op.grid_mask, case.op.shape)
         said += [text for text in method.generator.outside(case.op, r) if text not in said]
 
     def _begun(self, group: MaskedVolume, slices: Sequence[int]) -> GroupImages | None:
@@ -271,7 +273,7 @@ def _of_row(row: SliceRow) -> MissingEnergies | None:
 def _empty(group: MaskedVolume, slices: Sequence[int], case: Case, volume: FullVolume) -> GroupImages:
     shape = (len(slices), *case.shape)
     boxes = volume.boxes[np.isin(volume.boxes[:, 0], slices)]
-    mask = case.op.mask[0].cpu().numpy()
+    mask = case.op.grid_mask[0].cpu().numpy()
     return GroupImages(group, tuple(slices), np.full(shape, np.nan, np.float32), np.zeros(shape, bool), boxes, mask)
 
 

@@ -174,7 +174,10 @@ def converge(method: ComparedMethod, mask: str, case: Case, metric: str) -> dict
     if plane.scale == 0:
         return None
     stop = [0]
-    _solve(reconstruct, plane, reconstruct.iterations, reconstruct.tolerance, lambda n, _: stop.__setitem__(0, n))
+    tolerance = reconstruct.tolerance
+    if isinstance(reconstruct, CgSense):
+        tolerance = max(tolerance, plane.op.least_residual)
+    _solve(reconstruct, plane, reconstruct.iterations, tolerance, lambda n, _: stop.__setitem__(0, n))
     last = max(BEYOND * stop[0], 2)
     wanted = {round(last ** (i / (POINTS - 1))) for i in range(POINTS)} | {stop[0]}
     curve: list[tuple[int, float, float]] = []
@@ -198,7 +201,7 @@ def converge(method: ComparedMethod, mask: str, case: Case, metric: str) -> dict
         "values": [value if math.isfinite(value) else None for _, value, _ in curve],
         "relative_change": [change for _, _, change in curve],
         "stop": stop[0],
-        "tolerance": reconstruct.tolerance,
+        "tolerance": tolerance,
     }
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from kspace.errors import InputError
 from kspace.fourier import ifft_corner, to_centre
-from kspace.operators import Sense
+from kspace.noncartesian.operator import NonCartesianSense
+from kspace.operators import ForwardModel, Sense
 from recon.datasets.maps_cache import Entry
 
 Shape = tuple[int, ...]
@@ -34,7 +37,7 @@ class Example:
     y
         Complex64 ``(*batch coil ky kx)``, zero where not acquired.
     op
-        The operator with maps from the acquired samples.
+        The operator with maps from the acquired samples. Off the Cartesian grid, `y` is ``(*batch coil readout sample)``.
     target
         Complex64 ``(*batch y x)``: the coil images of the fully sampled data, combined with the maps of `op`. None where the
         file is undersampled itself.
@@ -54,7 +57,7 @@ class Example:
     """
 
     y: Tensor
-    op: Sense
+    op: ForwardModel
     target: Tensor | None
     truth: Tensor | None
     keys: tuple[Key, ...]
@@ -72,47 +75,49 @@ class Example:
         return self._map(lambda x: x.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Example:
-        counts = self.op.n_averages
         return replace(
             self,
             y=change(self.y),
-            op=replace(
-                self.op,
-                maps=change(self.op.maps),
-                mask=change(self.op.mask),
-                n_averages=None if counts is None else change(counts),
-            ),
+            op=with_tensors(self.op, change),
             target=None if self.target is None else change(self.target),
             truth=None if self.truth is None else change(self.truth),
             boxes=tuple(change(box) for box in self.boxes),
         )
 
 
+def with_tensors(op: ForwardModel, change: Callable[[Tensor], Tensor]) -> ForwardModel:
+    """`op` with each of its tensors changed; maps are ``(*batch coil y x)``."""
+    tensors = {f.name: getattr(op, f.name) for f in fields(op)}
+    changed = {name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)}
+    return replace(op, **changed)
+
+
 def collate(examples: Sequence[Example]) -> Example:
     """Collate single examples of equal shape into a batch.
 
     Line masks are expanded where joined with 2-D masks; examples without `n_averages` count as measured
-    once beside others that have them.
+    once beside others that have them. Off the Cartesian grid readouts of weight 0 make up for different numbers of samples.
 
     Raises
     ------
     ValueError
         If shapes or noise levels differ, or only some have a target.
     """
+    if off_grid := [example for example in examples if isinstance(example.op, NonCartesianSense)]:
+        if len(off_grid) < len(examples):
+            raise InputError(
+                "a batch cannot mix samples on and off the Cartesian grid", "the masks", "choose masks of one kind"
+            )
+        examples = _padded(examples)
     shapes = {tuple(example.y.shape) for example in examples}
     levels = {example.op.noise_std for example in examples}
     if len(shapes) != 1 or len(levels) != 1:
         raise ValueError(
             f"a batch needs one shape and one noise level; got {sorted(shapes)} and {sorted(levels)}: use ShapeBatchSampler"
         )
-    masks = [example.op.mask for example in examples]
-    counts = [example.op.n_averages for example in examples]
-    n_averages = None
-    if any(count is not None for count in counts):
-        n_averages = _stack([m.to(torch.int32) if c is None else c for m, c in zip(masks, counts, strict=True)])
     return Example(
         y=torch.stack([example.y for example in examples]),
-        op=Sense(torch.stack([example.op.maps for example in examples]), _stack(masks), levels.pop(), n_averages),
+        op=_joined([example.op for example in examples], levels.pop()),
         target=_stack_optional([example.target for example in examples]),
         truth=_stack_optional([example.truth for example in examples]),
         keys=tuple(key for example in examples for key in example.keys),
@@ -121,6 +126,40 @@ def collate(examples: Sequence[Example]) -> Example:
         attributes=tuple(entry for example in examples for entry in example.attributes),
         entries=tuple(entry for example in examples for entry in example.entries),
     )
+
+
+def _joined(ops: Sequence[ForwardModel], noise_std: float) -> ForwardModel:
+    """The operators of single examples as that of a batch."""
+    maps = torch.stack([op.maps for op in ops])
+    if off_grid := [op for op in ops if isinstance(op, NonCartesianSense)]:
+        names = ("trajectory", "sample_weights", "density")
+        return NonCartesianSense(
+            maps, **{name: torch.stack([getattr(op, name) for op in off_grid]) for name in names}, noise_std=noise_std
+        )
+    masks, counts = [op.mask for op in ops], [op.n_averages for op in ops]
+    n_averages = None
+    if any(count is not None for count in counts):
+        n_averages = _stack([m.to(torch.int32) if c is None else c for m, c in zip(masks, counts, strict=True)])
+    return Sense(maps, _stack(masks), noise_std, n_averages)
+
+
+def _padded(examples: Sequence[Example]) -> list[Example]:
+    """Examples off the grid with equal numbers of readouts and samples: those added have weight and density 0."""
+    n, m = (max(example.y.shape[axis] for example in examples) for axis in (-2, -1))
+    found = []
+    for example in examples:
+        assert isinstance(example.op, NonCartesianSense)
+        op, (rows, columns) = example.op, example.y.shape[-2:]
+        more = (0, m - columns, 0, n - rows)
+        weights = op.weights.squeeze(-3) if op.sample_weights is None else op.sample_weights
+        op = replace(
+            op,
+            trajectory=pad(op.trajectory, (0, 0, *more)),
+            sample_weights=pad(weights, more),
+            density=pad(op.compensation, more),
+        )
+        found.append(replace(example, y=pad(example.y, more), op=op))
+    return found
 
 
 def combine(y: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,19 +11,18 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from kspace import coils, preprocess
+from kspace import coils
 from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
 from kspace.io.images import STACKS, box_corners, read_boxes, read_image
-from kspace.masks import digest
-from kspace.operators import Sense
+from kspace.masks.acquisition import MaskSource, acquire, digest_of, estimate_maps, forward_model
 from kspace.simulation.contrast import dead_leaves
-from kspace.simulation.from_images import Simulation, SynthesisOptions, generator, simulate_example
+from kspace.simulation.from_images import Simulation, SynthesisOptions, complex_noise, generator, simulate_example
 from kspace.simulation.phase import uniform
 from kspace.simulation.realism import FULL_SHARE, SMALLEST_JUDGED, Realism, draw_matrix, object_region
 from recon.datasets.example import Example, Key, Shape
-from recon.datasets.kspace_dataset import Augmentation, MaskSource
+from recon.datasets.kspace_dataset import Augmentation
 from recon.datasets.patients import PatientFiles
 
 
@@ -123,16 +122,15 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
             images, boxes = self.augment(ifft(k.data), boxes, seed)
             k = k.after("augment", data=fft(images))
             true_maps = None  # augmentation moves them, and is not smooth
-        mask = self._draw(f"{name}/{epoch}" if self.resample else group.name, options.matrix, masks)
-        k = preprocess.undersample(k, mask)
+        k = self._acquired(k, clean, f"{name}/{epoch}" if self.resample else group.name, masks)
         maps = self._estimated_maps(k, scan) if true_maps is None else true_maps
         attributes: dict[str, Any] = {"simulated": True, "acquisition": "SIMULATED"}
         return Example(
             y=k.data,
-            op=Sense(maps, k.mask),
+            op=forward_model(k, maps),
             target=(clean * maps.conj()).sum(0),
             truth=torch.view_as_real(clean).square().sum((0, -1)).sqrt(),
-            keys=(Key(path.name, slice_index, group.patient, digest(mask, options.matrix)),),
+            keys=(Key(path.name, slice_index, group.patient, digest_of(k)),),
             boxes=(boxes,),
             recon_shapes=(options.matrix,),
             attributes=(attributes,),
@@ -168,15 +166,19 @@ class SimulatedDataset(torch.utils.data.Dataset[Example]):
 
     def _estimated_maps(self, k: KSpace, scan: Simulation) -> Tensor:
         try:
-            return coils.estimate_maps(k, self.maps, self.calibration_width)
+            return estimate_maps(k, self.maps, self.calibration_width)
         except coils.NoCalibration:
             if not self.resample or self.options.realism is None:
                 raise
             return scan.maps  # a small matrix at a high acceleration: the next epoch draws another
 
-    def _draw(self, key: str, matrix: tuple[int, int], masks: Sequence[MaskSource]) -> Tensor:
-        choice = int(torch.randint(len(masks), (), generator=generator(self.seed, key, "mask")))
-        return masks[choice].draw(matrix, f"{self.seed}/{key}")
+    def _acquired(self, k: KSpace, clean: Tensor, key: str, masks: Sequence[MaskSource]) -> KSpace:
+        """What one of the masks acquires of `k`; off the grid of the coil images without noise, with noise of its own."""
+        chosen = masks[int(torch.randint(len(masks), (), generator=generator(self.seed, key, "mask")))]
+        if not getattr(chosen, "off_grid", False):
+            return acquire(k, chosen, f"{self.seed}/{key}")
+        k = acquire(replace(k, data=fft(clean)), chosen, f"{self.seed}/{key}")
+        return replace(k, data=k.data + complex_noise(k.data.shape, generator(self.seed, key, "samples")))
 
 
 def _slices(files: Iterable[Path]) -> list[tuple[Path, int]]:

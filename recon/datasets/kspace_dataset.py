@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.utils.data
@@ -19,8 +19,8 @@ from kspace.container import KSpace
 from kspace.errors import InputError
 from kspace.fourier import central, fft, ifft
 from kspace.io.fastmri import FastmriVolume
-from kspace.masks import digest
-from kspace.operators import Sense
+from kspace.masks.acquisition import MaskSource, acquire, digest_of, forward_model
+from kspace.noncartesian.gridding import calibration_of
 from kspace.seeds import seed_of
 from recon.datasets.example import Example, Key, Shape, collate, combine
 from recon.datasets.maps_cache import Entry, cached_maps, cached_references, prepare_folder
@@ -40,13 +40,6 @@ __all__ = [
 
 Augmentation = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """``(coil images (coil y x), boxes (n 5), seed) -> (coil images, boxes)``: a pure function of its arguments."""
-
-
-class MaskSource(Protocol):
-    """What draws masks: `kspace.masks.MaskSpec`."""
-
-    def draw(self, shape: tuple[int, int], key: str) -> Tensor:
-        """Bool ``(ky, 1)`` or ``(ky, kx)`` for a matrix `shape`; a pure function."""
 
 
 class Draw(NamedTuple):
@@ -136,14 +129,14 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
             k = k.after("augment", data=fft(images))
         full = k.data
         if self.masks:
-            k = preprocess.undersample(k, self._draw(name, k))
+            k = self._acquired(k, name)
         maps, target, truth, entry = self._references(k, None if volume.has_mask else full)
         return Example(
             y=k.data,
-            op=Sense(maps, k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages),
+            op=forward_model(k, maps),
             target=target,
             truth=truth,
-            keys=(Key(volume.path.name, slice_index, volume.patient, digest(k.mask, (k.data.shape[-2], k.data.shape[-1]))),),
+            keys=(Key(volume.path.name, slice_index, volume.patient, digest_of(k)),),
             boxes=(boxes,),
             recon_shapes=(volume.recon_shape,),
             attributes=(volume.attributes,),
@@ -156,15 +149,16 @@ class KSpaceDataset(torch.utils.data.Dataset[Example]):
 
     def _references(self, k: KSpace, full: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None, Entry | None]:
         """Maps of the samples of `k`, target and truth of all samples `full` (None: unknown), and where they are kept."""
+        if k.trajectory is not None:
+            k = calibration_of(k, self.calibration_width)
         if full is not None and self.cache is not None and k.n_coils > 1:
             return cached_references(k, full, combine, self.cache, self.maps, self.calibration_width)
         maps = cached_maps(k, self.cache, self.maps, self.calibration_width)
         return (maps, None, None, None) if full is None else (maps, *combine(full, maps), None)
 
-    def _draw(self, name: str, k: KSpace) -> Tensor:
+    def _acquired(self, k: KSpace, name: str) -> KSpace:
         chosen = self.masks[seed_of(f"{self.seed}/{name}") % len(self.masks)]
-        key = f"{self.seed}/{name}" if self.resample else name
-        return chosen.draw((k.data.shape[-2], k.data.shape[-1]), key)
+        return acquire(k, chosen, f"{self.seed}/{name}" if self.resample else name)
 
 
 class ShapeBatchSampler(torch.utils.data.Sampler[list[Draw]]):

@@ -16,9 +16,11 @@ from kspace.errors import InputError
 from kspace.fourier import ifft, interpolate, resize
 from kspace.io import fastmri, mrd
 from kspace.io.images import Box, box_corners, read_boxes, read_image
+from kspace.masks import MaskSpec
 from kspace.simulation.from_images import SimulatedVolume, SynthesisOptions, generator, simulate_volume
 from kspace.simulation.realism import SMALLEST_JUDGED, SNR, Realism, draw_matrix
 from kspace.simulation.receiver import MAPS_GRID, maps_from_images
+from kspace.simulation.trajectory_volume import write_off_grid
 from recon.datasets.patients import PatientFiles
 
 SMOOTH_MATRIX, SMOOTH_SNR = (256, 256), 20.0
@@ -33,7 +35,7 @@ class VolumeRecipe:
     ----------
     root
         Folder that the names of slices are relative to.
-    matrix, coils, snr, snr_max, smooth, phase_std, maps_from, seed, attribution, skip_bad, force
+    matrix, coils, snr, snr_max, smooth, phase_std, maps_from, seed, attribution, skip_bad, force, sampling
         As in `recon.commands.simulate.simulate`.
     """
 
@@ -49,6 +51,7 @@ class VolumeRecipe:
     attribution: str = ""
     skip_bad: bool = False
     force: bool = False
+    sampling: str | None = None
 
     @property
     def draws_matrices(self) -> bool:
@@ -65,6 +68,9 @@ class VolumeRecipe:
         """
         if len(self.matrix) not in (0, 2):
             raise InputError(f"the matrix is {self.matrix}, expected two numbers of points", "--matrix", "give ky and kx")
+        if self.sampling is not None and not MaskSpec.parse(self.sampling).off_grid:
+            fix = "choose radial-nufft or spiral-nufft; masks of a grid are applied by training and comparison"
+            raise InputError(f"'{self.sampling}' samples on the Cartesian grid", "--sampling", fix)
         receiver = None if self.maps_from is None else measure_receiver(self.maps_from)
         low, high = (SMOOTH_SNR, SMOOTH_SNR) if self.smooth else SNR
         if self.snr is not None:
@@ -147,7 +153,12 @@ def write_simulated(recipe: VolumeRecipe, path: Path, group: PatientFiles) -> Wr
         },
         force=recipe.force,
     )
-    return WrittenVolume(path, len(slices), path.stat().st_size, tuple(bad))
+    n_bytes = path.stat().st_size
+    if recipe.sampling is not None:
+        scan = path.with_suffix(".mrd")
+        write_off_grid(volume, MaskSpec.parse(recipe.sampling), recipe.seed, scan)
+        n_bytes += scan.stat().st_size
+    return WrittenVolume(path, len(slices), n_bytes, tuple(bad))
 
 
 def _read(file: Path, root: Path, matrix: tuple[int, int], slices: dict[str, Tensor], boxes: list[tuple[int, Box]]) -> None:

@@ -8,6 +8,7 @@ is sent as one buffer.
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -25,6 +26,8 @@ Layout = list[tuple[str, torch.dtype, torch.Size]]
 
 def reduce_example(example: Example) -> tuple[Any, tuple[Any, ...]]:
     """Reduction of an example for `multiprocessing`: a function and its arguments."""
+    if not isinstance(example.op, Sense):
+        return Example, tuple(getattr(example, f.name) for f in fields(example))
     kept = all(entry is not None and entry.path.exists() for entry in example.entries)
     tensors: dict[str, Tensor | None] = {"y": example.y}
     if not kept:

@@ -5,8 +5,9 @@ by sigma^2 for each sample that was not ("hidden noise": Wang, An and Haldar 202
 
     error = (sum |A x - y|^2 - sigma^2 N) / (sum |y|^2 - sigma^2 N)
 
-with the sums over the N samples of all coils that the full scan has and the mask left out. 0 is a perfect prediction, 1 that of
-a black image. What the coil maps cannot explain is the same error for every method.
+with the sums over the N samples of all coils that the full scan has and the mask left out (off the Cartesian grid, those
+that are nearest to no sample). 0 is a perfect prediction, 1 that of a black image. What the coil maps cannot explain is the
+same error for every method.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from kspace.container import KSpace
 from kspace.fourier import fft
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 
 METRIC = "nmse_missing"
 
@@ -43,7 +44,7 @@ class MissingEnergies:
     noise: float | None
 
 
-def missing_energies(image: Tensor, op: Sense, full: KSpace, variance: Tensor | None) -> MissingEnergies:
+def missing_energies(image: Tensor, op: ForwardModel, full: KSpace, variance: Tensor | None) -> MissingEnergies:
     """Energies of one slice.
 
     Parameters
@@ -55,7 +56,7 @@ def missing_energies(image: Tensor, op: Sense, full: KSpace, variance: Tensor | 
     variance
         E|n|^2 of the samples of each coil of `full` measured once, float64 ``(coil)``; None where it is not known.
     """
-    left_out = (full.mask & ~op.mask).expand(full.data.shape)
+    left_out = (full.mask & ~op.grid_mask).expand(full.data.shape)
     error = torch.where(left_out, fft(image * op.maps) - full.data, 0)
     signal = torch.where(left_out, full.data, 0)
     expected = None

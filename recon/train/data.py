@@ -238,6 +238,15 @@ class OneMask:
         """The mask of `spec` for `shape`; `key` does not matter."""
         return self.spec.draw(shape, "")
 
+    @property
+    def off_grid(self) -> bool:
+        """As of `spec`."""
+        return self.spec.off_grid
+
+    def trajectory(self, shape: tuple[int, int], key: str = "") -> torch.Tensor | None:
+        """The trajectory of `spec` for the matrix `shape`, ``(readout sample 2)``; None on the grid."""
+        return self.spec.trajectory(shape, "")
+
 
 def _from_volumes(
     options: DataOptions, masks: list[Any], val_masks: list[MaskSpec]

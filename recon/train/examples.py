@@ -18,7 +18,7 @@ from kspace.fourier import fft, ifft
 from kspace.io.atomic import atomic_write
 from kspace.io.images import read_image
 from kspace.masks import MaskSpec, digest
-from kspace.operators import Sense
+from kspace.operators import Sense, on_grid
 from kspace.simulation.from_images import SynthesisOptions, crop_to_matrix, generator
 from kspace.simulation.realism import draw_matrix
 from recon.datasets.example import Example, Key, Shape
@@ -263,7 +263,8 @@ def crop_readout(example: Example, start: int, width: int) -> Example:
 
     The transform along x is orthonormal on either matrix, so the noise keeps its standard deviation.
     """
-    if example.op.mask.shape[-1] != 1:
+    op = on_grid(example.op, "--data.strip", "leave it out")
+    if op.mask.shape[-1] != 1:
         raise ValueError("only an example with complete lines can have its readout cropped")
     n_x = example.y.shape[-1]
     width = min(width, n_x)
@@ -278,7 +279,7 @@ def crop_readout(example: Example, start: int, width: int) -> Example:
     return replace(
         example,
         y=fft(ifft(example.y, (-1,))[..., columns], (-1,)),
-        op=replace(example.op, maps=example.op.maps[..., columns].clone()),
+        op=replace(op, maps=op.maps[..., columns].clone()),
         target=cut(example.target),
         truth=cut(example.truth),
         boxes=(boxes,),
@@ -290,7 +291,7 @@ def write_example(path: Path, example: Example) -> None:
     """One example as a safetensors file: the acquired samples only, maps in half precision."""
     from safetensors.torch import save_file
 
-    op = example.op
+    op = on_grid(example.op, "--data.freeze", "leave it out: only examples of a grid are frozen")
     acquired = op.mask.expand(*op.mask.shape[:-1], example.y.shape[-1])[0]
     tensors = {
         "samples": _pairs(example.y[:, acquired]),

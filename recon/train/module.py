@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,9 @@ from recon.datasets.example import Example
 from recon.train import health
 from recon.train.supervision import HeldOutRecorder, Split
 from recon.train.validation import Recorder, SliceResult
+
+if TYPE_CHECKING:
+    from kspace.operators import Sense
 
 
 class Diverged(RuntimeError):
@@ -146,9 +149,12 @@ class GanModule(pl.LightningModule):
         if self.split is not None:
             seen, held = self.split.train(batch, self.batch_count)
             start = seen.op.adjoint(seen.y)  # in place of a target, which no term looks at
-            return self.gan.step(seen.y, seen.op, start, regions(batch), self.step_count, held_out=(batch.y * held.mask, held))
+            op = cast("Sense", seen.op)
+            return self.gan.step(seen.y, op, start, regions(batch), self.step_count, held_out=(batch.y * held.mask, held))
         assert batch.target is not None
-        return self.gan.step(batch.y, batch.op, batch.target, regions(batch), number=self.step_count)
+        y, balanced = batch.op.balanced(batch.y)
+        # Systems are annotated with the operator of a grid; what they use of it, every forward model has.
+        return self.gan.step(y, cast("Sense", balanced), batch.target, regions(batch), number=self.step_count)
 
     @torch.no_grad()
     def _count_step(self) -> None:
@@ -237,9 +243,10 @@ class GanModule(pl.LightningModule):
             seen, held = self.split.validate(batch)
             self.recorder.add_held_out(batch, seen, held, self.best_generator(seen.y, seen.op), dataloader_idx)
             return
-        image = self.best_generator(batch.y, batch.op)
+        y, op = batch.op.balanced(batch.y)
+        image = self.best_generator(y, op)
         if batch_idx == 0 and dataloader_idx == 0:
-            spread = health.diversity(self.best_generator, batch, image)
+            spread = health.diversity(self.best_generator, replace(batch, y=y, op=op), image)
             if spread is not None:
                 self.log("health/diversity", spread, batch_size=1)
         for i, key in enumerate(batch.keys):

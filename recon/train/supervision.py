@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kspace.coils import calibration_region
 from kspace.errors import InputError
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, Sense, on_grid
 from kspace.simulation.from_images import generator
 from models.parts.interface import Gan, LossTerm
 from models.parts.losses import held_out
@@ -57,13 +57,14 @@ class Split:
         return self._split(batch, None)
 
     def _split(self, batch: Example, number: int | None) -> tuple[Example, Sense]:
-        single = batch.op.mask.ndim == 3
-        masks = batch.op.mask[None] if single else batch.op.mask
+        op = on_grid(batch.op, "--data.supervision self", "give scans on a Cartesian grid")
+        single = op.mask.ndim == 3
+        masks = op.mask[None] if single else op.mask
         pairs = [self._masks(mask, key, number) for mask, key in zip(masks, batch.keys, strict=True)]
         seen, held = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))
         seen, held = (seen[0], held[0]) if single else (seen, held)
-        inside = replace(batch, y=batch.y * seen, op=replace(batch.op, mask=seen))
-        return inside, replace(batch.op, mask=held)
+        inside = replace(batch, y=batch.y * seen, op=replace(op, mask=seen))
+        return inside, replace(op, mask=held)
 
     def _masks(self, mask: Tensor, key: Key, number: int | None) -> tuple[Tensor, Tensor]:
         """What the generator sees and what is held out of one slice, bool ``(1 ky kx)`` or ``(1 ky 1)``."""
@@ -128,7 +129,7 @@ class HeldOutRecorder(Recorder):
         }
 
 
-def _squared_errors(batch: Example, held: Sense, image: Tensor) -> Tensor:
+def _squared_errors(batch: Example, held: ForwardModel, image: Tensor) -> Tensor:
     error = held.forward(image) - batch.y * held.mask
     return error.abs().double().square().sum((-3, -2, -1))
 

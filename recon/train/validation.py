@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kspace.fourier import central
-from kspace.operators import Sense
-from recon.datasets.example import Example, Key
+from kspace.operators import ForwardModel
+from recon.datasets.example import Example, Key, with_tensors
 from recon.methods import classical
 from recon.metrics import image as metrics
 
 Array = NDArray[np.float32]
-Reconstruct = Callable[[Tensor, Sense], Tensor]
+Reconstruct = Callable[[Tensor, ForwardModel], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class SliceResult:
     image: Array
     support: NDArray[np.bool_]
     y: Tensor | None = None
-    op: Sense | None = None
+    op: ForwardModel | None = None
     crop: tuple[int, int] = (0, 0)
     sense: Array | None = None
     zero_filled: Array | None = None
@@ -55,8 +55,7 @@ class SliceResult:
         """Slice `i` of a batch whose images are `image` ``(n y x)``."""
         assert batch.truth is not None
         crop = batch.recon_shapes[i]
-        counts = batch.op.n_averages
-        op = replace(batch.op, maps=batch.op.maps[i], mask=batch.op.mask[i], n_averages=None if counts is None else counts[i])
+        op = with_tensors(batch.op, lambda x: x[i])
         return SliceResult(
             key=key,
             truth=_cut(batch.truth[i], crop),

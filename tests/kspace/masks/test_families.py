@@ -21,6 +21,7 @@ LINES = ["random1d", "equispaced1d", "uniform1d", "gancs", "seitzer"]
 POINTS = ["poisson2d", "radial", "spiral", "centre"]
 FASTMRI = ["fastmri-random", "fastmri-equispaced", "fastmri-equispaced-fraction", "fastmri-magic"]
 DAGAN = ["dagan-g1d", "dagan-g2d", "dagan-p2d"]
+OFF_GRID = ["radial-nufft", "spiral-nufft"]
 EXAMPLES = [f"{name}:4" for name in LINES + POINTS + FASTMRI] + [f"{name}:30%" for name in DAGAN] + ["partial:6/8"]
 
 
@@ -34,7 +35,7 @@ def check_acceleration(mask: torch.Tensor, shape: tuple[int, int], r: float) -> 
 
 
 def test_every_family_of_the_table_is_tested_here() -> None:
-    assert {*LINES, *POINTS, *FASTMRI, *DAGAN, "partial", "file"} == FAMILIES.keys()
+    assert {*LINES, *POINTS, *FASTMRI, *DAGAN, *OFF_GRID, "partial", "file"} == FAMILIES.keys()
 
 
 @settings(max_examples=300, deadline=None)
