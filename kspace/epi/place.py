@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kspace.epi.entropy import estimate_phase
 from kspace.epi.navigators import ShotPhase, group_phases, shot_phase
-from kspace.epi.phase import OddEvenPhase
+from kspace.epi.phase import OddEvenPhase, fit_line
 from kspace.epi.plan import EpiPlan, Numbers
 from kspace.errors import InputError
 
@@ -210,6 +211,30 @@ def _fft(a: NDArray[np.complexfloating], axis: int) -> NDArray[np.complexfloatin
     from kspace.fourier import fft
 
     return fft(torch.from_numpy(np.ascontiguousarray(a)), (axis,)).numpy()
+
+
+def is_delayed(plan: EpiPlan, numbers: Numbers, read: Read) -> bool:
+    """Whether the readouts lie where the header's delay puts them, and not in the middle of their gradient.
+
+    Forward and reversed readouts (navigators, or else neighbouring lines) coincide for the right one: the phase between them
+    along the readout is the flatter one.
+    """
+    if plan.delayed is None:
+        return False
+    first = int(plan.group[numbers[0]])
+    both = list(read(plan.navigators[first] if first >= 0 else numbers))
+    slopes = []
+    for readouts in (plan.readouts, plan.delayed):
+        lines = []
+        for number, samples in both:
+            back = bool(plan.is_reversed[number])
+            lines.append((back, _ifft(samples[:, plan.kept[back]] @ readouts[back].matrix.T, 1)))
+        cross = np.zeros(plan.n, np.complex128)
+        for (back, one), (turned, other) in pairwise(lines):
+            product = np.sum(one * np.conj(other), axis=0)
+            cross += 0 if back == turned else np.conj(product) if back else product
+        slopes.append(abs(fit_line(cross)[1]))
+    return slopes[1] < slopes[0]
 
 
 def coil_groups(names: Sequence[str], n_coils: int) -> list[Numbers]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +39,8 @@ class EpiPlan:
         Whether the samples are unevenly spaced.
     is_marked
         Whether any line is marked as reversed; where none is, `with_directions` finds out from the samples.
+    delayed
+        `readouts` for the delay that the header states, where it does not put them into the middle of their gradient.
     """
 
     n: int
@@ -50,6 +52,7 @@ class EpiPlan:
     group: Numbers
     is_ramp_sampled: bool
     is_marked: bool
+    delayed: tuple[Readout, Readout] | None = None
 
     def with_directions(self, numbers: Numbers, is_reversed: NDArray[np.bool_]) -> EpiPlan:
         """The plan with other directions ``(n,)`` of the lines `numbers`, and of the navigators alternately before them."""
@@ -106,6 +109,7 @@ def plan_readouts(
     kept = tuple(_kept(headers, lines[is_reversed[lines] == backward], n_samples) for backward in (False, True))
     dwell_us = float(headers["sample_time_us"][lines[0]])
     lobe = read_trapezoid(parameters, n_samples, dwell_us, source, warnings) if trajectory is None else None
+    delayed = None
     if trajectory is not None:
         readouts = tuple(regridding_matrix(k[part], n) for k, part in zip(trajectory, kept, strict=True))
     elif lobe is None:
@@ -120,9 +124,12 @@ def plan_readouts(
             shifting_matrix(first, n_samples, n, backward, part) for backward, part in zip((False, True), kept, strict=True)
         )
     else:
-        k = lobe.trajectory(n)
-        readouts = regridding_matrix(k[kept[0]], n), regridding_matrix(-k[kept[1]], n)
+        readouts = _both_ways(lobe.trajectory(n), kept, n)
+        delayed = None if lobe.is_centred else _both_ways(lobe.trajectory(n, lobe.delay_us), kept, n)
     groups = _groups(headers, navigators)
+    group, is_borrowed = _nearest_group(headers, groups)
+    if is_borrowed[lines].any():
+        warnings.append("slices without navigators of their own take those that were acquired last before them")
     return EpiPlan(
         n=n,
         n_samples=n_samples,
@@ -130,10 +137,15 @@ def plan_readouts(
         kept=(kept[0], kept[1]),
         is_reversed=is_reversed,
         navigators=groups,
-        group=_nearest_group(headers, groups),
+        group=group,
         is_ramp_sampled=lobe is not None or trajectory is not None,
         is_marked=bool(is_reversed[lines].any()),
+        delayed=delayed,
     )
+
+
+def _both_ways(k: NDArray[np.float64], kept: Sequence[slice], n: int) -> tuple[Readout, Readout]:
+    return regridding_matrix(k[kept[0]], n), regridding_matrix(-k[kept[1]], n)
 
 
 def _kept(headers: NDArray[np.void], lines: Numbers, n_samples: int) -> slice:
@@ -165,8 +177,9 @@ def _groups(headers: NDArray[np.void], navigators: Numbers) -> tuple[Numbers, ..
     return tuple(np.split(navigators, np.flatnonzero(breaks) + 1))
 
 
-def _nearest_group(headers: NDArray[np.void], groups: tuple[Numbers, ...]) -> Numbers:
-    """For each readout the last group of its slice before it, else the first after it; -1 where its slice has none."""
+def _nearest_group(headers: NDArray[np.void], groups: tuple[Numbers, ...]) -> tuple[Numbers, NDArray[np.bool_]]:
+    """For each readout the last group of its slice before it, else the first after it; where its slice has none the last of any
+    slice before it, else -1. And whether it is that of another slice."""
     nearest = np.full(len(headers), -1, np.int64)
     slices = headers["idx"]["slice"].astype(np.int64)
     starts = np.array([group[0] for group in groups], np.int64)
@@ -175,4 +188,6 @@ def _nearest_group(headers: NDArray[np.void], groups: tuple[Numbers, ...]) -> Nu
         mine, here = np.flatnonzero(of_group == one), np.flatnonzero(slices == one)
         place = np.searchsorted(starts[mine], here, side="right") - 1
         nearest[here] = mine[np.maximum(place, 0)]
-    return nearest
+    borrows = nearest < 0
+    nearest[borrows] = np.searchsorted(starts, np.flatnonzero(borrows), side="right") - 1
+    return nearest, borrows & (nearest >= 0)

@@ -8,7 +8,7 @@ doi:10.1002/mrm.1910230211.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,13 +63,19 @@ class Trapezoid:
             area = area + down - down**2 / (2 * self.ramp_down_us)
         return area
 
-    def trajectory(self, n: int) -> NDArray[np.float64]:
+    @property
+    def is_centred(self) -> bool:
+        """Whether the header has the readout in the middle of the lobe, or does not say where it is."""
+        return self.delay_us is None or abs(self.delay_us - self.centred_delay_us) <= self.dwell_us
+
+    def trajectory(self, n: int, delay_us: float | None = None) -> NDArray[np.float64]:
         """Position in k-space of each sample ``(n_samples,)`` of a forward readout, in units of 1 / (encoded field of view).
 
-        The readout is centred under the lobe, with k = 0 at half of the lobe's area, and covers the `n` points of the encoded
-        matrix. A sample counts at the middle of its dwell time.
+        The readout starts `delay_us` after the lobe does, by default such that it is centred under it; k = 0 lies at half of
+        its area. It covers the `n` points of the encoded matrix. A sample counts at the middle of its dwell time.
         """
-        edges = self.centred_delay_us + self.dwell_us * np.array([0, self.n_samples])
+        delay = self.centred_delay_us if delay_us is None else delay_us
+        edges = delay + self.dwell_us * np.array([0, self.n_samples])
         t = edges[0] + self.dwell_us * (np.arange(self.n_samples) + 0.5)
         covered = self.area_us(edges)
         half = self.area_us(np.array([self.duration_us]))[0] / 2
@@ -124,9 +130,10 @@ def read_trapezoid(
             source,
             FIX,
         )
-    if lobe.delay_us is not None and abs(lobe.delay_us - lobe.centred_delay_us) > dwell:
+    if lobe.delay_us is not None and not 0 <= lobe.delay_us <= lobe.duration_us - n_samples * dwell + dwell:
         warnings.append(
-            f"acqDelayTime of the EPI trajectory is {lobe.delay_us:g} us, expected {lobe.centred_delay_us:g}: the readout is "
-            "taken as in the middle of the gradient"
+            f"acqDelayTime of the EPI trajectory is {lobe.delay_us:g} us, which puts samples outside of the gradient: the "
+            "readout is taken as in its middle"
         )
+        lobe = replace(lobe, delay_us=None)
     return lobe

@@ -65,9 +65,10 @@ def echo_planar(
     reversed_rows = np.array(reverse)
     if is_marked:
         headers["flags"][reversed_rows] |= REVERSE
+    delay = lobe.centred_delay_us if lobe.delay_us is None else lobe.delay_us
     described = {
         "rampUpTime": lobe.ramp_up_us, "flatTopTime": lobe.flat_top_us, "rampDownTime": lobe.ramp_down_us,
-        "acqDelayTime": lobe.centred_delay_us, "numSamples": lobe.n_samples, "dwellTime": lobe.dwell_us,
+        "acqDelayTime": delay, "numSamples": lobe.n_samples, "dwellTime": lobe.dwell_us,
         "numberOfNavigators": n_navigators,
     }  # fmt: skip
     spaces = tuple(replace(space, trajectory="epi", parameters=described) for space in scan.spaces)

@@ -154,7 +154,7 @@ def _measure_echoes(scan: Acquisition, rows: Rows, signals: list[NDArray[np.comp
     assert scan.is_reversed is not None
     n = space.encoded_matrix[0]
     shift = phase.linear_rad * n / (4 * np.pi)
-    k = lobe.trajectory(n)
+    k = lobe.trajectory(n, lobe.delay_us)
     for back, sign in ((False, 1), (True, -1)):
         some = rows[scan.is_reversed[rows] == back]
         steps = np.stack([scan.headers["idx"][f"kspace_encode_step_{i}"][some].astype(int) for i in (1, 2)], -1)

@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kspace.io.mrd.flags import CALIBRATION, EXCLUDED, NOISE, PHASE_CORRECTION, flag
+from kspace.io.mrd.flags import CALIBRATION, EXCLUDED, NAVIGATION, NOISE, PHASE_CORRECTION, flag
 from kspace.io.mrd.stream import StreamReadout
 
 MOST_IMAGES = 65536  # of one scan that are reconstructed before its end; beyond it the counters are nonsense
 BATCH = 16  # images that are reconstructed together when several are waiting
 LAST_IN_SLICE = int(flag("LAST_IN_SLICE"))
 LAST_OF_ALL = int(flag("LAST_IN_REPETITION") | flag("LAST_IN_MEASUREMENT"))
-NOT_OF_AN_IMAGE, CALIBRATES, IS_NOISE, NAVIGATES = int(EXCLUDED), int(CALIBRATION), int(NOISE), int(PHASE_CORRECTION)
+NOT_OF_AN_IMAGE, CALIBRATES, IS_NOISE = int(EXCLUDED), int(CALIBRATION), int(NOISE)
+NAVIGATES = int(PHASE_CORRECTION | NAVIGATION)
 
 Key = tuple[int, int, int, int, int, int]
 """Encoding and the counters of an image: contrast, set, phase, repetition, slice."""
@@ -63,7 +64,7 @@ class ScanIndex:
     calibration: dict[tuple[int, int], Ranges] = field(default_factory=dict)
     images: dict[Key, Ranges] = field(default_factory=dict)
     navigators: dict[tuple[int, ...], list[Ranges]] = field(default_factory=dict)
-    _group: dict[tuple[int, int], Ranges] = field(default_factory=dict)  # the last navigators of a slice
+    _group: dict[tuple[int, int], Ranges] = field(default_factory=dict)  # the last navigators of a slice, -1: of any
     _navigated: tuple[int, int] | None = None  # slice of the readout before, where it was a navigator
     _ready: dict[Key, int] = field(default_factory=dict)
     _open: dict[Key, int] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class ScanIndex:
             elif flags & NAVIGATES:
                 self._navigated = encoding, place
                 if before != self._navigated:
-                    self._group[encoding, place] = Ranges()
+                    self._group[encoding, place] = self._group[encoding, -1] = Ranges()
                 self._group[encoding, place].add(start, stop)
             return
         if flags & CALIBRATES:
@@ -100,7 +101,7 @@ class ScanIndex:
             self._ready[key] = self._open.pop(key)
 
     def _keep_navigators(self, key: tuple[int, ...], encoding: int, place: int) -> None:
-        group = self._group.get((encoding, place))
+        group = self._group.get((encoding, place), self._group.get((encoding, -1)))
         kept = self.navigators.setdefault(key, []) if group is not None else []
         if group is not None and not (kept and kept[-1] is group):
             kept.append(group)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace, ReceiveCoils, Vector
-from kspace.epi.place import Placed, alternates, coil_groups, count_shots, place_lines
+from kspace.epi.place import Placed, alternates, coil_groups, count_shots, is_delayed, place_lines
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
@@ -103,6 +103,13 @@ def _place_epi(
         epi = epi.with_directions(numbers, np.arange(len(numbers)) % 2 == 1)
         warnings.append(
             f"{where}: no readout is marked as reversed, but neighbours are mirrored: every second one is taken as reversed"
+        )
+    if epi.delayed is not None:
+        delayed = is_delayed(epi, numbers, read)
+        epi = replace(epi, readouts=epi.delayed) if delayed else epi
+        warnings.append(
+            f"{where}: acqDelayTime does not put the readouts into the middle of their gradient; the samples are "
+            + ("where it says" if delayed else "in the middle, and are taken so")
         )
     shape = encoding.encoded_matrix[2], encoding.n_coils, encoding.encoded_matrix[1]
     groups = coil_groups(header.coils.names, encoding.n_coils)

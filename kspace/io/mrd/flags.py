@@ -38,14 +38,15 @@ CALIBRATION = flag("IS_PARALLEL_CALIBRATION")
 CALIBRATION_AND_IMAGING = flag("IS_PARALLEL_CALIBRATION_AND_IMAGING")
 REVERSE = flag("IS_REVERSE")
 PHASE_CORRECTION = flag("IS_PHASECORR_DATA")
+NAVIGATION = flag("IS_NAVIGATION_DATA")
 LAST = flag("LAST_IN_SLICE") | flag("LAST_IN_REPETITION") | flag("LAST_IN_MEASUREMENT")
 COMPRESSED = flag("COMPRESSION1") | flag("COMPRESSION2") | flag("COMPRESSION3") | flag("COMPRESSION4")
 
 # Readouts that carry no line of the image, and what to call them.
 NOT_IMAGING = {
     NOISE: "noise",
-    flag("IS_NAVIGATION_DATA"): "navigation",
-    flag("IS_PHASECORR_DATA"): "phase correction",
+    NAVIGATION: "navigation",
+    PHASE_CORRECTION: "phase correction",
     flag("IS_HPFEEDBACK_DATA"): "HP feedback",
     flag("IS_DUMMYSCAN_DATA"): "dummy",
     flag("IS_RTFEEDBACK_DATA"): "RT feedback",

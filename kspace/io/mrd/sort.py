@@ -16,6 +16,7 @@ from kspace.io.mrd.flags import (
     CALIBRATION_AND_IMAGING,
     COMPRESSED,
     EXCLUDED,
+    NAVIGATION,
     NOISE,
     NOT_IMAGING,
     PHASE_CORRECTION,
@@ -110,9 +111,13 @@ def _plan_epi(
     encoding: Encoding, headers: np.ndarray, lines: np.ndarray, path: Path, warnings: list[str], trajectory: Trajectory | None
 ) -> EpiPlan:
     flags = headers["flags"]
-    mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & PHASE_CORRECTION) != 0) & ((flags & NOISE) == 0)
+    mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & NOISE) == 0)
+    navigators = np.flatnonzero(mine & ((flags & PHASE_CORRECTION) != 0))
+    if not len(navigators):  # as sequences of Pulseq mark them
+        alike = headers["number_of_samples"] == headers["number_of_samples"][lines[0]]
+        navigators = np.flatnonzero(mine & alike & ((flags & NAVIGATION) != 0))
     is_reversed = (flags & REVERSE) != 0
-    n, navigators = encoding.encoded_matrix[0], np.flatnonzero(mine)
+    n = encoding.encoded_matrix[0]
     if trajectory is not None:
         scale = _units(max(float(np.abs(k).max()) for k in trajectory), n, encoding.encoded_fov_m[0], path)
         trajectory = trajectory[0] * scale, trajectory[1] * scale

@@ -166,11 +166,20 @@ def test_a_trapezoid_that_contradicts_itself_is_refused(change: dict[str, float]
         read_trapezoid(DESCRIBED | change, 160, 3.1, "scan.h5", [])
 
 
-def test_a_readout_that_is_not_in_the_middle_of_its_gradient_is_taken_as_such() -> None:
+def test_a_readout_that_is_not_in_the_middle_of_its_gradient_is_noted() -> None:
     warnings: list[str] = []
     lobe = read_trapezoid(DESCRIBED | {"acqDelayTime": 10.0}, 160, 3.1, "scan.h5", warnings)
     assert lobe == Trapezoid(160, 240, 160, 160, 3.1, 10.0)
-    assert "acqDelayTime of the EPI trajectory is 10 us, expected 32" in warnings[0]
+    assert not lobe.is_centred
+    assert not warnings
+
+
+@pytest.mark.parametrize("delay", [-5.0, 200.0])
+def test_a_delay_that_puts_samples_outside_of_the_gradient_is_not_used(delay: float) -> None:
+    warnings: list[str] = []
+    lobe = read_trapezoid(DESCRIBED | {"acqDelayTime": delay}, 160, 3.1, "scan.h5", warnings)
+    assert lobe == Trapezoid(160, 240, 160, 160, 3.1)
+    assert f"acqDelayTime of the EPI trajectory is {delay:g} us" in warnings[0]
 
 
 def test_no_times_mean_no_ramp_sampling() -> None:

@@ -16,7 +16,7 @@ from kspace.epi import OddEvenPhase, Trapezoid
 from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.io.mrd import MrdScan, open_scan
-from kspace.io.mrd.flags import CALIBRATION, PHASE_CORRECTION
+from kspace.io.mrd.flags import CALIBRATION, PHASE_CORRECTION, flag
 from kspace.io.mrd.write import header_xml, write_raw
 from kspace.noise_check import fit_noise
 from kspace.simulation.acquisition import (
@@ -169,6 +169,30 @@ def test_whitening_knows_the_noise_of_regridded_samples(tmp_path: Path) -> None:
     white = preprocess.whiten(k, read.noise)
     assert white.data.abs().square().mean().item() == pytest.approx(1, rel=0.1)
     assert fit is None or fit.is_plausible
+
+
+@pytest.mark.parametrize("n_navigators", [3, 0])
+@pytest.mark.parametrize("is_true", [True, False])
+def test_the_samples_tell_whether_the_delay_in_the_header_is_true(is_true: bool, n_navigators: int, tmp_path: Path) -> None:
+    """Readouts of 496 us under a lobe of 560 us, 12 us after its start in the header, there or in its middle in truth."""
+    lobe = replace(LOBE, delay_us=12.0)
+    scan = echo_planar(plain(), lobe, n_navigators=n_navigators, phase=OddEvenPhase(0.5))
+    scan = scan if is_true else replace(scan, lobe=LOBE)
+    read = opened(scan, tmp_path)
+    assert error(read, scan) < 0.02
+    assert any(f"the samples are {'where it says' if is_true else 'in the middle'}" in w for w in read.warnings)
+
+
+def test_navigators_under_another_flag_and_of_another_slice_are_found(tmp_path: Path) -> None:
+    scan = echo_planar(plain(n_slices=2), LOBE, phase=PLANTED)
+    navigates = (scan.headers["flags"] & PHASE_CORRECTION) != 0
+    scan.headers["flags"][navigates] ^= PHASE_CORRECTION | flag("IS_NAVIGATION_DATA") | flag("IS_RTFEEDBACK_DATA")
+    scan.headers["idx"]["slice"][navigates] = 0
+    read = opened(scan, tmp_path)
+    for index in (ImageIndex(), ImageIndex(slice=1)):
+        (phase,) = phases(read, index)
+        assert (phase.constant_rad, phase.linear_rad) == pytest.approx((0.7, -0.03), abs=2e-3)
+    assert any("slices without navigators of their own" in w for w in read.warnings)
 
 
 def _damaged(scan: Acquisition, folder: Path, change: Callable[[Acquisition], None]) -> MrdScan:
