@@ -3,7 +3,7 @@
 from kspace.epi.entropy import estimate_phase
 from kspace.epi.navigators import ShotPhase, group_phases, navigator_phase, shot_phase
 from kspace.epi.phase import OddEvenPhase
-from kspace.epi.place import GHOST, Placed, alternates, coil_groups, count_shots, is_delayed, place_lines
+from kspace.epi.place import GHOST, Placed, alternates, coil_groups, count_shots, is_delayed, is_turned, place_lines
 from kspace.epi.plan import EpiPlan, plan_readouts
 from kspace.epi.regrid import Readout, regridding_matrix, shifting_matrix
 from kspace.epi.trapezoid import Trapezoid, read_trapezoid
@@ -22,6 +22,7 @@ __all__ = [
     "estimate_phase",
     "group_phases",
     "is_delayed",
+    "is_turned",
     "navigator_phase",
     "place_lines",
     "plan_readouts",

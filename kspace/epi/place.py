@@ -18,6 +18,7 @@ from kspace.errors import InputError
 GHOST = ("auto", "linear", "polynomial", "entropy", "none")
 ORDERS = {"auto": 1, "linear": 1, "polynomial": 4}
 Complex = NDArray[np.complex64]
+SAME_LINE, OTHER_LINE = 0.97, 0.9  # likeness of navigators, 1 where they differ by a shift and a phase
 AGREE = 0.7  # of the navigators of two echo shots: below it they are not of the same object, or encoded differently
 Read = Callable[[Numbers], Iterable[tuple[int, Complex]]]
 
@@ -105,11 +106,11 @@ def place_lines(
     Raises
     ------
     InputError
-        If there are no navigators although they are asked for, or they cannot be used.
+        If there are no navigators although they are asked for.
     """
     coils = [np.arange(shape[1])] if coil_groups is None else list(coil_groups)
     both = len(np.unique(plan.is_reversed[numbers])) > 1  # one direction alone has no ghost
-    found = _from_navigators(plan, numbers, read, ORDERS[ghost], source, coils) if both and ghost in ORDERS else {}
+    found = _from_navigators(plan, numbers, read, ORDERS[ghost], coils) if both and ghost in ORDERS else {}
     if len(found) > 1 and shape[0] == 1:  # navigators of partitions may be encoded along kz
         _between_shots(plan, found, int(numbers[np.argmin(np.abs(ky[numbers] - shape[2] // 2))]))
     corrections = {group: correction for group, (correction, _) in found.items()}
@@ -151,7 +152,7 @@ def corrected(
 
 
 def _from_navigators(
-    plan: EpiPlan, numbers: Numbers, read: Read, order: int, source: str, coils: Sequence[Numbers]
+    plan: EpiPlan, numbers: Numbers, read: Read, order: int, coils: Sequence[Numbers]
 ) -> dict[int, tuple[Correction, Complex]]:
     """For each group of navigators that the lines need: the phases between directions, and the navigators without them,
     ``(navigator coil x)``. Nothing where one of the groups has none."""
@@ -160,12 +161,6 @@ def _from_navigators(
         members = plan.navigators[group] if group >= 0 else np.empty(0, np.int64)
         lines = []
         for number, samples in read(members):
-            if samples.shape[1] != plan.n_samples:
-                raise InputError(
-                    f"navigator readout {number} has {samples.shape[1]} samples, the lines of the image {plan.n_samples}",
-                    source,
-                    "convert the scan again, or give --ghost entropy",
-                )
             back = bool(plan.is_reversed[number])
             lines.append(_ifft(samples[:, plan.kept[back]] @ plan.readouts[back].matrix.T, 1))
         phases = group_phases(np.stack(lines), plan.is_reversed[members], coils, order) if lines else None
@@ -265,6 +260,21 @@ def alternates(plan: EpiPlan, numbers: Numbers, read: Read) -> bool:
             turned += _likeness(before, samples[:, ::-1])
         before = samples
     return turned > same
+
+
+def is_turned(plan: EpiPlan, numbers: Numbers, read: Read) -> bool:
+    """Whether the readouts that are marked as reversed were turned around by whoever wrote them.
+
+    Told by the navigators, of which those of both directions are the same line; where there are none, nothing is assumed.
+    """
+    first = int(plan.group[numbers[0]])
+    marked = turned = size = 0.0
+    for (a, before), (b, after) in pairwise(read(plan.navigators[first]) if first >= 0 else ()):
+        if plan.is_reversed[a] != plan.is_reversed[b]:
+            marked += _likeness(before, after[:, ::-1])
+            turned += _likeness(before, after)
+            size += float(np.linalg.norm(before) * np.linalg.norm(after))
+    return turned > SAME_LINE * size and marked < OTHER_LINE * size
 
 
 def _likeness(a: Complex, b: Complex) -> float:

@@ -54,6 +54,11 @@ class EpiPlan:
     is_marked: bool
     delayed: tuple[Readout, Readout] | None = None
 
+    def with_turned(self) -> EpiPlan:
+        """The plan for readouts that are marked as reversed, and lie in the file from left to right all the same."""
+        forward, back = self.readouts
+        return replace(self, readouts=(forward, Readout(np.ascontiguousarray(back.matrix[:, ::-1]), back.noise_gain)))
+
     def with_directions(self, numbers: Numbers, is_reversed: NDArray[np.bool_]) -> EpiPlan:
         """The plan with other directions ``(n,)`` of the lines `numbers`, and of the navigators alternately before them."""
         changed = self.is_reversed.copy()

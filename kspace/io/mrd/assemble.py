@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace, ReceiveCoils, Vector
-from kspace.epi.place import Placed, alternates, coil_groups, count_shots, is_delayed, place_lines
+from kspace.epi.place import Placed, alternates, coil_groups, count_shots, is_delayed, is_turned, place_lines
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
@@ -103,6 +103,11 @@ def _place_epi(
         epi = epi.with_directions(numbers, np.arange(len(numbers)) % 2 == 1)
         warnings.append(
             f"{where}: no readout is marked as reversed, but neighbours are mirrored: every second one is taken as reversed"
+        )
+    if is_turned(epi, numbers, read):
+        epi = epi.with_turned()
+        warnings.append(
+            f"{where}: readouts are marked as reversed, but their navigators run like the others: not turned around"
         )
     if epi.delayed is not None:
         delayed = is_delayed(epi, numbers, read)

@@ -114,8 +114,14 @@ def _plan_epi(
     mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & NOISE) == 0)
     navigators = np.flatnonzero(mine & ((flags & PHASE_CORRECTION) != 0))
     if not len(navigators):  # as sequences of Pulseq mark them
-        alike = headers["number_of_samples"] == headers["number_of_samples"][lines[0]]
-        navigators = np.flatnonzero(mine & alike & ((flags & NAVIGATION) != 0))
+        navigators = np.flatnonzero(mine & ((flags & NAVIGATION) != 0))
+    alike = headers["number_of_samples"][navigators] == headers["number_of_samples"][lines[0]]
+    if not alike.all():
+        warnings.append(
+            f"encoding {encoding.index}: {np.count_nonzero(~alike)} navigators have another number of samples than the lines: "
+            "they are not used"
+        )
+    navigators = navigators[alike]
     is_reversed = (flags & REVERSE) != 0
     n = encoding.encoded_matrix[0]
     if trajectory is not None:

@@ -65,6 +65,11 @@ def error(read: MrdScan, scan: Acquisition, index: ImageIndex | None = None) -> 
     return float(np.linalg.norm(image - truth) / np.linalg.norm(truth))
 
 
+def reversed_rows(scan: Acquisition) -> list[bool]:
+    assert scan.is_reversed is not None
+    return scan.is_reversed.tolist()
+
+
 def phases(read: MrdScan, index: ImageIndex | None = None) -> list[OddEvenPhase]:
     return [OddEvenPhase(**phase) for phase in read.load(0, index or ImageIndex()).header.study["odd_even_phase"]]
 
@@ -200,7 +205,7 @@ def _damaged(scan: Acquisition, folder: Path, change: Callable[[Acquisition], No
     return opened(scan, folder)
 
 
-def test_navigators_of_another_length_are_refused_and_can_be_left_out(tmp_path: Path) -> None:
+def test_navigators_of_another_length_are_not_used(tmp_path: Path) -> None:
     def shorten(scan: Acquisition) -> None:
         scan.headers["number_of_samples"][(scan.headers["flags"] & PHASE_CORRECTION) != 0] = 64
 
@@ -213,10 +218,24 @@ def test_navigators_of_another_length_are_refused_and_can_be_left_out(tmp_path: 
     cut = [s[:, : int(n)] for s, n in zip(samples, scan.headers["number_of_samples"], strict=True)]
     write_raw(tmp_path / "scan.h5", xml, scan.headers, cut)
     read = open_scan(tmp_path / "scan.h5")
-    with pytest.raises(InputError, match=r"navigator readout 0 has 64 samples, the lines of the image 80; .*--ghost entropy"):
-        read.load(0, ImageIndex())
-    read.ghost = "entropy"
     assert error(read, scan) < 0.02
+    assert any("3 navigators have another number of samples than the lines" in w for w in read.warnings)
+    read.ghost = "linear"
+    with pytest.raises(InputError, match="no phase correction navigators"):
+        read.load(0, ImageIndex())
+
+
+def test_readouts_that_were_turned_already_are_not_turned_again(tmp_path: Path) -> None:
+    """A converter that turns reversed readouts and leaves their marks."""
+    scan = echo_planar(plain(), LOBE, phase=PLANTED)
+    samples = [y[:, ::-1] if back else y for y, back in zip(measure(scan), reversed_rows(scan), strict=True)]
+    write_raw(tmp_path / "scan.h5", header_xml(with_limits(scan)), scan.headers, [np.ascontiguousarray(y) for y in samples])
+    read = open_scan(tmp_path / "scan.h5")
+    assert error(read, scan) < 0.01
+    assert any("run like the others: not turned" in w for w in read.warnings)
+    usual = opened(scan, tmp_path)
+    assert error(usual, scan) < 0.01
+    assert not any("run like the others" in w for w in usual.warnings)
 
 
 def test_navigators_that_are_not_a_number_are_refused(tmp_path: Path) -> None:
