@@ -334,3 +334,10 @@ def unbatched(x: Tensor, rank: int, name: str) -> Tensor:
 def to_numpy(x: Tensor) -> Any:
     """Array of the same shape, for SigPy."""
     return x.detach().cpu().numpy()
+
+
+def with_tensors(op: ForwardModel, change: Callable[[Tensor], Tensor]) -> ForwardModel:
+    """`op` with each of its tensors changed; maps are ``(*batch coil y x)``."""
+    tensors = {f.name: getattr(op, f.name) for f in fields(op)}
+    changed = {name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)}
+    return replace(op, **changed)

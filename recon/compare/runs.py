@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from kspace.errors import InputError
 from kspace.masks import MaskSpec, acceleration
-from kspace.operators import on_grid
 from recon.compare import store
 from recon.compare.cases import Case, FullVolume, make_case, spread
 from recon.compare.held_out import has_no_phase
@@ -118,8 +117,7 @@ class Runner:
             if not cases:
                 break
             start = time.perf_counter()
-            grid = [(case.y, on_grid(case.op, method.name, "compare without +stack")) for case in cases]
-            stack = method.reconstruct.fitted(grid)
+            stack = method.reconstruct.fitted([(case.y, case.op) for case in cases])
             seconds = time.perf_counter() - start
             assert stack.fit is not None
             entry = {"says": stack.fit.says, "seconds_per_slice": _rounded(seconds / len(slices)), **stack.fit.record()}

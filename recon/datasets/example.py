@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from kspace.errors import InputError
 from kspace.fourier import ifft_corner, to_centre
+from kspace.linear_operators import with_tensors
 from kspace.noncartesian.operator import NonCartesianSense
 from kspace.operators import ForwardModel, Sense
 from recon.datasets.maps_cache import Entry
@@ -83,13 +84,6 @@ class Example:
             truth=None if self.truth is None else change(self.truth),
             boxes=tuple(change(box) for box in self.boxes),
         )
-
-
-def with_tensors(op: ForwardModel, change: Callable[[Tensor], Tensor]) -> ForwardModel:
-    """`op` with each of its tensors changed; maps are ``(*batch coil y x)``."""
-    tensors = {f.name: getattr(op, f.name) for f in fields(op)}
-    changed = {name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)}
-    return replace(op, **changed)
 
 
 def collate(examples: Sequence[Example]) -> Example:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, Sense
 from recon.evidence.calibration import Calibration, Setting, Thresholds
 from recon.evidence.certificate import certificate, misfit, weighed
 from recon.evidence.determined import determined_part, judge_determined
@@ -31,7 +31,7 @@ from recon.methods.generator import GeneratorReconstructor
 
 Level = Literal["full", "basic", "none"]
 Guard = Literal["warn", "strict", "off"]
-Reconstruct = Callable[[Tensor, Sense], Tensor]
+Reconstruct = Callable[[Tensor, ForwardModel], Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ScanEvidence:
     """
 
     y: Tensor
-    op: Sense
+    op: ForwardModel
     classical: Tensor | None
     noise: tuple[float, NoiseSource] | None
     facts: ScanFacts
@@ -133,7 +133,7 @@ class Assessor:
         object.__setattr__(self, "calibration", Calibration.of(card.calibration, f"the card of {card.name}"))
 
     def scan(
-        self, y: Tensor, op: Sense, classical: Tensor | None, noise_std: float | None, study: Mapping[str, Any]
+        self, y: Tensor, op: ForwardModel, classical: Tensor | None, noise_std: float | None, study: Mapping[str, Any]
     ) -> ScanEvidence:
         """What the samples ``(*batch coil ky kx)`` say before the network runs.
 
@@ -151,10 +151,12 @@ class Assessor:
         y = torch.where(op.mask, y, 0)
         noise = None
         if bool((y != 0).any()):
-            residual = residual_of(classical if classical is not None else torch.zeros_like(y[..., 0, :, :]), y, op)
+            residual = residual_of(classical if classical is not None else y.new_zeros((*y.shape[:-3], *op.shape)), y, op)
             noise = noise_level(y, op, noise_std, residual)
         facts = ScanFacts.of(y, op, classical, None if noise is None else noise[0], study)
-        setting = self.calibration.nearest(facts.kind, facts.acceleration, facts.coils)
+        # Cards are calibrated with masks of a grid.
+        known = isinstance(op, Sense)
+        setting = self.calibration.nearest(facts.kind, facts.acceleration, facts.coils) if known else None
         return ScanEvidence(y, op, classical, noise, facts, setting)
 
     def limits(self, scan: ScanEvidence) -> Thresholds:
@@ -262,7 +264,7 @@ class Assessor:
         return replace(found, uncertainty=item, std=std)
 
 
-def before_exact_consistency(network: GeneratorReconstructor, y: Tensor, op: Sense) -> Tensor | None:
+def before_exact_consistency(network: GeneratorReconstructor, y: Tensor, op: ForwardModel) -> Tensor | None:
     """A network's image before it ends in exact replacement of the samples, complex ``(*batch y x)``; None where it does not.
 
     Parameters
@@ -275,14 +277,14 @@ def before_exact_consistency(network: GeneratorReconstructor, y: Tensor, op: Sen
     from models.parts.raw import Cascade
 
     generator = network.generator
-    if op.n_coils != 1 or not isinstance(generator, Cascade) or not len(generator.consistency):
+    if not isinstance(op, Sense) or op.n_coils != 1 or not isinstance(generator, Cascade) or not len(generator.consistency):
         return None
     with torch.inference_mode():
         found = generator.intermediates(y.to(network.device), op.to(network.device))
     return found[f"before_{len(generator.networks) - 1}"].to(y.device).clone()
 
 
-def _few_planes(y: Tensor, op: Sense) -> tuple[Tensor, Sense]:
+def _few_planes(y: Tensor, op: ForwardModel) -> tuple[Tensor, ForwardModel]:
     """At most `PLANES` planes of a volume, spread over it."""
     if y.ndim == 3:
         return y, op

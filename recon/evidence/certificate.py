@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kspace.fourier import fft, ifft
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from recon.evidence.calibration import Thresholds
 from recon.evidence.noise import n_samples, residual_of
 from recon.evidence.record import Certificate, HeldOutScore, Measured, NoiseSource, Verdict
@@ -44,7 +44,7 @@ class Misfit:
         return self.local / max(other.local, 1.0)
 
 
-def misfit(image: Tensor, y: Tensor, op: Sense, noise_std: float) -> Misfit:
+def misfit(image: Tensor, y: Tensor, op: ForwardModel, noise_std: float) -> Misfit:
     """Misfit of an image, complex ``(*batch y x)``, to k-space ``(*batch coil ky kx)`` with noise `noise_std`."""
     residual = residual_of(image, y, op)
     weights = op.weights.expand(residual.shape)
@@ -52,7 +52,7 @@ def misfit(image: Tensor, y: Tensor, op: Sense, noise_std: float) -> Misfit:
     mask = op.mask.expand(residual.shape)
     coil_axes = [i for i in range(power.ndim) if i != power.ndim - 3]
     per_coil = power.double().sum(coil_axes) / mask.sum(coil_axes).clamp(min=1)
-    rings = _rings(power.shape[-2], power.shape[-1]).to(power.device)
+    rings = (_radius(op) * RINGS).long().clamp(max=RINGS - 1).expand(power.shape)
     by_radius: list[float | None] = []
     for i in range(RINGS):
         here = mask & (rings == i)
@@ -161,24 +161,23 @@ def _sentence(
     return f"{what}, {beside}: {words[verdict]} ({where}){f'; {note}' if note else ''}"
 
 
-def _local(residual: Tensor, op: Sense, noise_std: float) -> float:
+def _local(residual: Tensor, op: ForwardModel, noise_std: float) -> float:
     """Largest pixel of the low-passed ``A^H W r`` inside the support, in standard deviations of its noise."""
-    n_y, n_x = residual.shape[-2:]
-    window = torch.exp(-0.5 * (_radius(n_y, n_x) / LOW_PASS).square()).to(residual.device, op.maps.real.dtype)
-    smooth = ifft(window * fft(op.back_projection(residual))).abs()
-    # Maps of unit root sum of squares: the noise of A^H W n has the variance mean(w) sigma^2, each frequency its share.
-    weights = op.weights.double()
-    weights = weights.expand(*weights.shape[:-2], n_y, n_x)
-    power = (weights * window.double().square()).mean((-2, -1)).mean().item()
+    y, x = ((torch.arange(n, dtype=torch.float64, device=residual.device) - n // 2) / max(n / 2, 1) for n in op.shape)
+    smooth = ifft(_window(torch.hypot(y[:, None], x)).to(op.maps.real.dtype) * fft(op.back_projection(residual))).abs()
+    # Maps of unit root sum of squares: the noise of A^H W n has the variance sum(w) sigma^2 over the number of pixels, each
+    # frequency its share.
+    shares = op.weights.double() * _window(_radius(op)).square()
+    power = shares.expand(*shares.shape[:-2], *op.samples).sum((-2, -1)).mean().item() / math.prod(op.shape)
     inside = torch.where(op.support, smooth, 0)
     return float(inside.max()) / (noise_std * math.sqrt(max(power, 1e-30)))
 
 
-def _radius(n_y: int, n_x: int) -> Tensor:
-    """Distance from the centre of k-space in halves of the matrix, ``(ky kx)``."""
-    y, x = ((torch.arange(n, dtype=torch.float64) - n // 2) / max(n / 2, 1) for n in (n_y, n_x))
-    return torch.hypot(y[:, None], x)
+def _window(radius: Tensor) -> Tensor:
+    return torch.exp(-0.5 * (radius / LOW_PASS).square())
 
 
-def _rings(n_y: int, n_x: int) -> Tensor:
-    return (_radius(n_y, n_x) * RINGS).long().clamp(max=RINGS - 1)
+def _radius(op: ForwardModel) -> Tensor:
+    """Distance of samples from the centre of k-space in halves of the matrix, float64, broadcastable to them."""
+    ky, kx = op.frequencies
+    return 2 * torch.hypot(ky.double(), kx.double())

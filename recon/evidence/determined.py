@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from kspace.normal_equations import solve
-from kspace.operators import Sense
+from kspace.operators import ForwardModel, Sense
 from recon.evidence.record import Determined
 
 LEAST_LAMDA = 1e-4  # below, conjugate gradients need hundreds of iterations
 TOLERANCE, ITERATIONS = 1e-4, 100
 
 
-def determined_part(image: Tensor, op: Sense, noise_std: float, lamda: float | None = None) -> tuple[Tensor, float]:
+def determined_part(image: Tensor, op: ForwardModel, noise_std: float, lamda: float | None = None) -> tuple[Tensor, float]:
     """``(A^H W A + lamda I)^-1 A^H W A x`` and lamda, noise over signal variance; at least `LEAST_LAMDA`.
 
     One coil of unit modulus: ``A^H A x`` exactly, the projection onto the sampled part of k-space, and lamda 0.
@@ -29,7 +29,7 @@ def determined_part(image: Tensor, op: Sense, noise_std: float, lamda: float | N
     lamda
         That of another image, of which this one is a component; None: of this image.
     """
-    if op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4):
+    if isinstance(op, Sense) and op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4):
         return op.normal(image), 0.0
     if lamda is None:
         inside = image[op.support.expand(image.shape)]

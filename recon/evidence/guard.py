@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kspace.masks import acceleration
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from recon.evidence import masks, statistics
 from recon.evidence.calibration import Calibration, Setting, Thresholds
 from recon.evidence.record import GuardReport
@@ -51,9 +51,11 @@ class ScanFacts:
     statistics: Mapping[str, float]
 
     @classmethod
-    def of(cls, y: Tensor, op: Sense, companion: Tensor | None, noise_std: float | None, study: Mapping[str, Any]) -> ScanFacts:
+    def of(
+        cls, y: Tensor, op: ForwardModel, companion: Tensor | None, noise_std: float | None, study: Mapping[str, Any]
+    ) -> ScanFacts:
         """Those of k-space ``(*batch coil ky kx)``, its operator and classical image ``(*batch y x)``."""
-        plane, shape = masks.plane_of(op.mask), (y.shape[-2], y.shape[-1])
+        plane, shape = masks.plane_of(op.grid_mask), op.shape
         known = companion is not None and noise_std is not None
         field_t = study.get("systemFieldStrength_T")
         return cls(

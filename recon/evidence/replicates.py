@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from kspace.fourier import fft
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from kspace.simulation.from_images import complex_noise
 from recon.evidence.noise import n_samples
 from recon.evidence.record import HeldOutScore, Verdict
 from recon.methods.generator import GeneratorReconstructor
-from recon.methods.held_out import Candidates, without
+from recon.methods.held_out import Candidates, together, without
 from recon.methods.stack import FRACTION, Fit
 
-Reconstruct = Callable[[Tensor, Sense], Tensor]
+Reconstruct = Callable[[Tensor, ForwardModel], Tensor]
 WINDOW = 3  # pixels over which the variance of a few reconstructions is averaged
 FLOOR = 0.1  # of the median inside the support: no pixel is certain
 
@@ -42,13 +41,13 @@ class Replicates:
     """
 
     samples: tuple[Tensor, ...]
-    ops: tuple[Sense, ...]
+    ops: tuple[ForwardModel, ...]
     held: tuple[Tensor, ...]
     images: Tensor
     candidates: Candidates
 
 
-def replicate(reconstruct: Reconstruct, y: Tensor, op: Sense, noise_std: float, k: int, seed: int) -> Replicates:
+def replicate(reconstruct: Reconstruct, y: Tensor, op: ForwardModel, noise_std: float, k: int, seed: int) -> Replicates:
     """`k` reconstructions, each without another 12 % of the lines or points outside of the calibration area, and with noise
     of the scan's level added to the rest: together twice the variance.
 
@@ -63,8 +62,7 @@ def replicate(reconstruct: Reconstruct, y: Tensor, op: Sense, noise_std: float, 
     k, seed
         How many, and the seed of what is random.
     """
-    plane = op.mask.reshape(-1, *op.mask.shape[-2:]).all(0).cpu()
-    candidates = Candidates.among(plane, y.shape[-2:], y.ndim == 3)
+    candidates = Candidates.of_model(op, y.ndim == 3)
     # Fewer than this, and what is left is another scan.
     enough = candidates.n >= 2 * k
     held = candidates.draw(k, FRACTION, seed) if enough else [torch.zeros_like(candidates.where)] * k
@@ -81,7 +79,7 @@ def replicate(reconstruct: Reconstruct, y: Tensor, op: Sense, noise_std: float, 
 
 
 def repeat(
-    network: GeneratorReconstructor, reconstruct: Reconstruct, y: Tensor, op: Sense, noise_std: float, k: int, seed: int
+    network: GeneratorReconstructor, reconstruct: Reconstruct, y: Tensor, op: ForwardModel, noise_std: float, k: int, seed: int
 ) -> Replicates:
     """What an interval rests on: `k` draws of a posterior sampler from all samples, which hold nothing out; `replicate` of
     anything else.
@@ -98,18 +96,14 @@ def repeat(
     draws = network.sample(y, op, k, seed)
     if draws is None:
         return replicate(quick(reconstruct), y, op, noise_std, k, seed)
-    plane = op.mask.reshape(-1, *op.mask.shape[-2:]).all(0).cpu()
-    return Replicates((), (), (), draws, Candidates.among(plane, y.shape[-2:], y.ndim == 3))
+    return Replicates((), (), (), draws, Candidates.of_model(op, y.ndim == 3))
 
 
-def _all(reconstruct: Reconstruct, samples: list[Tensor], ops: list[Sense]) -> Tensor:
+def _all(reconstruct: Reconstruct, samples: list[Tensor], ops: list[ForwardModel]) -> Tensor:
     """Images ``(k *batch y x)``: planes in one batch, volumes one after another."""
     if samples[0].ndim > 3:
         return torch.stack([reconstruct(y, op) for y, op in zip(samples, ops, strict=True)])
-    first, flat = ops[0], [op.flattened(()) for op in ops]  # a batch of one: masks may lack the coil axis
-    counts = None if first.n_averages is None else torch.cat([op.n_averages for op in flat if op.n_averages is not None])
-    maps = first.maps.expand(len(ops), *first.maps.shape)
-    return reconstruct(torch.stack(samples), Sense(maps, torch.cat([op.mask for op in flat]), first.noise_std, counts))
+    return reconstruct(torch.stack(samples), together(ops))
 
 
 def spread_of(image: Tensor, replicates: Replicates, support: Tensor) -> Tensor:
@@ -135,7 +129,7 @@ def spread_of(image: Tensor, replicates: Replicates, support: Tensor) -> Tensor:
 
 
 def held_out_of_replicates(
-    replicates: Replicates, companion: Reconstruct, y: Tensor, op: Sense, image: str
+    replicates: Replicates, companion: Reconstruct, y: Tensor, op: ForwardModel, image: str
 ) -> HeldOutScore | None:
     """Score of `replicates` at the samples that they were not given; None where nothing was held out.
 
@@ -162,7 +156,7 @@ def held_out_of_replicates(
         def weighted(z: Tensor, w: Tensor = w) -> float:
             return float((w * z.abs().double().square()).sum())
 
-        parts = [fft(x[i].unsqueeze(-3) * op.maps) - target for x in (replicates.images, classical)]
+        parts = [op.forward(x[i]) - target for x in (replicates.images, classical)]
         errors.append([weighted(parts[0]), weighted(parts[1]), weighted(target)])
     table = torch.tensor(errors, dtype=torch.float64)
     total = table.sum(0)
@@ -198,7 +192,7 @@ def score(
     return HeldOutScore(verdict, says, error, companion_error, ratio, spread, unit, n, images)
 
 
-def worst_case_scale(y: Tensor, op: Sense, noise_std: float) -> float:
+def worst_case_scale(y: Tensor, op: ForwardModel, noise_std: float) -> float:
     """Norm of the noise of all acquired samples of k-space ``(*batch coil ky kx)``."""
     return noise_std * n_samples(op, y) ** 0.5
 

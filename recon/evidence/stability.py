@@ -7,18 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from kspace.simulation.from_images import complex_noise
 from recon.evidence.record import Stability
 from recon.methods.classical import CgSense
 
-Reconstruct = Callable[[Tensor, Sense], Tensor]
+Reconstruct = Callable[[Tensor, ForwardModel], Tensor]
 PLANES = 4  # of a volume
 ITERATIONS = 3
 
 
 def largest_gain(
-    network: Reconstruct, companion: Reconstruct | None, y: Tensor, op: Sense, noise_norm: float, seed: int
+    network: Reconstruct, companion: Reconstruct | None, y: Tensor, op: ForwardModel, noise_norm: float, seed: int
 ) -> tuple[float, float | None]:
     """Gain ``||x(y + d) - x(y)|| / ||d||`` of network and companion, the largest of `ITERATIONS` perturbations.
 
@@ -37,7 +37,7 @@ def largest_gain(
         Of the first one.
     """
     rng = torch.Generator().manual_seed(seed)
-    v = complex_noise(tuple(y.shape[:-3]) + tuple(y.shape[-2:]), rng).to(y.device) * op.support
+    v = complex_noise(tuple(y.shape[:-3]) + op.shape, rng).to(y.device) * op.support
     start, gain, tried = network(y, op), 0.0, []
     for _ in range(ITERATIONS):
         d = op.forward(v.to(y.dtype))

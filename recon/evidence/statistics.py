@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from kspace.simulation.check import RING_EDGES, bright_object, intensity_statistics, map_gradient, phase_statistics
 
 LEAST_POWER = 1e-8  # relative to the innermost ring
@@ -19,7 +19,7 @@ LARGEST = 10.0  # standardised value beyond which one statistic says no more
 GROUPS = {"spectrum": "radial spectrum", "phase": "phase", "intensity": "intensities", "maps": "coil maps"}
 
 
-def image_statistics(y: Tensor, op: Sense, image: Tensor, noise_std: float) -> dict[str, float]:
+def image_statistics(y: Tensor, op: ForwardModel, image: Tensor, noise_std: float) -> dict[str, float]:
     """Logarithms of radial spectrum, phase residuals and map gradient, and intensity percentiles; empty without signal.
 
     Parameters
@@ -39,7 +39,9 @@ def image_statistics(y: Tensor, op: Sense, image: Tensor, noise_std: float) -> d
     inside = bright_object(images[i].abs())
     if not bool(inside.any()) or not bool(torch.isfinite(images[i].abs()).all()):
         return {}
-    found = spectrum(planes[i], weights, noise_std**2)
+    ky, kx = flat.planes(slice(i, i + 1)).frequencies
+    radius = torch.maximum(ky.abs(), kx.abs()).reshape(-1, *y.shape[-2:])[0]
+    found = spectrum(planes[i], weights, noise_std**2, radius)
     found |= {name: math.log(max(value, 1e-4)) for name, value in phase_statistics(images[i], inside).items()}
     found |= intensity_statistics(images[i].abs()[inside])
     if len(maps) > 1:
@@ -56,7 +58,7 @@ def snr(image: Tensor, noise_std: float) -> float | None:
     return float(plane[inside].mean()) / (noise_std / math.sqrt(2)) if bool(inside.any()) and noise_std > 0 else None
 
 
-def spectrum(y: Tensor, weights: Tensor, variance: float) -> dict[str, float]:
+def spectrum(y: Tensor, weights: Tensor, variance: float, radius: Tensor | None = None) -> dict[str, float]:
     """Logarithm of the mean power of acquired samples in rings of k-space over that of the innermost, noise subtracted.
 
     Parameters
@@ -65,10 +67,12 @@ def spectrum(y: Tensor, weights: Tensor, variance: float) -> dict[str, float]:
         Complex ``(coil ky kx)``, and how often each sample was measured, broadcastable to it.
     variance
         E|n|^2 of a sample measured once.
+    radius
+        The larger of ``abs(ky)`` and ``abs(kx)`` of each sample in cycles per pixel, ``(ky kx)``; None: those of a grid.
     """
-    n_y, n_x = y.shape[-2:]
-    at_y, at_x = ((torch.arange(n) - n // 2).abs() / n for n in (n_y, n_x))
-    radius = torch.maximum(at_y[:, None], at_x).to(y.device)
+    if radius is None:
+        at_y, at_x = ((torch.arange(n) - n // 2).abs() / n for n in y.shape[-2:])
+        radius = torch.maximum(at_y[:, None], at_x).to(y.device)
     counts = weights.expand(y.shape).double()
     acquired = counts > 0
     excess = y.abs().double().square() - variance / counts.clamp(min=1)

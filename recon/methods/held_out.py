@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from torch import Tensor
 from kspace import coils
 from kspace.container import KSpace
 from kspace.masks import digest
+from kspace.noncartesian.operator import NonCartesianSense
 from kspace.operators import ForwardModel, Sense
 from kspace.seeds import RandomGenerator
+
+Model = TypeVar("Model", bound=ForwardModel)
 
 OUTER = 0.05  # of the samples, the outermost, tell the noise where nothing else does
 FEWEST_OUTER = 64
@@ -32,16 +36,19 @@ class Candidates:
     Attributes
     ----------
     unit
-        ``lines`` or ``points``.
+        ``lines``, ``points``, or ``readouts`` off the Cartesian grid.
     where
-        Bool, ``(ky 1)`` for lines and ``(ky kx)`` for points.
+        Bool, ``(ky 1)`` for lines, ``(ky kx)`` for points, ``(readout 1)``.
     calibration
         Size ``(ky, kx)`` of the area that may not.
+    density
+        Of readouts: what share of k-space each sample stands for, real ``(readout sample)``; None on the grid.
     """
 
     unit: str
     where: Tensor
     calibration: tuple[int, int]
+    density: Tensor | None = None
 
     @classmethod
     def of(cls, k: KSpace) -> Candidates:
@@ -63,6 +70,15 @@ class Candidates:
         calibration = coils.calibration_region(where)
         where[_block(where, calibration)] = False
         return cls("lines" if is_lines else "points", where, calibration)
+
+    @classmethod
+    def of_model(cls, op: ForwardModel, as_lines: bool = True) -> Candidates:
+        """Those of a forward model: as `among`, and off the grid complete readouts."""
+        plane = op.mask.reshape(-1, *op.mask.shape[-2:]).all(0).cpu()
+        if not isinstance(op, NonCartesianSense):
+            return cls.among(plane, op.samples, as_lines)
+        density = op.compensation.reshape(-1, *op.samples)[0].cpu()
+        return cls("readouts", plane.any(1, keepdim=True), (0, 0), density)
 
     @property
     def n(self) -> int:
@@ -108,7 +124,10 @@ class Candidates:
 
         p is the share of acquired samples in its ring around the centre. With these weights the mean squared error over the
         candidates estimates that over what was not acquired (Horvitz and Thompson 1952, doi:10.1080/01621459.1952.10483446).
+        Of readouts the share of k-space, ``(readout sample)``: spokes crowd in the centre.
         """
+        if self.density is not None:
+            return self.density.double() * self.where
         outside, weights = torch.ones_like(self.where), torch.zeros(self.where.shape, dtype=torch.float64)
         outside[_block(self.where, self.calibration)] = False
         distance = self.distance()
@@ -123,13 +142,34 @@ class Candidates:
         return weights
 
 
-def without(op: Sense, held: Tensor) -> Sense:
-    """The operator of a scan without the samples at `held`, bool ``(ky kx|1)``."""
+def without(op: Model, held: Tensor) -> Model:
+    """The operator of a scan without the samples at `held`, bool ``(ky kx|1)`` or ``(readout 1)``."""
+    if isinstance(op, NonCartesianSense):
+        kept = ~held.to(op.maps.device)
+        # The neighbours of what is left out stand for it.
+        share = kept.float().mean().clamp(min=1e-6)
+        weights = op.weights.squeeze(-3) * kept
+        return cast("Model", replace(op, sample_weights=weights, density=op.compensation * kept / share))
+    assert isinstance(op, Sense)
     mask = op.mask & ~held.to(op.mask.device)
-    return replace(op, mask=mask, n_averages=None if op.n_averages is None else op.n_averages * mask)
+    return cast("Model", replace(op, mask=mask, n_averages=None if op.n_averages is None else op.n_averages * mask))
 
 
-def noise_variance(y: Tensor, op: ForwardModel) -> float | None:
+def together(ops: Sequence[ForwardModel]) -> ForwardModel:
+    """The operators of one plane with different samples, maps ``(coil y x)``, as that of a batch."""
+    first = ops[0]
+    maps = first.maps.expand(len(ops), *first.maps.shape)
+    if isinstance(first, NonCartesianSense):
+        found = [op for op in ops if isinstance(op, NonCartesianSense)]
+        weights = torch.stack([op.weights.squeeze(-3) for op in found])
+        density = torch.stack([op.compensation for op in found])
+        return NonCartesianSense(maps, first.trajectory, weights, density, first.noise_std)
+    flat = [op.flattened(()) for op in ops]  # a batch of one: masks may lack the coil axis
+    counts = None if first.n_averages is None else torch.cat([op.n_averages for op in flat if op.n_averages is not None])
+    return Sense(maps, torch.cat([op.mask for op in flat]), first.noise_std, counts)
+
+
+def noise_variance(y: Tensor, op: ForwardModel, stated: float | None = None) -> float | None:
     """E|n|^2 of a sample measured once, averaged over the coils; None where neither the scan nor its samples tell it.
 
     The outermost acquired samples are taken for noise where their magnitudes are distributed as those of noise alone: the
@@ -141,7 +181,10 @@ def noise_variance(y: Tensor, op: ForwardModel) -> float | None:
         Complex ``(*batch coil ky kx)``.
     op
         Forward model.
+    stated
+        Taken in place of `op.noise_std`; None: that.
     """
+    stated = op.noise_std if stated is None else stated
     ky, kx = op.frequencies
     distance = torch.hypot(ky, kx).reshape(-1, *y.shape[-2:])[0]
     power = outer_power(y, op.mask, op.n_averages, distance)
@@ -150,7 +193,7 @@ def noise_variance(y: Tensor, op: ForwardModel) -> float | None:
     variance = power.median(1).values / math.log(2)
     if (variance > 0).all() and float((power.mean(1) / variance).median()) <= HEAVY_TAIL:
         return float(variance.mean())
-    return op.noise_std**2 if op.noise_std**2 <= float(power.mean()) else None
+    return stated**2 if stated**2 <= float(power.mean()) else None
 
 
 def outer_power(y: Tensor, mask: Tensor, n_averages: Tensor | None, distance: Tensor | None = None) -> Tensor | None:

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kspace.fourier import fft
-from kspace.operators import ForwardModel, Sense, on_grid
+from kspace.linear_operators import with_tensors
+from kspace.operators import ForwardModel
 from recon.methods.classical import L1Wavelet, Reconstructor, flattened
 from recon.methods.generator import GeneratorReconstructor
-from recon.methods.held_out import Candidates, noise_variance, without
+from recon.methods.held_out import Candidates, noise_variance, together, without
 from recon.methods.refine import Residual, relative_noise
 from recon.methods.twin import twin
 
@@ -34,7 +34,7 @@ FEWEST = 20  # lines below which the prior decides alone
 PRIOR_UNITS = 4.0  # held-out units that the prior weighs as much as
 SLICES = 3  # of a volume, that its weights are made from
 EVEN = 0.25  # share of equal weights in the prior: means of reconstructions are seldom much worse than any of them
-LAMDAS = {"lines": 4e-3, "points": 1e-3}  # least of L1-wavelet: missing lines leave stronger aliases
+LAMDAS = {"lines": 4e-3, "points": 1e-3, "readouts": 1e-3}  # least of L1-wavelet: missing lines leave stronger aliases
 NOISE = 0.15  # its weight in standard deviations of the noise, where that is more
 BLOCKS = 16  # units that the held-out points of a fold count as, for standard errors
 
@@ -204,16 +204,16 @@ class Held:
     candidates
         What may be held out.
     masks
-        Bool ``(ky kx|1)``, one for each fold.
+        Bool ``(ky kx|1)`` or ``(readout 1)``, one for each fold.
     """
 
     candidates: Candidates
     masks: list[Tensor]
 
     @classmethod
-    def of(cls, op: Sense, shape: Sequence[int], seed: int) -> Held:
-        """The folds of a plane with operator `op` and k-space of `shape` ``(ky kx)``."""
-        found = Candidates.among(op.mask.reshape(-1, *op.mask.shape[-2:]).all(0).cpu(), shape)
+    def of(cls, op: ForwardModel, seed: int) -> Held:
+        """The folds of a plane with operator `op`."""
+        found = Candidates.of_model(op)
         n_folds = min(FOLDS, found.n)
         return cls(found, found.draw(n_folds, FRACTION, seed) if n_folds else [])
 
@@ -232,10 +232,10 @@ class Held:
         return Evidence(torch.stack(products), torch.tensor(folds), size) if products else None
 
     def _units(self, held: Tensor) -> list[Tensor]:
-        """Lines, or `BLOCKS` interleaved sets of points."""
+        """Lines or readouts, or `BLOCKS` interleaved sets of points."""
         places = held.nonzero()
         places = places[self.candidates.distance()[held].argsort(stable=True)]
-        n = len(places) if self.candidates.unit == "lines" else min(BLOCKS, len(places))
+        n = min(BLOCKS, len(places)) if self.candidates.unit == "points" else len(places)
         units = []
         for i in range(n):
             unit = torch.zeros_like(held)
@@ -288,12 +288,11 @@ class Stack:
         return self.classical.name, self.network.name, f"{self.network.name}+residual"
 
     def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
-        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``; InputError off the Cartesian grid."""
-        op = on_grid(op, "--refine stack", "use --refine residual or none")
+        """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
         y = torch.where(op.mask, y, 0)
         fit = self.fit or self.fitted([(y, op)]).fit
         assert fit is not None
-        image = torch.zeros_like(y[..., 0, :, :])
+        image = y.new_zeros((*y.shape[:-3], *op.shape))
         _, generated, refined = fit.weights
         if fit.weights[0] > 0:
             image = image + fit.weights[0] * replace(self.classical, lamda=fit.lamda)(y, op)
@@ -304,7 +303,7 @@ class Stack:
                 image = image + refined * self.residual(network, y, op)
         return image
 
-    def fitted(self, cases: Sequence[tuple[Tensor, Sense]]) -> Stack:
+    def fitted(self, cases: Sequence[tuple[Tensor, ForwardModel]]) -> Stack:
         """The stack with weights for a volume, from a few of its slices.
 
         Parameters
@@ -318,7 +317,7 @@ class Stack:
         n_held, held = 0, None
         noise = float(torch.cat([relative_noise(y, op) for y, op in chosen]).median()) if chosen else 0.0
         for number, (y, op) in enumerate(chosen):
-            held = Held.of(op, y.shape[-2:], self.seed)
+            held = Held.of(op, self.seed)
             evidence, products = self._judge(torch.where(op.mask, y, 0), op, held, with_twin=number == 0, noise=noise)
             twins = twins + products
             if evidence is not None:
@@ -328,33 +327,28 @@ class Stack:
         joined = _joined(found)
         return replace(self, fit=self._decide(joined, twins, held, n_held, len(chosen), noise))
 
-    def _judge(self, y: Tensor, op: Sense, held: Held, with_twin: bool, noise: float) -> tuple[Evidence | None, Tensor]:
+    def _judge(self, y: Tensor, op: ForwardModel, held: Held, with_twin: bool, noise: float) -> tuple[Evidence | None, Tensor]:
         """Held-out products of one plane, and those of its twin (zero without); all reconstructed in one batch."""
         rests = [without(op, mask) for mask in held.masks]
-        samples, masks = [torch.where(rest.mask, y, 0) for rest in rests], [rest.mask for rest in rests]
-        counts = [rest.n_averages for rest in rests]
+        samples = [torch.where(rest.mask, y, 0) for rest in rests]
         truth = None
         if with_twin:
             measured, truth = twin(y, op, noise_variance(y, op), self.seed)
-            samples, masks, counts = [*samples, measured], [*masks, op.mask], [*counts, op.n_averages]
-        n_averages = None if op.n_averages is None else torch.stack([c for c in counts if c is not None])
-        batch = Sense(op.maps.expand(len(masks), *op.maps.shape), torch.stack(masks), op.noise_std, n_averages)
-        images = self._candidates(torch.stack(samples), batch, _weight(held.candidates.unit, noise))
-        residuals = [fft(images[i].unsqueeze(-3) * op.maps) - y for i in range(len(rests))]
+            samples = [*samples, measured]
+        ops = [*rests, op] if with_twin else rests
+        images = self._candidates(torch.stack(samples), together(ops), _weight(held.candidates.unit, noise))
+        residuals = [op.forward(images[i]) - y for i in range(len(rests))]
         if self.companion is not None and rests:
             beside = [self.companion(one, rest) for one, rest in zip(samples, rests, strict=False)]
             # Two more rows: the companion, and the prediction of zero.
-            residuals = [
-                torch.cat([e, torch.stack([fft(x.unsqueeze(-3) * op.maps) - y, -y])])
-                for e, x in zip(residuals, beside, strict=True)
-            ]
+            residuals = [torch.cat([e, torch.stack([op.forward(x) - y, -y])]) for e, x in zip(residuals, beside, strict=True)]
         products = torch.zeros(3, 3, dtype=torch.float64)
         if truth is not None:
             wrong = (images[-1] - truth)[:, op.support].to(torch.complex128)
             products = (wrong.conj() @ wrong.T).real.cpu()
         return held.evidence(residuals), products
 
-    def _candidates(self, y: Tensor, op: Sense, lamda: float) -> Tensor:
+    def _candidates(self, y: Tensor, op: ForwardModel, lamda: float) -> Tensor:
         """Quick images of all candidates: complex ``(plane candidate y x)``."""
         network = (self.unadapted or self.network)(y, op)
         classical = replace(self.classical, lamda=lamda, iterations=self.quick[0], tolerance=0.0)(y, op)
@@ -369,7 +363,7 @@ class Stack:
             if float(totals[0]) > 0:
                 beside = float(totals[3] / totals[0]), float(totals[4] / totals[0])
             evidence = replace(evidence, products=evidence.products[:, :3, :3])
-        few = unit == "lines" and (n < FEWEST or held.candidates.regular)
+        few = unit != "points" and (n < FEWEST or held.candidates.regular)
         alone = EVEN / len(twins) + (1 - EVEN) * simplex_minimum(twins)
         proposed = combine(None if few else evidence, alone)
 
@@ -398,7 +392,7 @@ class Stack:
         mean, error = gain(evidence, alone, few, 0)
         why = f"held-out gain {mean:+.0%} +- {error:.0%} over {self.names[0]}, {n_held} {unit}"
         if few:
-            reason = f"only {n} lines to hold out" if n < FEWEST else "regular gaps, which held-out lines would double"
+            reason = f"only {n} {unit} to hold out" if n < FEWEST else "regular gaps, which held-out lines would double"
             why = f"weights of a simulated twin, {reason}; {why}"
         errors = evidence.total.diagonal() / evidence.total[0, 0]
         if mean < -error:
@@ -420,19 +414,7 @@ def _joined(found: Sequence[Evidence]) -> Evidence | None:
     return Evidence(torch.cat([e.products for e in found]), torch.cat([e.fold for e in found]), size)
 
 
-def planes_of(y: Tensor, op: Sense) -> list[tuple[Tensor, Sense]]:
+def planes_of(y: Tensor, op: ForwardModel) -> list[tuple[Tensor, ForwardModel]]:
     """The planes ``(coil ky kx)`` of a batch ``(*batch coil ky kx)``, each with its operator."""
-    batch = torch.broadcast_shapes(y.shape[:-3], op.maps.shape[:-3], op.mask.shape[:-3])
     samples, flat, _ = flattened(y, op)
-    n = math.prod(batch)
-
-    def of(x: Tensor | None, i: int) -> Tensor | None:
-        return None if x is None else x[i if len(x) > 1 else 0]
-
-    found = []
-    for i in range(n):
-        maps, mask = of(flat.maps, i), of(flat.mask, i)
-        assert maps is not None
-        assert mask is not None
-        found.append((samples[i], Sense(maps, mask, op.noise_std, of(flat.n_averages, i))))
-    return found
+    return [(one, with_tensors(flat.planes(slice(i, i + 1)), lambda x: x[0])) for i, one in enumerate(samples)]

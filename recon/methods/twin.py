@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from kspace.fourier import centre_crop, fft, ifft
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from kspace.simulation.contrast import dead_leaves
 from kspace.simulation.from_images import complex_noise
 from kspace.simulation.phase import PhaseOptions, draw_phase
 
 
-def twin(y: Tensor, op: Sense, variance: float | None, seed: int) -> tuple[Tensor, Tensor]:
+def twin(y: Tensor, op: ForwardModel, variance: float | None, seed: int) -> tuple[Tensor, Tensor]:
     """A scan of dead leaves with realistic phase, as energetic as the scan itself.
 
     Dead leaves have the edges and the spectrum of natural images and no anatomy (Lee, Mumford and Huang 2001,
@@ -33,7 +33,7 @@ def twin(y: Tensor, op: Sense, variance: float | None, seed: int) -> tuple[Tenso
         k-space like `y`, zero where not acquired, and the object, complex ``(y x)``.
     """
     rng = torch.Generator().manual_seed(seed)
-    shape = y.shape[-2:]
+    shape = op.shape
     magnitude = dead_leaves((2 * shape[0], 2 * shape[1]), rng)
     phase = draw_phase(magnitude, rng, PhaseOptions())
     # Twice the matrix, cropped: edges are as sharp as k-space can show them, and not sharper.

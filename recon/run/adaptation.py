@@ -119,6 +119,6 @@ def _planes_of(y: Tensor, op: ForwardModel, most: int) -> list[tuple[Tensor, Sen
     """Planes ``(coil ky kx)`` of an image with their operators, at most `most`, spread over all."""
     from recon.methods.stack import planes_of
 
-    planes = planes_of(y, on_grid(op, "--adapt", "leave it out"))
+    planes = [(one, on_grid(own, "--adapt", "leave it out")) for one, own in planes_of(y, op)]
     n = min(max(1, most), len(planes))
     return [planes[int((i + 0.5) * len(planes) / n)] for i in range(n)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kspace.container import ImageIndex, KSpace
 from kspace.errors import InputError
-from kspace.operators import Sense
+from kspace.operators import ForwardModel
 from recon.evidence.assess import Assessor, EvidenceOptions, Findings, ScanEvidence
 from recon.evidence.record import ITEMS, ROLES, Fallback, GuardReport, HeldOutScore, ImageEvidence
 from recon.methods import classical
@@ -52,7 +52,11 @@ class Delivery:
         return roles_of(self.name)
 
     def planes(
-        self, k: KSpace, op: Sense, fitted: Callable[[ImageIndex], Method], score: Callable[[ImageIndex], HeldOutScore | None]
+        self,
+        k: KSpace,
+        op: ForwardModel,
+        fitted: Callable[[ImageIndex], Method],
+        score: Callable[[ImageIndex], HeldOutScore | None],
     ) -> dict[str, Tensor]:
         """Images of prepared k-space by role, ``(*batch y x)``: ``main`` and companion complex, the maps of the evidence real
         or complex.
@@ -97,7 +101,7 @@ class Delivery:
         return f"domain guard: {'; '.join(guard.outside)}" if self._strict_guard and guard.outside else None
 
     def _attempt(
-        self, k: KSpace, op: Sense, index: ImageIndex, fitted: Callable[[ImageIndex], Method]
+        self, k: KSpace, op: ForwardModel, index: ImageIndex, fitted: Callable[[ImageIndex], Method]
     ) -> tuple[Tensor | None, Method, str | None]:
         """The generated image ``(*batch y x)``, what made it, and why there is none."""
         method = self._method

@@ -57,13 +57,6 @@ def reconstruct_image(
     if delivery is None:
         with log.step("reconstruct"):
             return [_image(method.reconstruct(k.data, op), k, "main")]
-    if not isinstance(op, Sense):
-        with log.step("reconstruct"):
-            images = [_image(method.reconstruct(k.data, op).to(k.data.dtype), k, "main")]
-        if delivery.companion is not None and delivery.name is not None:
-            with log.step(delivery.name):
-                images.append(_image(delivery.companion(k.data, op), k, delivery.name))
-        return images
     planes = delivery.planes(k, op, refinement.of, refinement.score)
     images = []
     for role, found in planes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -213,7 +213,10 @@ def reconstruct_encoding(
 
     method = adapted(method, order, load, options, log)
     if method.generator is not None and source.has_trajectory(encoding):
-        method = off_grid(method, log)
+        log.warn(
+            "samples off the Cartesian grid: data consistency is weighted by their density; the limits of the evidence are "
+            "those of masks of a grid, and no interval is calibrated for it"
+        )
     delivery = None if method.generator is None else Delivery(method, options, log)
     refinement = Refinement(method, order, load, log, None if delivery is None else delivery.companion)
     # The bar counts images and names the stage; tqdm leaves it out where nobody is looking.
@@ -235,21 +238,6 @@ def reconstruct_encoding(
     for message in source.warnings:
         log.warn(message)
     return images
-
-
-def off_grid(method: Method, log: Log) -> Method:
-    """A generator's method for samples off the Cartesian grid; the log says what is left out."""
-    from recon.methods.stack import Stack
-
-    if isinstance(method.reconstruct, Stack):
-        assert method.generator is not None
-        method = replace(method, reconstruct=method.generator, details=method.details | {"refine": "none"})
-        log.warn("--refine stack holds samples of a Cartesian grid out: the network's own image is delivered")
-    log.warn(
-        "samples off the Cartesian grid: data consistency is weighted by their density, and no evidence is measured "
-        "(certificate, determined part, held-out score, uncertainty, stability, domain guard); judge by the classical image"
-    )
-    return method
 
 
 def choose_noise(source: Source, options: RunOptions, log: Log) -> Noise | None:

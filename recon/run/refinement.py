@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from kspace.container import ImageIndex
-from kspace.operators import ForwardModel, Sense, on_grid
+from kspace.operators import ForwardModel
 from recon.evidence.record import HeldOutScore
 from recon.methods.choose import Method
 from recon.methods.classical import Reconstructor
@@ -56,17 +56,13 @@ class Refinement:
             n = min(SLICES, len(members))
             chosen = [members[int((i + 0.5) * len(members) / n)] for i in range(n)]
             with self._log.step("stack"):
-                stack = replace(made, companion=self._companion).fitted([self._on_grid(i) for i in chosen])
+                stack = replace(made, companion=self._companion).fitted([self._load(i) for i in chosen])
             assert stack.fit is not None
             about = {"contrast": index.contrast, "set": index.set, "from": [i.name for i in chosen]}
             self._log.refinement.append({**about, "says": stack.fit.says, **stack.fit.record()})
             self._known[key] = replace(self._method, reconstruct=stack)
             self._scores[key] = held_out_of_fit(stack.fit, tuple(i.name for i in chosen))
         return self._known[key]
-
-    def _on_grid(self, index: ImageIndex) -> tuple[Tensor, Sense]:
-        y, op = self._load(index)
-        return y, on_grid(op, "--refine stack", "use --refine residual or none")
 
     def score(self, index: ImageIndex) -> HeldOutScore | None:
         """Held-out score of the stack of an image, from the solves of its weights; None without a stack, or before `of`."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kspace.fourier import central
+from kspace.linear_operators import with_tensors
 from kspace.operators import ForwardModel
-from recon.datasets.example import Example, Key, with_tensors
+from recon.datasets.example import Example, Key
 from recon.methods import classical
 from recon.metrics import image as metrics
 
