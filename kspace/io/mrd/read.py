@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -16,11 +17,12 @@ from kspace.io.checksums import sha256
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
+from kspace.io.mrd.echo_planar import Trajectory, epi_readouts
+from kspace.io.mrd.flags import NOISE
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
-from kspace.io.mrd.noise import read_noise_readouts
 from kspace.io.mrd.noncartesian import TrajectoryOptions, frames_of
-from kspace.io.mrd.sort import ReadoutPlan, Trajectory, check_readouts, epi_readouts, find_lender, plan_encoding
-from kspace.noise import Noise
+from kspace.io.mrd.sort import ReadoutPlan, check_readouts, find_lender, plan_encoding
+from kspace.noise import Noise, noise_covariance
 
 MOST_FOR_MAPS = 512  # readouts: the memory of a long series is that of a frame
 
@@ -285,6 +287,57 @@ def read_noise(path: str | PathLike[str]) -> Noise:
     if noise is None:
         raise InputError(f"no noise readouts (flag 19) among {len(headers)}", path, "give a file with a noise scan")
     return noise
+
+
+def read_noise_readouts(
+    group: h5py.Group, path: Path, headers: np.ndarray, relative_bandwidth: float | None, warnings: list[str]
+) -> Noise | None:
+    """Noise from the readouts of an open file that are flagged as noise scan; None where there are none.
+
+    `headers` are the acquisition headers ``(readout,)`` of the file.
+
+    Raises
+    ------
+    InputError
+        If these readouts contradict each other in channels or dwell time.
+    """
+    numbers = np.flatnonzero(headers["flags"] & NOISE)
+    numbers = numbers[headers["number_of_samples"][numbers] > 0]
+    if not len(numbers):
+        return None
+    channels, dwells = np.unique(headers["active_channels"][numbers]), np.unique(headers["sample_time_us"][numbers])
+    if len(channels) > 1:
+        raise InputError(
+            f"noise readouts have {' and '.join(map(str, channels))} channels, expected one number",
+            path,
+            "convert the scan again",
+        )
+    if len(dwells) > 1:
+        shown = " and ".join(f"{dwell:g}" for dwell in dwells)
+        raise InputError(
+            f"noise readouts have dwell times of {shown} us, expected one", path, "convert the scan again, or give --no-whiten"
+        )
+    if relative_bandwidth is None:
+        warnings.append("no relativeReceiverNoiseBandwidth in the header: taken as 1 (Siemens receivers have about 0.79)")
+    covariance, n_samples = noise_covariance(_inner(group, path, headers, numbers))
+    return Noise(covariance, _dwell(float(dwells[0])), n_samples, relative_bandwidth or 1.0, str(path))
+
+
+def _inner(group: h5py.Group, path: Path, headers: np.ndarray, numbers: np.ndarray) -> Iterable[np.ndarray]:
+    """The samples that the acquisition headers do not tell to discard."""
+    for number, samples in mrd_file.read_samples(group, path, headers, numbers):
+        pre, post = int(headers["discard_pre"][number]), int(headers["discard_post"][number])
+        if pre + post >= samples.shape[1]:
+            raise InputError(
+                f"noise readout {number} discards {pre} + {post} of its {samples.shape[1]} samples",
+                path,
+                "convert the scan again",
+            )
+        yield samples[:, pre : samples.shape[1] - post]
+
+
+def _dwell(sample_time_us: float) -> float | None:
+    return sample_time_us * 1e-6 if 0 < sample_time_us < np.inf else None
 
 
 def _epi_trajectories(group: h5py.Group, path: Path, header: MrdHeader, headers: np.ndarray) -> dict[int, Trajectory]:

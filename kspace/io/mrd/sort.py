@@ -9,22 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from kspace.container import ImageIndex
-from kspace.epi.plan import EpiPlan, plan_readouts
+from kspace.epi.plan import EpiPlan
 from kspace.errors import InputError
+from kspace.io.mrd.echo_planar import Trajectory, is_unnamed_epi, plan_epi
 from kspace.io.mrd.flags import (
     CALIBRATION,
     CALIBRATION_AND_IMAGING,
     COMPRESSED,
     EXCLUDED,
-    NAVIGATION,
-    NOISE,
     NOT_IMAGING,
-    PHASE_CORRECTION,
     REVERSE,
 )
 from kspace.io.mrd.header import Encoding, Limits, MrdHeader
 
-Trajectory = tuple[np.ndarray, np.ndarray]  # of a forward and of a reversed readout, along the readout
 SAME = 0.01  # relative difference of lengths that converters round
 IMAGE_COUNTERS = ("contrast", "set", "phase", "repetition", "slice")
 
@@ -89,7 +86,12 @@ def plan_encoding(
     _check_lengths(headers, both, path)
     reference = imaging if len(imaging) else calibration  # readouts that only serve the maps of an echo-planar encoding
     centre, ky, kz = _rows(encoding, headers, reference, calibration, path, warnings)
-    epi = _plan_epi(encoding, headers, both, path, warnings, trajectory) if encoding.is_epi else None
+    if is_unnamed_epi(encoding, headers, both):
+        encoding = replace(encoding, trajectory="epi")
+        warnings.append(
+            f"encoding {encoding.index}: Cartesian by its header, but lines and navigators run both ways: taken as echo-planar"
+        )
+    epi = plan_epi(encoding, headers, both, path, warnings, trajectory) if encoding.is_epi else None
     if epi is None and not encoding.has_trajectory:
         first, stop = _columns(encoding, headers, both, path, warnings)
     else:
@@ -105,69 +107,6 @@ def plan_encoding(
         calibration="separate" if len(calibration) else "embedded" if calibrated else "none",
     )
     return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(headers, imaging), epi)
-
-
-def _plan_epi(
-    encoding: Encoding, headers: np.ndarray, lines: np.ndarray, path: Path, warnings: list[str], trajectory: Trajectory | None
-) -> EpiPlan:
-    flags = headers["flags"]
-    mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & NOISE) == 0)
-    navigators = np.flatnonzero(mine & ((flags & PHASE_CORRECTION) != 0))
-    if not len(navigators):  # as sequences of Pulseq mark them
-        navigators = np.flatnonzero(mine & ((flags & NAVIGATION) != 0))
-    alike = headers["number_of_samples"][navigators] == headers["number_of_samples"][lines[0]]
-    if not alike.all():
-        warnings.append(
-            f"encoding {encoding.index}: {np.count_nonzero(~alike)} navigators have another number of samples than the lines: "
-            "they are not used"
-        )
-    navigators = navigators[alike]
-    is_reversed = (flags & REVERSE) != 0
-    n = encoding.encoded_matrix[0]
-    if trajectory is not None:
-        scale = _units(max(float(np.abs(k).max()) for k in trajectory), n, encoding.encoded_fov_m[0], path)
-        trajectory = trajectory[0] * scale, trajectory[1] * scale
-    parameters = encoding.parameters
-    return plan_readouts(headers, lines, navigators, is_reversed, n, parameters, str(path), warnings, trajectory)
-
-
-def _units(largest: float, n: int, fov_m: float, path: Path) -> float:
-    """Factor to units of 1 / (field of view) for a trajectory that reaches `largest`."""
-    for unit in (1.0, float(n), n / fov_m):  # cycles per pixel, 1 / (field of view), 1 / m
-        if 0.3 * unit <= largest <= 0.6 * unit:
-            return n / unit
-    raise InputError(
-        f"the trajectory along the readout reaches {largest:.3g}, expected about 0.5, {n / 2:g} or {n / 2 / fov_m:.4g} (1/m)",
-        path,
-        "correct the trajectory, the matrix or the field of view",
-    )
-
-
-def epi_readouts(encoding: Encoding, headers: np.ndarray, path: Path) -> tuple[int, int] | None:
-    """Numbers of a forward and a reversed line whose trajectories are those of all; None where the readouts carry none.
-
-    `headers` are the acquisition headers ``(readout,)`` of the file.
-
-    Raises
-    ------
-    InputError
-        If some lines of the encoding carry a trajectory and others do not.
-    """
-    flags = headers["flags"]
-    lines = np.flatnonzero((headers["encoding_space_ref"] == encoding.index) & ((flags & EXCLUDED) == 0))
-    carries = headers["trajectory_dimensions"][lines] > 0
-    if not encoding.is_epi or not carries.any():
-        return None
-    if not carries.all():
-        with_one, without = lines[carries][0], lines[~carries][0]
-        raise InputError(
-            f"readout {with_one} of encoding {encoding.index} carries a trajectory, readout {without} none",
-            path,
-            "convert the scan again",
-        )
-    back = (flags[lines] & REVERSE) != 0
-    forward, backward = lines[~back], lines[back]
-    return int((forward if len(forward) else backward)[0]), int((backward if len(backward) else forward)[0])
 
 
 def check_readouts(headers: np.ndarray, header: MrdHeader, path: Path) -> None:

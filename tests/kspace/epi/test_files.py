@@ -225,6 +225,14 @@ def test_navigators_of_another_length_are_not_used(tmp_path: Path) -> None:
         read.load(0, ImageIndex())
 
 
+def test_echo_trains_that_the_header_calls_cartesian_are_found(tmp_path: Path) -> None:
+    scan = echo_planar(plain(), Trapezoid(0, 500, 0, 80, 6.2), phase=PLANTED)
+    write_scan(replace(scan, spaces=(replace(scan.spaces[0], trajectory="cartesian", parameters={}),)), tmp_path / "scan.h5")
+    read = open_scan(tmp_path / "scan.h5")
+    assert error(read, scan) < 0.01
+    assert any("Cartesian by its header, but lines and navigators run both ways" in w for w in read.warnings)
+
+
 def test_readouts_that_were_turned_already_are_not_turned_again(tmp_path: Path) -> None:
     """A converter that turns reversed readouts and leaves their marks."""
     scan = echo_planar(plain(), LOBE, phase=PLANTED)

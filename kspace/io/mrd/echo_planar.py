@@ -1,0 +1,92 @@
+"""Echo-planar readouts of a file: whether they are some, their navigators, and where their samples lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kspace.epi.plan import EpiPlan, plan_readouts
+from kspace.errors import InputError
+from kspace.io.mrd.flags import EXCLUDED, NAVIGATION, NOISE, PHASE_CORRECTION, REVERSE
+from kspace.io.mrd.header import Encoding
+
+Trajectory = tuple[np.ndarray, np.ndarray]  # of a forward and of a reversed readout, along the readout
+
+
+def is_unnamed_epi(encoding: Encoding, headers: np.ndarray, lines: np.ndarray) -> bool:
+    """Whether an encoding that is Cartesian by its header was acquired in echo trains, as its navigators tell.
+
+    `headers` are the acquisition headers ``(readout,)`` of the file, `lines` numbers ``(n,)`` of its lines.
+    """
+    flags = headers["flags"]
+    navigators = (headers["encoding_space_ref"] == encoding.index) & ((flags & PHASE_CORRECTION) != 0)
+    reverse = (flags & REVERSE) != 0
+    both = [len(np.unique(reverse[some])) == 2 for some in (lines, navigators)]
+    return encoding.trajectory == "cartesian" and not encoding.is_epi and all(both)
+
+
+def plan_epi(
+    encoding: Encoding, headers: np.ndarray, lines: np.ndarray, path: Path, warnings: list[str], trajectory: Trajectory | None
+) -> EpiPlan:
+    """Plan the echo-planar `lines` ``(n,)`` of an encoding, see `kspace.epi.plan.plan_readouts`; `headers` are the acquisition
+    headers ``(readout,)`` of the file, `trajectory` is that of `epi_readouts`.
+    """
+    flags = headers["flags"]
+    mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & NOISE) == 0)
+    navigators = np.flatnonzero(mine & ((flags & PHASE_CORRECTION) != 0))
+    if not len(navigators):  # as sequences of Pulseq mark them
+        navigators = np.flatnonzero(mine & ((flags & NAVIGATION) != 0))
+    alike = headers["number_of_samples"][navigators] == headers["number_of_samples"][lines[0]]
+    if not alike.all():
+        warnings.append(
+            f"encoding {encoding.index}: {np.count_nonzero(~alike)} navigators have another number of samples than the lines: "
+            "they are not used"
+        )
+    navigators = navigators[alike]
+    is_reversed = (flags & REVERSE) != 0
+    n = encoding.encoded_matrix[0]
+    if trajectory is not None:
+        scale = _units(max(float(np.abs(k).max()) for k in trajectory), n, encoding.encoded_fov_m[0], path)
+        trajectory = trajectory[0] * scale, trajectory[1] * scale
+    parameters = encoding.parameters
+    return plan_readouts(headers, lines, navigators, is_reversed, n, parameters, str(path), warnings, trajectory)
+
+
+def _units(largest: float, n: int, fov_m: float, path: Path) -> float:
+    """Factor to units of 1 / (field of view) for a trajectory that reaches `largest`."""
+    for unit in (1.0, float(n), n / fov_m):  # cycles per pixel, 1 / (field of view), 1 / m
+        if 0.3 * unit <= largest <= 0.6 * unit:
+            return n / unit
+    raise InputError(
+        f"the trajectory along the readout reaches {largest:.3g}, expected about 0.5, {n / 2:g} or {n / 2 / fov_m:.4g} (1/m)",
+        path,
+        "correct the trajectory, the matrix or the field of view",
+    )
+
+
+def epi_readouts(encoding: Encoding, headers: np.ndarray, path: Path) -> tuple[int, int] | None:
+    """Numbers of a forward and a reversed line whose trajectories are those of all; None where the readouts carry none.
+
+    `headers` are the acquisition headers ``(readout,)`` of the file.
+
+    Raises
+    ------
+    InputError
+        If some lines of the encoding carry a trajectory and others do not.
+    """
+    flags = headers["flags"]
+    lines = np.flatnonzero((headers["encoding_space_ref"] == encoding.index) & ((flags & EXCLUDED) == 0))
+    carries = headers["trajectory_dimensions"][lines] > 0
+    if not encoding.is_epi or not carries.any():
+        return None
+    if not carries.all():
+        with_one, without = lines[carries][0], lines[~carries][0]
+        raise InputError(
+            f"readout {with_one} of encoding {encoding.index} carries a trajectory, readout {without} none",
+            path,
+            "convert the scan again",
+        )
+    back = (flags[lines] & REVERSE) != 0
+    forward, backward = lines[~back], lines[back]
+    return int((forward if len(forward) else backward)[0]), int((backward if len(backward) else forward)[0])
