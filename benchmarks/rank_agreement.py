@@ -31,11 +31,11 @@ from kspace.operators import Sense as Op
 from recon.commands.simulate import simulate
 from recon.compare.held_out import HeldOutComparison, Reconstruct
 from recon.compare.holding import hold_out
+from recon.compare.methods import by_default
 from recon.datasets.example import Example
 from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.methods.choose import choose
 from recon.methods.classical import CgSense, L1Wavelet, TotalVariation, ZeroFilled
-from recon.methods.weights import bundled
 from recon.metrics import image as metrics
 
 MASKS = ("random1d:4", "random1d:8", "poisson2d:4", "poisson2d:8")
@@ -92,7 +92,7 @@ def methods() -> dict[str, Reconstruct]:
     found |= {f"sense {w:g}": CgSense(lamda=w) for w in SENSE_WEIGHTS}
     found |= {f"l1-wavelet {w:g}": L1Wavelet(lamda=w) for w in SPARSE_WEIGHTS}
     found |= {f"tv {w:g}": TotalVariation(lamda=w) for w in SPARSE_WEIGHTS}
-    for name in bundled():
+    for name in by_default([MaskSpec.parse(mask).family for mask in MASKS]):
         made = choose(name, device="cpu").reconstruct
         assert made is not None
         found[name] = made

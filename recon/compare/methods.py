@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from kspace.errors import InputError
+from kspace.masks import MaskSpec
 from kspace.operators import ForwardModel
 from models.systems import find_systems
 from recon.compare.store import TAKEN
@@ -32,12 +34,29 @@ LABELS = {
     "bart-tv": "BART TV",
     "iagan": "IAGAN",
 }
+MEAN = "mean:"  # of the images of several generators: mean:srgan:mdcsrn
 REFINED: dict[str, Refinement] = {"+residual": "residual", "+stack": "stack"}
 # Weights that suit whitened brains; they are tuned where --tune-on says on what.
 BARTS: dict[str, Callable[[], bart_program.Pics]] = {
     "bart-l1-wavelet": lambda: bart_program.Pics("W", 3e-3),
     "bart-tv": lambda: bart_program.Pics("T", 8e-3),
 }
+
+
+@dataclass(frozen=True, eq=False)
+class MeanOfMembers:
+    """An ensemble, called ``(y, op) -> image``: the mean of the complex images of its members, complex ``(*batch y x)``.
+
+    Lyu, Shan and Wang 2019 (arXiv 1907.03063) join members by a further network; a mean needs no training.
+    """
+
+    members: tuple[Reconstructor, ...]
+    sha256: str
+
+    def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
+        """From k-space, complex ``(*batch coil ky kx)``."""
+        first, *others = (member(y, op) for member in self.members)
+        return sum(others, start=first) / len(self.members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +137,9 @@ def choose(
     """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
 
     A file of weights is one of ours, or of a network of the package ``fastmri`` (`recon.methods.fastmri_networks`).
-    Without names: every classical method, every bundled generator, and those of `weights`. A generator may be followed by
-    ``+residual`` or ``+stack`` (`recon.methods.refine`, `recon.methods.stack`).
+    Without names: every classical method, the bundled generators of `by_default`, and those of `weights`. A generator may be
+    followed by ``+residual`` or ``+stack`` (`recon.methods.refine`, `recon.methods.stack`); ``mean:A:B`` is the mean of the
+    images of A and B.
 
     Raises
     ------
@@ -130,18 +150,19 @@ def choose(
 
     own = _own_weights(weights)
     if names is None:
-        chosen = [*classical.METHODS, *(name for name in bundled() if name not in own), *own]
+        chosen = [*classical.METHODS, *(name for name in by_default() if name not in own), *own]
     else:
         chosen = [name.strip() for name in names.split(",") if name.strip()]
     chosen += [name for name in BARTS if bart and name not in chosen]
     if twice := next((name for name in chosen if chosen.count(name) > 1), None):
         raise InputError(f"{twice} is given twice", "--methods", "leave one out")
-    if unused := [name for name in own if name not in map(_base, chosen)]:
+    members = [member for name in chosen for member in _members(name)]
+    if unused := [name for name in own if name not in map(_base, members)]:
         raise InputError(f"weights for {unused[0]}, which is none of the methods", "--weights", "name it in --methods too")
     if not chosen:
         raise InputError("no methods", "--methods", "name some, e.g. --methods sense,tv")
     known = list(dict.fromkeys([*classical.METHODS, *BARTS, *bundled(), *own]))
-    for name in chosen:  # all names before any weights are read
+    for name in members:  # all names before any weights are read
         if _base(name) not in known or (name != _base(name) and _base(name) in (*classical.METHODS, *BARTS)):
             raise InputError(
                 f"there is no method '{name}'", "--methods", f"choose from {', '.join(known)}, or --weights name=FILE"
@@ -149,8 +170,30 @@ def choose(
     return [_make(name, own, device, precision) for name in chosen]
 
 
+def by_default(families: Collection[str] | None = None) -> list[str]:
+    """Bundled generators that take part unasked: not those that are fitted to each scan, which takes minutes a slice.
+
+    Parameters
+    ----------
+    families
+        Of the masks; generators that were trained on none of them are left out. None: any.
+    """
+    from recon.methods.weights import bundled, read_card
+
+    found = []
+    for name, path in bundled().items():
+        card = read_card(path)
+        known = {MaskSpec.parse(mask).family for mask in card.envelope.get("masks", ())}
+        fitted = find_systems()[card.system][card.preset].generator.fitted
+        if not fitted and (families is None or not known or known & set(families)):
+            found.append(name)
+    return found
+
+
 def _make(name: str, weights: Mapping[str, Path], device: str, precision: Precision) -> ComparedMethod:
     label = _label(name)
+    if name.startswith(MEAN):
+        return _mean(name, label, [_make(member, weights, device, precision) for member in _members(name)])
     if name in classical.METHODS:
         made = classical.make(name)
         return ComparedMethod(name, label, CLASSICAL, made, {"reconstructor": repr(made)})
@@ -186,6 +229,24 @@ def _make(name: str, weights: Mapping[str, Path], device: str, precision: Precis
     return ComparedMethod(name, label, GENERATOR, refined(network, refine), details)
 
 
+def _mean(name: str, label: str, members: Sequence[ComparedMethod]) -> ComparedMethod:
+    """The ensemble of `members`, which are all generators."""
+    if other := next((member.name for member in members if member.family != GENERATOR), None):
+        raise InputError(f"{other} is no generator", "--methods", "name generators after mean:, e.g. mean:srgan:mdcsrn")
+    if len(members) < 2:
+        raise InputError(f"'{name}' names one member", "--methods", "name several, e.g. mean:srgan:mdcsrn")
+    digest = hashlib.sha256(" ".join(str(member.sha256) for member in members).encode()).hexdigest()
+    details = {member.name: str(member.sha256) for member in members}
+    return ComparedMethod(
+        name, label, GENERATOR, MeanOfMembers(tuple(member.reconstruct for member in members), digest), details
+    )
+
+
+def _members(name: str) -> list[str]:
+    """The methods that `name` stands for: those of a mean, else itself."""
+    return name.removeprefix(MEAN).split(":") if name.startswith(MEAN) else [name]
+
+
 def _foreign(name: str, label: str, path: Path, device: str) -> ComparedMethod:
     """A network of the package fastmri."""
     if name != _base(name):
@@ -202,6 +263,8 @@ def _base(name: str) -> str:
 
 def _label(name: str) -> str:
     """Name of a method in tables: declared by its class, or by the system that its bundled weights are of."""
+    if name.startswith(MEAN):
+        return f"mean of {', '.join(map(_label, _members(name)))}"
     if name in classical.METHODS:
         return str(getattr(classical.METHODS[name], "label", LABELS.get(name, name)))
     if name != (base := _base(name)):

@@ -13,9 +13,10 @@ from kspace.masks import MaskSpec
 from recon.compare import merge as merging
 from recon.compare import tuning
 from recon.compare.cases import FullVolume, find_data, groups_of, parse_masks
-from recon.compare.methods import ComparedMethod, choose
+from recon.compare.methods import ComparedMethod, by_default, choose
 from recon.compare.metrics import check_metric, conventions
 from recon.compare.store import MaskedVolume, VolumeRow
+from recon.methods import classical
 from recon.methods.precision import Precision
 from recon.metrics.image import Convention
 
@@ -28,7 +29,8 @@ class CompareOptions:
     ----------
     methods
         Separated by commas: zero-filled, sense, l1-wavelet, tv, and bundled generators (recon models), and those of --weights.
-        Default: all of them.
+        Default: all of them but generators that were trained on other families of masks, or are fitted to each scan. A+residual
+        and A+stack refine the generator A; mean:A:B is the mean of the images of A and B.
     masks
         Separated by commas, e.g. random1d:4,random1d:8,poisson2d:8; see docs/MASKS.md. Each is drawn once for a volume.
     weights
@@ -139,6 +141,10 @@ def make_plan(data: Sequence[str], output: Path, options: CompareOptions) -> Com
             raise InputError(f"{value} is too few", f"--{name.replace('_', '-')}", "give 1 or more")
     specs, others = parse_masks(options.masks, options.seed), conventions(options.conventions)
     specs, drawn = draws_of(specs, options.draws or 1)
+    if options.methods is None:
+        own = [text.partition("=")[0] for text in options.weights]
+        unasked = [name for name in by_default({spec.family for spec in specs}) if name not in own]
+        options = replace(options, methods=",".join([*classical.METHODS, *unasked, *own]))
     methods = choose(options.methods, options.weights, options.bart, options.device, options.precision)
     volumes, scans = find_data(data, output, options.max_volumes)
     tuned: list[tuning.TuningSlice] = []

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from kspace.container import Header, KSpace
+from kspace.errors import InputError
 from kspace.fourier import fft
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from recon.compare import tuning
 from recon.compare.cases import find_data
+from recon.compare.methods import choose
 from recon.compare.plan import draws_of
 from recon.compare.statistics import over_draws
 from recon.compare.store import VolumeRow
@@ -24,7 +26,7 @@ from recon.methods.stack import SLICES
 from recon.metrics.missing import missing_energies, missing_error
 from recon.report import report
 from tests.support.comparisons import SHAPE, run, volume, volumes
-from tests.support.scans import coil_maps, ellipses
+from tests.support.scans import coil_maps, ellipses, scan
 from tests.support.weights import written
 
 MASK = "random1d:2,centre=12"
@@ -140,3 +142,17 @@ def test_tuning_on_unlike_data_is_said(tmp_path: Path) -> None:
     assert tuning.at_edge([entry, {**entry, "at_edge": False}]) == [
         f"tv under {MASK}: the best weight, 0.01, lies at the edge of the grid"
     ]
+
+
+def test_the_mean_of_members_is_the_mean_of_their_images(tmp_path: Path) -> None:
+    files = [written(tmp_path, f"{name}.safetensors", generator={"width": width}) for name, width in (("a", 4), ("b", 6))]
+    given = [f"{path.stem}={path}" for path in files]
+    mean, *members = choose("mean:a:b,a,b", given)
+    y, op, _ = scan(noise=0.02)
+    a, b = (member.reconstruct(y, op) for member in members)
+    torch.testing.assert_close(mean.reconstruct(y, op), (a + b) / 2)
+    assert (mean.label, mean.family) == ("mean of a, b", "generator")
+    assert mean.sha256 not in (None, *(member.sha256 for member in members))
+    for names, message in (("mean:a:tv", "tv is no generator"), ("mean:a", "names one member"), ("mean:a:c", "no method 'c'")):
+        with pytest.raises(InputError, match=message):
+            choose(names, given[:1])

@@ -18,6 +18,7 @@ from kspace.operators import Sense
 from models.systems import build_generator, find_systems, resolve
 from recon.commands import models
 from recon.commands.export import export
+from recon.compare.methods import by_default
 from recon.datasets.kspace_dataset import KSpaceDataset
 from recon.methods import classical, generator, weights
 from recon.methods.choose import choose
@@ -293,7 +294,7 @@ def test_bundled_weights_are_of_known_systems_within_sixty_megabytes() -> None:
     assert sum(path.stat().st_size for path in (ROOT / "models" / "weights").iterdir()) < 60e6
 
 
-@pytest.mark.parametrize("mask", ["random1d:4", "poisson2d:8"])
+@pytest.mark.parametrize("mask", ["random1d:4", "poisson2d:8", "centre:4"])
 def test_bundled_weights_beat_sense_on_a_real_head_it_was_not_trained_on(data_dir: Path, mask: str) -> None:
     example = KSpaceDataset([data_dir / "fastmri_style" / "brain_8ch.h5"], [MaskSpec.parse(mask)])[0]
     assert example.truth is not None
@@ -303,8 +304,15 @@ def test_bundled_weights_beat_sense_on_a_real_head_it_was_not_trained_on(data_di
         return float((image.abs() - example.truth)[example.op.support].norm())
 
     sense = error(classical.make("sense")(example.y, example.op))
-    for name in weights.bundled():
+    for name in by_default([MaskSpec.parse(mask).family]):
         assert error(generator.load(name)(example.y, example.op)) < sense, name
+
+
+def test_a_comparison_takes_the_generators_that_know_the_mask_and_need_no_fit() -> None:
+    lines, every = by_default(["random1d"]), by_default()
+    assert {"refinegan", "varnet"} <= set(lines) <= set(every)
+    assert not {"csgm", "iagan"} & set(every)
+    assert by_default(["spiral"]) == []
 
 
 def test_bundled_weights_can_be_loaded() -> None:
