@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kspace.errors import InputError
 from kspace.io.mrd.flags import CALIBRATION, EXCLUDED, NAVIGATION, NOISE, PHASE_CORRECTION, flag
 from kspace.io.mrd.stream import StreamReadout
 
@@ -158,3 +159,40 @@ class Intake:
     n_images: int = 0
     n_waveforms: int = 0
     error: str | None = None
+
+
+class Unfinished:
+    """Memory that the unfinished messages of all clients take together.
+
+    While they take more than `most`, no client may hold more than its share, ``most / clients``: the sum stays below ``2 most``, and
+    a client that sends messages of usual size beside greedy ones goes on.
+
+    Parameters
+    ----------
+    most
+        Bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[int, int] = {}
+
+    def hold(self, number: int, n_bytes: int, where: str) -> None:
+        """Note that session `number`, of the client `where`, holds `n_bytes`.
+
+        Raises
+        ------
+        InputError
+            If that is more than its share, and all of them hold more than `most`.
+        """
+        self._held[number] = n_bytes
+        if sum(self._held.values()) > self._most and n_bytes > self._most // len(self._held):
+            raise InputError(
+                f"{n_bytes / 2**20:.0f} MiB of an unfinished message, and all clients hold {self._most / 2**20:.0f} MiB of them",
+                where,
+                "send one scan after another, or raise --max-unfinished-gib",
+            )
+
+    def release(self, number: int) -> None:
+        """Forget a session."""
+        self._held.pop(number, None)

@@ -79,6 +79,8 @@ class ServeOptions:
         The most pixels that one image of a client may claim, MiB.
     max_text_mib
         The longest header, configuration or text, MiB.
+    max_unfinished_gib
+        The most memory that unfinished messages of all clients may take together, GiB.
     min_free_gib
         Free space of the spool below which the server does not start, and refuses scans, GiB.
     quota_gib
@@ -115,6 +117,7 @@ class ServeOptions:
     max_readout_mib: float = 256.0
     max_image_mib: float = 1024.0
     max_text_mib: float = 16.0
+    max_unfinished_gib: float = 2.0
     min_free_gib: float = 2.0
     quota_gib: float | None = None
     worker_memory_gib: float | None = None
@@ -128,7 +131,7 @@ class ServeOptions:
     def __post_init__(self) -> None:
         for name in ("workers", "max_clients"):
             _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
-        for name in ("idle_timeout", "total_timeout", "stop_timeout", "max_scan_gib", "max_readout_mib", "max_text_mib"):
+        for name in ("idle_timeout", "total_timeout", "stop_timeout", "max_scan_gib", "max_readout_mib", "max_text_mib", "max_unfinished_gib"):
             _check(getattr(self, name) > 0, f"--{name.replace('_', '-')}", getattr(self, name), "more than 0")
         _check(0 <= self.port < 65536, "--port", self.port, "0 to 65535")
         if self.tls_cert is None and (self.tls_key is not None or self.tls_clients is not None):

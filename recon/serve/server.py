@@ -15,6 +15,7 @@ from typing import Any
 from kspace.errors import InputError
 from kspace.io.mrd import sending
 from recon.serve.events import Events
+from recon.serve.intake import Unfinished
 from recon.serve.metrics import MetricsPage
 from recon.serve.options import GIB, ScannerOptions, ServeOptions, to_json
 from recon.serve.peer import PIECE, Peer, PipePeer, TcpPeer
@@ -43,6 +44,7 @@ class Server:
         self._scanner, self._options, self._events = scanner, options, events
         quota = None if options.quota_gib is None else int(options.quota_gib * GIB)
         self._spool = Spool(options.spool, int(options.min_free_gib * GIB), quota)
+        self._unfinished = Unfinished(int(options.max_unfinished_gib * GIB))
         self._sessions: dict[asyncio.Task[str], Session] = {}
         self._n_sessions = 0
         self._stop = asyncio.Event()
@@ -150,7 +152,7 @@ class Server:
     async def _begin(self, peer: Peer) -> None:
         assert self._pool is not None
         self._n_sessions += 1
-        session = Session(self._n_sessions, peer, self._options, self._spool, self._pool, self._events)
+        session = Session(self._n_sessions, peer, self._options, self._unfinished, self._spool, self._pool, self._events)
         task = asyncio.ensure_future(session.run())
         self._sessions[task] = session
         task.add_done_callback(self._ended)

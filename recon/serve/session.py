@@ -24,7 +24,7 @@ from kspace.io.mrd.stream import (
     StreamWaveform,
 )
 from recon.serve.events import Events
-from recon.serve.intake import Intake, Key, name_of
+from recon.serve.intake import Intake, Key, Unfinished, name_of
 from recon.serve.options import GIB, ServeOptions
 from recon.serve.peer import FilePart, Outbox, Peer
 from recon.serve.pool import JobFailed, Pool, WorkerLost
@@ -44,12 +44,21 @@ class Session:
         The client.
     options
         Limits and time-outs.
-    spool, pool, events
+    unfinished, spool, pool, events
         Of the server.
     """
 
-    def __init__(self, number: int, peer: Peer, options: ServeOptions, spool: Spool, pool: Pool, events: Events) -> None:
-        self.number, self._peer, self._options = number, peer, options
+    def __init__(
+        self,
+        number: int,
+        peer: Peer,
+        options: ServeOptions,
+        unfinished: Unfinished,
+        spool: Spool,
+        pool: Pool,
+        events: Events,
+    ) -> None:
+        self.number, self._peer, self._options, self._unfinished = number, peer, options, unfinished
         self._spool, self._pool, self._events = spool, pool, events
         self._outbox = Outbox(peer, options.idle_timeout)
         self._parser = StreamParser(peer.name, options.limits)
@@ -95,6 +104,7 @@ class Session:
         finally:
             self._ended = True
             self._over.set()
+            self._unfinished.release(self.number)
             sending_task.cancel()
             await asyncio.gather(sending_task, syncing, return_exceptions=True)
             self._peer.abort()
@@ -120,6 +130,8 @@ class Session:
             except InputError as error:
                 self._received.error = str(error)
                 self.say("ERROR", str(error))
+                self._parser.discard()
+                self._unfinished.release(self.number)
                 # A client that is still writing would not read before it has written.
                 draining = asyncio.ensure_future(self._drain())
             self._ended = True
@@ -152,6 +164,7 @@ class Session:
             await self._record(data)
             for start, stop, message in self._parser.follow(data):
                 self._take(start, stop, message)
+            self._unfinished.hold(self.number, self._parser.n_pending, self._peer.name)
 
     async def _record(self, data: bytes) -> None:
         """Write before anything is done with it."""

@@ -181,6 +181,12 @@ class StreamParser:
         """Byte of the stream with which the message begins that is unfinished, or expected next."""
         return self._start
 
+    def discard(self) -> None:
+        """Free the bytes of the unfinished message, which stay counted. Nothing can be fed afterwards."""
+        self._taken += len(self._buffer)
+        self._buffer = bytearray()
+        self._parts.close()
+
     def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
         """Take the next bytes, as many or few as have come, and return the messages that they complete.
 

@@ -114,6 +114,25 @@ def test_clients_that_block_do_not_delay_an_honest_one(server: Served, four_slic
     assert disturbed < 2 * undisturbed + 0.1
 
 
+def test_clients_share_the_memory_for_unfinished_messages(four_slices: Path, tmp_path: Path) -> None:
+    xml, readouts = scan_messages(four_slices)
+    claims = bytearray(readouts[0])
+    for place, value in ((34, 60_000), (38, 32)):  # number_of_samples and active_channels of its header, after its kind
+        claims[2 + place : 4 + place] = value.to_bytes(2, "little")
+    greedy = b"".join([sending.config_file("default"), sending.header(xml), claims, bytes(1_500_000)])
+    with serving(tmp_path / "spool", "--method", "zero-filled", "--max-unfinished-gib", "0.002") as served, ExitStack() as stack:
+        first = stack.enter_context(served.connect())
+        first.sendall(greedy)  # 1.4 MiB of 1.8 MiB: allowed as long as nobody else needs memory
+        served.wait_until(lambda: bool(served.named("received")), "the first client was not heard")
+        got = served.exchange(greedy)
+        assert closed(got)
+        (said,) = [line for line in texts(got) if line.startswith("ERROR")]
+        assert re.search(r"1 MiB of an unfinished message, and all clients hold 2 MiB of them; send one scan after", said), said
+        honest(served, session(four_slices), 4)
+        first.sendall(bytes(2_000_000))
+        assert served.process.poll() is None
+
+
 def _ignore(call: Callable[[bytes], Any], data: bytes) -> None:
     with suppress(OSError):
         call(data)
