@@ -11,6 +11,7 @@ from kspace.io.mrd.flags import CALIBRATION, EXCLUDED, NAVIGATION, NOISE, PHASE_
 from kspace.io.mrd.stream import StreamReadout
 
 MOST_IMAGES = 65536  # of one scan that are reconstructed before its end; beyond it the counters are nonsense
+MIB = 2**20
 BATCH = 16  # images that are reconstructed together when several are waiting
 LAST_IN_SLICE = int(flag("LAST_IN_SLICE"))
 LAST_OF_ALL = int(flag("LAST_IN_REPETITION") | flag("LAST_IN_MEASUREMENT"))
@@ -164,8 +165,8 @@ class Intake:
 class Unfinished:
     """Memory that the unfinished messages of all clients take together.
 
-    While they take more than `most`, no client may hold more than its share, ``most / clients``: the sum stays below ``2 most``, and
-    a client that sends messages of usual size beside greedy ones goes on.
+    While they take more than `most`, no client may hold more than its share, ``most / clients``: the sum stays below
+    ``2 most``, and a client that sends messages of usual size beside greedy ones goes on.
 
     Parameters
     ----------
@@ -188,7 +189,7 @@ class Unfinished:
         self._held[number] = n_bytes
         if sum(self._held.values()) > self._most and n_bytes > self._most // len(self._held):
             raise InputError(
-                f"{n_bytes / 2**20:.0f} MiB of an unfinished message, and all clients hold {self._most / 2**20:.0f} MiB of them",
+                f"{n_bytes / MIB:.0f} MiB of an unfinished message, and all clients hold {self._most / MIB:.0f} MiB of them",
                 where,
                 "send one scan after another, or raise --max-unfinished-gib",
             )

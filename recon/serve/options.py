@@ -131,7 +131,15 @@ class ServeOptions:
     def __post_init__(self) -> None:
         for name in ("workers", "max_clients"):
             _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
-        for name in ("idle_timeout", "total_timeout", "stop_timeout", "max_scan_gib", "max_readout_mib", "max_text_mib", "max_unfinished_gib"):
+        for name in (
+            "idle_timeout",
+            "total_timeout",
+            "stop_timeout",
+            "max_scan_gib",
+            "max_readout_mib",
+            "max_text_mib",
+            "max_unfinished_gib",
+        ):
             _check(getattr(self, name) > 0, f"--{name.replace('_', '-')}", getattr(self, name), "more than 0")
         _check(0 <= self.port < 65536, "--port", self.port, "0 to 65535")
         if self.tls_cert is None and (self.tls_key is not None or self.tls_clients is not None):

@@ -346,8 +346,11 @@ class Session:
             self._log("not kept", stream=recording.path, error=str(error))
         finally:
             recording.close()
-            for removed in await asyncio.to_thread(self._spool.enforce_quota):
-                self._log("removed", file=removed, why="quota")
+            removed, above = await asyncio.to_thread(self._spool.enforce_quota)
+            for path in removed:
+                self._log("removed", file=path, why="quota")
+            if above:
+                self._log("above quota", bytes=above, why="scans that were not reconstructed are never removed")
 
     async def _write_record(self, recording: Recording) -> None:
         received = self._received

@@ -75,6 +75,7 @@ class Spool:
     def __init__(self, folder: Path, min_free: int, quota: int | None) -> None:
         self.folder, self._min_free, self._quota = folder.absolute(), min_free, quota
         self._removing = threading.Lock()
+        self._to_keep: set[str] = set()  # records, read once, of scans that the quota does not remove
 
     def prepare(self) -> None:
         """Make the folder, and remove what servers that died left half-written.
@@ -144,19 +145,20 @@ class Spool:
         streams = sorted(self.folder.glob(f"*{STREAM}"))
         return [path for path in streams if not path.with_suffix(RECORD).exists() and not is_locked(path)]
 
-    def enforce_quota(self) -> list[Path]:
-        """Remove the oldest reconstructed scans until the folder is within its quota; return the files removed.
+    def enforce_quota(self) -> tuple[list[Path], int]:
+        """Remove the oldest reconstructed scans until the folder is within its quota.
 
-        Sessions that end together call it from threads of their own: one after the other, else both would count the same scans.
+        Returns the files removed, and the bytes above the quota that scans hold which were not reconstructed. Sessions that
+        end together call it from threads of their own: one after the other, else both would count the same scans.
         """
         removed: list[Path] = []
         if self._quota is None:
-            return removed
+            return removed, 0
         with self._removing:
-            self._remove(removed, self.used_bytes() - self._quota)
-        return removed
+            left = self._remove(removed, self.used_bytes() - self._quota)
+        return removed, max(left, 0)
 
-    def _remove(self, removed: list[Path], left: int) -> None:
+    def _remove(self, removed: list[Path], left: int) -> int:
         for record in self._reconstructed():
             if left <= 0:
                 break
@@ -167,12 +169,17 @@ class Spool:
                     path.unlink()
                     left -= n_bytes
                     removed.append(path)
+        return left
 
     def _reconstructed(self) -> Iterator[Path]:
         for path in sorted(self.folder.glob(f"*{RECORD}")):
+            if path.name in self._to_keep:
+                continue
             with suppress(OSError, ValueError):
                 if json.loads(path.read_text(encoding="utf-8"))["outcome"] == "reconstructed":
                     yield path
+                else:
+                    self._to_keep.add(path.name)
 
 
 def is_locked(path: Path) -> bool:

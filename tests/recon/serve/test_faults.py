@@ -120,9 +120,12 @@ def test_clients_share_the_memory_for_unfinished_messages(four_slices: Path, tmp
     for place, value in ((34, 60_000), (38, 32)):  # number_of_samples and active_channels of its header, after its kind
         claims[2 + place : 4 + place] = value.to_bytes(2, "little")
     greedy = b"".join([sending.config_file("default"), sending.header(xml), claims, bytes(1_500_000)])
-    with serving(tmp_path / "spool", "--method", "zero-filled", "--max-unfinished-gib", "0.002") as served, ExitStack() as stack:
+    with (
+        serving(tmp_path / "spool", "--method", "zero-filled", "--max-unfinished-gib", "0.002") as served,
+        ExitStack() as stack,
+    ):
         first = stack.enter_context(served.connect())
-        first.sendall(greedy)  # 1.4 MiB of 1.8 MiB: allowed as long as nobody else needs memory
+        first.sendall(greedy)  # 1.4 MiB of 2 MiB: allowed as long as nobody else needs memory
         served.wait_until(lambda: bool(served.named("received")), "the first client was not heard")
         got = served.exchange(greedy)
         assert closed(got)
@@ -275,10 +278,20 @@ def test_sessions_that_end_together_enforce_the_quota_once(tmp_path: Path, monke
 
     monkeypatch.setattr(spool, "used_bytes", counted_slowly)
     with ThreadPoolExecutor(4) as sessions:
-        removed = [path for found in sessions.map(lambda _: spool.enforce_quota(), range(4)) for path in found]
+        removed = [path for found, _ in sessions.map(lambda _: spool.enforce_quota(), range(4)) for path in found]
     assert len(removed) == len(set(removed))
     assert 1000 - 100 - size < used_bytes() <= 1000
     assert sorted(path.stem for path in removed if path.suffix == ".h5") == [f"{i:02}" for i in range(len(removed) // 2)]
+
+
+def test_scans_that_the_quota_keeps_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path / "spool", 0, 100)
+    spool.prepare()
+    for i, outcome in enumerate(["saved", "failed", "reconstructed"]):
+        (spool.folder / f"{i}.json").write_text(json.dumps({"outcome": outcome}).ljust(100))
+    assert spool.enforce_quota() == ([spool.folder / "2.json"], 100)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("a record is read again"))
+    assert spool.enforce_quota() == ([], 100)
 
 
 def test_a_full_disk_is_said_before_anything_starts(tmp_path: Path) -> None:
