@@ -20,6 +20,7 @@ OWNERS = {
     "nibabel": ("recon/output/nifti.py", "kspace/io/images.py"),
     "pytorch_lightning": ("recon/commands/train.py", "recon/train/"),
     "finufft": ("kspace/noncartesian/nufft.py",),
+    "pypulseq": ("kspace/noncartesian/pulseq.py",),
     "distributed": ("recon/batch/cluster.py",),
     "dask": ("recon/batch/cluster.py",),
     "jsonargparse": ("recon/cli.py", "recon/commands/train.py"),

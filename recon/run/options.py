@@ -56,7 +56,8 @@ class RunOptions:
         What is done about the Nyquist ghost of echo-planar scans: auto and linear fit a line to the phase of the navigators,
         polynomial one of fourth order; entropy minimises the entropy of each image, as auto does where there are no navigators.
     trajectory
-        File (.npy) with kx and ky of every imaging readout, real (readout, sample, 2), in place of what the readouts carry.
+        File with kx and ky of every imaging readout in place of what the readouts carry: .npy, real (readout, sample, 2), or
+        the Pulseq sequence, .seq (needs the extra pulseq).
     trajectory_units
         Units of the trajectory: fraction of the matrix (+-0.5), grid (+-n/2, cycles per field of view) or 1/m. Default: guessed
         from the largest |k|.

@@ -16,6 +16,7 @@ from kspace.io.hdf5 import guard
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.header import Encoding
 from kspace.noncartesian.delay import GradientDelay, corrected, estimate_delay
+from kspace.noncartesian.pulseq import read_trajectory
 from kspace.noncartesian.trajectory import Units, cycles_per_pixel, golden_angles, guess_units, radial
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class TrajectoryOptions:
     Attributes
     ----------
     file
-        NumPy file (.npy) with real ``(readout sample 2)`` in place of what the readouts carry; None: those of the readouts.
+        NumPy file (.npy) with real ``(readout sample 2)`` or Pulseq sequence (.seq), in place of what the readouts carry; None:
+        those of the readouts.
     units
         Units of the trajectory; None: guessed.
     delay
@@ -211,13 +213,15 @@ def read_trajectories(group: h5py.Group, path: Path, headers: np.ndarray, number
 
 def _of_file(file: Path, headers: np.ndarray, imaging: np.ndarray) -> np.ndarray:
     where = f"--trajectory {file}"
+    expected = len(imaging), int(headers["number_of_samples"][imaging[0]])
+    if file.suffix == ".seq":
+        return _repeated(read_trajectory(file), expected, where)
     if file.suffix != ".npy":
-        raise InputError(f"'{file.suffix}' files are not read", where, "give a NumPy file (.npy)")
+        raise InputError(f"'{file.suffix}' files are not read", where, "give a NumPy file (.npy) or a Pulseq sequence (.seq)")
     try:
         k = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read ({str(error).splitlines()[0]})", where, "give a NumPy file (.npy)") from error
-    expected = len(imaging), int(headers["number_of_samples"][imaging[0]])
     if k.ndim != 3 or k.shape[-1] != 2 or k.shape[:2] != expected or not np.issubdtype(k.dtype, np.floating):
         what = f"{k.dtype} of shape {k.shape}, the readouts need real numbers of shape {(*expected, 2)}"
         raise InputError(what, where, "give kx and ky of each sample of each imaging readout")
@@ -226,6 +230,14 @@ def _of_file(file: Path, headers: np.ndarray, imaging: np.ndarray) -> np.ndarray
     if not k.any():
         raise InputError("the trajectory is zero everywhere", where, "correct the file")
     return k.astype(np.float64)
+
+
+def _repeated(k: np.ndarray, expected: tuple[int, int], where: str) -> np.ndarray:
+    """The trajectory of a sequence for all readouts of a scan, which may have played it several times."""
+    if k.shape[1] != expected[1] or expected[0] % len(k):
+        what = f"the sequence has {len(k)} readouts of {k.shape[1]} samples, the scan {expected[0]} of {expected[1]}"
+        raise InputError(what, where, "give the .seq file of this scan, or its trajectory as .npy")
+    return np.tile(k, (expected[0] // len(k), 1, 1))
 
 
 def _computed(encoding: Encoding, headers: np.ndarray, numbers: np.ndarray, path: Path) -> np.ndarray:
@@ -258,6 +270,8 @@ def _units(
         return "fraction"
     if options.units is not None:
         return options.units
+    if options.file is not None and options.file.suffix == ".seq":
+        return "1/m"
     if encoding.index not in options._known:
         some = imaging[:: max(1, len(imaging) // MOST_FOR_UNITS)]
         k = _of_file(options.file, headers, imaging) if options.file else read_trajectories(group, path, headers, some)
