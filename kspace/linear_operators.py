@@ -341,3 +341,18 @@ def with_tensors(op: ForwardModel, change: Callable[[Tensor], Tensor]) -> Forwar
     tensors = {f.name: getattr(op, f.name) for f in fields(op)}
     changed = {name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)}
     return replace(op, **changed)
+
+
+def stacked(ops: Sequence[ForwardModel]) -> ForwardModel:
+    """Operators of one kind, with tensors of equal shapes, as that of a batch: maps ``(op *batch coil y x)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ.
+    """
+    tensors: dict[str, list[Any]] = {f.name: [getattr(op, f.name) for op in ops] for f in fields(ops[0])}
+    if any(len({x.shape for x in values if isinstance(x, Tensor)}) > 1 for values in tensors.values()):
+        raise ValueError("operators of different shapes cannot be stacked")
+    joined = {name: torch.stack(values) for name, values in tensors.items() if all(isinstance(x, Tensor) for x in values)}
+    return replace(ops[0], **joined)

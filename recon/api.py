@@ -352,10 +352,10 @@ class Scan:
 def method_names() -> tuple[str, ...]:
     """Names of the methods that can be asked for without a file of weights: classical ones, and bundled weights."""
     from recon.methods import classical
-    from recon.methods.choose import RSS
+    from recon.methods.choose import RSS, SERIES
     from recon.methods.weights import bundled
 
-    return RSS, *classical.METHODS, *bundled()
+    return RSS, *classical.METHODS, *SERIES, *bundled()
 
 
 def example_scan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from torch import Tensor
 from kspace.errors import InputError
 from kspace.operators import ForwardModel
 from recon.methods import classical
+from recon.methods.locally_low_rank import LocallyLowRank
 from recon.methods.precision import Precision
 
 if TYPE_CHECKING:
     from recon.methods.generator import GeneratorReconstructor
     from recon.methods.refine import Refinement
 
+SERIES = {LocallyLowRank.name: LocallyLowRank}  # methods that see all frames of a series at once
 RSS = "rss"  # magnitude only: an export of the coil images, not a reconstructor
 
 
@@ -85,7 +87,7 @@ def choose(
     Parameters
     ----------
     name
-        ``rss``, a classical method (`classical.METHODS`), or a system with bundled or given weights.
+        ``rss``, a classical method (`classical.METHODS`), one for series (`SERIES`), or a system with bundled or given weights.
     lamda
         Regularisation weight of a classical method; None: its default.
     weights
@@ -105,13 +107,14 @@ def choose(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device found", "--device", "use --device cpu")
-    if name == RSS or name in classical.METHODS:
+    if name == RSS or name in (*classical.METHODS, *SERIES):
         if refine not in (None, "none"):
             raise InputError(f"{name} is no generator", f"--refine {refine}", "leave it out")
         if weights is not None:
             raise InputError(f"{name} has no weights", "--weights", "leave it out, or choose the generator with --method")
         if name != RSS:
-            made = classical.make(name, **({} if lamda is None else {"lamda": lamda}))
+            given: dict[str, Any] = {} if lamda is None else {"lamda": lamda}
+            made = SERIES[name](**given) if name in SERIES else classical.make(name, **given)
             place = _place(device)
             placed = made if place.type == "cpu" else OnDevice(made, place)
             return Method(name, placed, details={"reconstructor": repr(made)})
@@ -156,7 +159,7 @@ def _generator(name: str, weights: Path | None, device: str, precision: Precisio
     from recon.methods.weights import bundled
 
     if weights is None and name not in bundled():
-        known = [RSS, *classical.METHODS, *bundled()]
+        known = [RSS, *classical.METHODS, *SERIES, *bundled()]
         raise InputError(
             f"there is no method '{name}'", "--method", f"choose from {', '.join(known)}, or give --weights FILE for a system"
         )

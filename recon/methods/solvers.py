@@ -136,7 +136,7 @@ def sparse(
 def _admm(planes: Planes, g: Sparsity, lamda: float, max_iterations: int, tolerance: float, watch: Watch | None) -> Tensor:
     rho = lamda / g.threshold
     solution, running = planes.rhs.clone(), torch.arange(len(planes), device=planes.rhs.device)
-    step = _MinimiseX(planes, g, rho)
+    step = MinimiseX(planes, g, rho)
     x, v = solution, g.forward(solution)
     u = torch.zeros_like(v)
     for iteration in range(1, max_iterations + 1):
@@ -157,11 +157,11 @@ def _admm(planes: Planes, g: Sparsity, lamda: float, max_iterations: int, tolera
         if iteration == max_iterations or len(kept) == 0:
             break
         running, x, v, u = running[kept], x[kept], v[kept], u[kept]
-        step = _MinimiseX(step.planes[kept], g, rho)
+        step = MinimiseX(step.planes[kept], g, rho)
     return solution
 
 
-class _MinimiseX:
+class MinimiseX:
     """``argmin over x: 1/2 ||W^(1/2)(A x - y)||^2 + rho/2 ||G x - z||^2``: exact where that is a division, else a few steps of
     conjugate gradients from the last iterate."""
 

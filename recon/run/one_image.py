@@ -41,11 +41,7 @@ def reconstruct_image(
     A generator's image is followed by the classical one of the same data, so that a person can look at both, and by the maps
     of its evidence.
     """
-    shape = (k.data.shape[-2], k.data.shape[-1])
-    sampled: dict[str, object] = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
-    if k.trajectory is not None:
-        sampled = gridding.sampling_of(k)
-    log.masks.append({"image": k.header.index.name, **sampled})
+    log.masks.append(sampling_of(k))
     if method.reconstruct is None:
         with log.step("reconstruct"):
             # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
@@ -56,11 +52,11 @@ def reconstruct_image(
     _check_support(k, op, log)
     if delivery is None:
         with log.step("reconstruct"):
-            return [_image(method.reconstruct(k.data, op), k, "main")]
+            return [finished(method.reconstruct(k.data, op), k, "main")]
     planes = delivery.planes(k, op, refinement.of, refinement.score)
     images = []
     for role, found in planes.items():
-        image = _image(found.to(k.data.dtype), k, role)
+        image = finished(found.to(k.data.dtype), k, role)
         if role in ROLES:
             values = image.data.real if role == "difference" else image.data.abs()
             image = replace(image, data=values.contiguous())
@@ -69,6 +65,15 @@ def reconstruct_image(
             image = replace(image, header=replace(image.header, steps=steps))
         images.append(image)
     return images
+
+
+def sampling_of(k: KSpace) -> dict[str, object]:
+    """Name, digest of the sampling and acceleration of an image, for the record."""
+    shape = (k.data.shape[-2], k.data.shape[-1])
+    sampled: dict[str, object] = {"digest": digest(k.mask, shape), "acceleration": acceleration(k.mask, shape)}
+    if k.trajectory is not None:
+        sampled = gridding.sampling_of(k)
+    return {"image": k.header.index.name, **sampled}
 
 
 def _coil_images(k: KSpace) -> Tensor:
@@ -83,8 +88,8 @@ def _root_sum_of_squares(coil_images: Tensor) -> Tensor:
     return (magnitude / scale).square().sum(0).sqrt() * scale
 
 
-def _image(planes: Tensor, k: KSpace, role: str) -> Image:
-    """The finished image of reconstructed planes ``(y x)`` or ``(x z y)``."""
+def finished(planes: Tensor, k: KSpace, role: str) -> Image:
+    """The finished image of reconstructed planes ``(y x)``, ``(x z y)`` or, of a stack, ``(z y x)``."""
     volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-3), k), k.header)[0]
     if not torch.isfinite(torch.view_as_real(volume)).all():
         raise InputError(

@@ -18,10 +18,11 @@ from kspace.operators import ForwardModel
 from recon import memory
 from recon.evidence.record import ImageEvidence
 from recon.methods import classical
-from recon.methods.choose import RSS, Method, choose
+from recon.methods.choose import RSS, SERIES, Method, choose
 from recon.output.export import RunRecord, check_outputs, export
 from recon.run.adaptation import adapted, check_adaptation
 from recon.run.delivery import Delivery, replaced, roles_of
+from recon.run.frames import reconstruct_series
 from recon.run.input import Source, open_source
 from recon.run.log import Log, to_terminal
 from recon.run.one_image import forward_model, reconstruct_image
@@ -181,7 +182,7 @@ def save_results(
 
 def formats_of(source: Source, options: RunOptions) -> tuple[str, ...]:
     """The formats to write: those asked for, by default the page for a generator, and those of this kind of file."""
-    generator = options.method not in (RSS, *classical.METHODS)
+    generator = options.method not in (RSS, *classical.METHODS, *SERIES)
     page = ("html",) if options.format is None and generator and options.evidence != "none" else ()
     return tuple(dict.fromkeys((*options.formats, *page, *source.own_formats)))
 
@@ -211,6 +212,8 @@ def reconstruct_encoding(
         k = prepare(source.load(encoding, index), noise, options, log)
         return k.data, forward_model(k, maps)
 
+    if method.name in SERIES:
+        return reconstruct_series(order, lambda i: prepare(source.load(encoding, i), noise, options, log), maps, method, log)
     method = adapted(method, order, load, options, log)
     if method.generator is not None and source.has_trajectory(encoding):
         log.warn(
