@@ -19,11 +19,13 @@ def is_unnamed_epi(encoding: Encoding, headers: np.ndarray, lines: np.ndarray) -
 
     `headers` are the acquisition headers ``(readout,)`` of the file, `lines` numbers ``(n,)`` of its lines.
     """
-    flags = headers["flags"]
-    navigators = (headers["encoding_space_ref"] == encoding.index) & ((flags & PHASE_CORRECTION) != 0)
+    flags, contrast = headers["flags"], headers["idx"]["contrast"]
     reverse = (flags & REVERSE) != 0
-    both = [len(np.unique(reverse[some])) == 2 for some in (lines, navigators)]
-    return encoding.trajectory == "cartesian" and not encoding.is_epi and all(both)
+    navigators = (headers["encoding_space_ref"] == encoding.index) & ((flags & PHASE_CORRECTION) != 0)
+    if encoding.trajectory != "cartesian" or encoding.is_epi or len(np.unique(reverse[navigators])) < 2:
+        return False
+    # Echoes of alternating direction, each of them an image of its own, are no echo train.
+    return any(len(np.unique(reverse[lines[contrast[lines] == one]])) == 2 for one in np.unique(contrast[lines]))
 
 
 def plan_epi(
