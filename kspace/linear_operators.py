@@ -354,5 +354,13 @@ def stacked(ops: Sequence[ForwardModel]) -> ForwardModel:
     tensors: dict[str, list[Any]] = {f.name: [getattr(op, f.name) for op in ops] for f in fields(ops[0])}
     if any(len({x.shape for x in values if isinstance(x, Tensor)}) > 1 for values in tensors.values()):
         raise ValueError("operators of different shapes cannot be stacked")
-    joined = {name: torch.stack(values) for name, values in tensors.items() if all(isinstance(x, Tensor) for x in values)}
+    joined = {name: _stack(values) for name, values in tensors.items() if all(isinstance(x, Tensor) for x in values)}
     return replace(ops[0], **joined)
+
+
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    """Tensors along a new first axis, without a copy where all are one: maps that frames share are many times the frames."""
+    first = values[0]
+    if all(x.data_ptr() == first.data_ptr() and x.stride() == first.stride() for x in values):
+        return first.expand(len(values), *first.shape)
+    return torch.stack(list(values))

@@ -174,13 +174,27 @@ class NonCartesianSense(ForwardModel):
 
     def nearest_circulant(self, weights: Tensor, axes: Sequence[int] = IMAGE_AXES) -> Tensor:
         assert tuple(axes) == IMAGE_AXES
+        kernel = self._kernel_of(weights)
+        batch = torch.broadcast_shapes(self.maps.shape[:-3], kernel.shape[:-3])
+        # Plane by plane, and once for maps that planes share: doubled grids of all coils of a series would fill the memory.
+        maps = self.maps.expand(*batch, *self.maps.shape[-3:]).reshape(-1, *self.maps.shape[-3:])
+        kernels = kernel.expand(*batch, *kernel.shape[-3:]).reshape(-1, *kernel.shape[-3:])
+        shared = len(maps) == 1 or maps.stride(0) == 0
+        found, correlation = [], self._correlation(maps[0])
+        for i, one in enumerate(kernels):
+            if i and not shared:
+                correlation = self._correlation(maps[i])
+            spread = ifft_corner(_interleaved(one).to(self.maps.dtype))
+            found.append(fft_corner(correlation * spread)[::2, ::2].real.clamp(min=0))
+        return torch.stack(found).reshape(*batch, *self.shape) * (8 / math.sqrt(math.prod(self.shape)))
+
+    def _correlation(self, maps: Tensor) -> Tensor:
+        """Conjugate autocorrelation of ``(coil y x)``, summed over the coils, on the doubled grid where nothing wraps around:
+        complex ``(2y 2x)``."""
         ny, nx = self.shape
-        # On the doubled grid neither the point spread function nor the autocorrelation of the maps wraps around.
-        spread = ifft_corner(_interleaved(self._kernel_of(weights)).to(self.maps.dtype))
-        padded = torch.nn.functional.pad(self.maps, (0, nx, 0, ny))
-        correlation = ifft_corner(fft_corner(padded).abs().square().sum(-3).to(self.maps.dtype))
-        wide = fft_corner(correlation.conj() * spread)[..., ::2, ::2].real.clamp(min=0)
-        return wide * (4 * 2 * math.sqrt(ny * nx) / (ny * nx))
+        power = sum(fft_corner(torch.nn.functional.pad(one, (0, nx, 0, ny))).abs().square() for one in maps)
+        assert isinstance(power, Tensor)
+        return ifft_corner(power.to(maps.dtype)).conj().resolve_conj()
 
     def flattened(self, batch: Sequence[int]) -> NonCartesianSense:
         return self._each(lambda x, rank: flattened(x, rank, batch))

@@ -27,7 +27,7 @@ class LocallyLowRank:
 
     Trzasko and Manduca 2011, Proc. ISMRM 19:4371; Zhang, Pauly and Levesque 2015, doi:10.1002/mrm.25161. Alternating direction
     method of multipliers; the blocks move from iteration to iteration, so that their edges do not stay in the image. All frames
-    are in memory together: about 100 bytes for each pixel and frame, beside the samples.
+    are in memory together: some 320 bytes for each pixel and frame (measured: 40 frames of 128 x 128, 8 coils).
 
     Attributes
     ----------

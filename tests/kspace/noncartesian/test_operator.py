@@ -10,10 +10,13 @@ from torch import Tensor
 
 from kspace.data_consistency import data_consistency, regularised_solve
 from kspace.fourier import fft, ifft_corner
+from kspace.linear_operators import stacked
 from kspace.noncartesian.density import pipe_density
 from kspace.noncartesian.operator import NonCartesianSense
+from kspace.noncartesian.trajectory import golden_angles, radial
 from kspace.operators import Sense
 from tests.support.operators import normalised_maps
+from tests.support.scans import coil_maps
 
 SIZES = [(8, 8), (7, 9), (8, 5)]
 
@@ -176,3 +179,17 @@ def test_errors_name_the_shapes() -> None:
         NonCartesianSense(maps, random_trajectory(), density=torch.ones(5, 10))
     with pytest.raises(ValueError, match="defined on the Cartesian grid"):
         data_consistency(fft(maps[0]), op.forward(maps[0]), op)
+
+
+def test_shared_maps_are_stacked_without_a_copy() -> None:
+    maps = coil_maps(3, (12, 10))
+    trajectories = [torch.from_numpy(radial(6, 20, golden_angles(6) + turn)) for turn in (0.0, 0.4)]
+    ops = [NonCartesianSense(maps, one) for one in trajectories]
+    joined = stacked(ops)
+    assert joined.maps.data_ptr() == maps.data_ptr()
+    for i, op in enumerate(ops):
+        assert torch.allclose(joined.circulant[i], op.circulant, atol=1e-6)
+    others = stacked([ops[0], NonCartesianSense(maps.roll(1, 0), trajectories[1])])
+    assert torch.equal(others.maps[1], maps.roll(1, 0))
+    with pytest.raises(ValueError, match="different shapes"):
+        stacked([ops[0], NonCartesianSense(maps, trajectories[1][:3])])
