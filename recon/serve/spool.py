@@ -118,12 +118,7 @@ class Spool:
 
     def used_bytes(self) -> int:
         """Size of everything in the folder."""
-        total = 0
-        for folder, _, names in os.walk(self.folder):  # `Path.rglob` fails where a folder is removed meanwhile
-            for name in names:
-                with suppress(FileNotFoundError):
-                    total += os.stat(os.path.join(folder, name)).st_size
-        return total
+        return _size_of(self.folder)
 
     def record(self) -> Recording:
         """A new recording.
@@ -172,14 +167,25 @@ class Spool:
         return left
 
     def _reconstructed(self) -> Iterator[Path]:
-        for path in sorted(self.folder.glob(f"*{RECORD}")):
-            if path.name in self._to_keep:
-                continue
+        with os.scandir(self.folder) as entries:  # no `Path` of each: there may be tens of thousands
+            names = sorted(e.name for e in entries if e.name.endswith(RECORD) and e.name not in self._to_keep)
+        for name in names:
+            path = self.folder / name
             with suppress(OSError, ValueError):
                 if json.loads(path.read_text(encoding="utf-8"))["outcome"] == "reconstructed":
                     yield path
                 else:
-                    self._to_keep.add(path.name)
+                    self._to_keep.add(name)
+
+
+def _size_of(folder: Path | str) -> int:
+    """Bytes of the files in a folder and those below; what is removed meanwhile counts nothing."""
+    total = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                total += _size_of(entry.path) if entry.is_dir(follow_symlinks=False) else entry.stat().st_size
+    return total
 
 
 def is_locked(path: Path) -> bool:
