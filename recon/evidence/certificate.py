@@ -35,9 +35,13 @@ class Misfit:
     local: float
 
     def ratio(self, other: Misfit) -> float:
-        """Largest ratio to another image, in all and by radius; what is below the noise counts as the noise."""
+        """Largest ratio to another image, in all and by radius.
+
+        What is below the noise counts as the noise, and in a ring, what is below the other's misfit in all, as that: at an SNR
+        of hundreds errors of the coil maps set the scale, also where SENSE fits them.
+        """
         pairs = [(self.chi2, other.chi2), *zip(self.by_radius, other.by_radius, strict=True)]
-        return max(a / max(b, 1.0) for a, b in pairs if a is not None and b is not None)
+        return max(a / max(b, 1.0, other.chi2) for a, b in pairs if a is not None and b is not None)
 
     def local_ratio(self, other: Misfit) -> float:
         """Ratio of the local residuals; what is below the noise counts as the noise."""

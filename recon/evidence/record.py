@@ -35,7 +35,7 @@ class Certificate:
     by_radius
         chi2 in rings of k-space of equal width, centre first; None for a ring without samples.
     ratio
-        Largest of `chi2` and the rings' over that of the companion, the latter not less than 1.
+        Largest of `chi2` and the rings' over that of the companion, the latter not less than 1, nor in a ring than in all.
     threshold
         Of `ratio`; None where there is no companion.
     local, companion_local, local_threshold

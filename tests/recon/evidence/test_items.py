@@ -15,7 +15,7 @@ from kspace.operators import Sense
 from kspace.simulation.from_images import complex_noise
 from recon.evidence import masks
 from recon.evidence.calibration import Calibration, Setting, Thresholds
-from recon.evidence.certificate import certificate, misfit, weighed
+from recon.evidence.certificate import Misfit, certificate, misfit, weighed
 from recon.evidence.determined import determined_part
 from recon.evidence.noise import noise_level, residual_of
 from recon.evidence.record import NoiseSource
@@ -26,6 +26,14 @@ from tests.support.planes import plane
 
 SENSE = CgSense()
 N = 64
+
+
+def test_rings_that_the_companion_fits_below_its_misfit_in_all_are_no_alarm() -> None:
+    """Errors of coil maps at a high SNR, of which SENSE fits those in the outer rings; at the noise, rings count in full."""
+    companion, judged = Misfit(8.4, (), (90.0, 16.0, 1.0), 1.0), Misfit(11.0, (), (88.0, 16.6, 7.0), 1.0)
+    assert judged.ratio(companion) == pytest.approx(11.0 / 8.4)
+    companion, judged = Misfit(0.8, (), (1.0, 0.8, 0.7), 1.0), Misfit(1.4, (), (1.0, 0.9, 7.0), 1.0)
+    assert judged.ratio(companion) == pytest.approx(7.0)
 
 
 def test_chi2_of_the_truth_is_one_in_all_by_coil_and_by_radius() -> None:
