@@ -30,8 +30,8 @@ from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 from recon.methods.classical import CgSense
 
 Row = tuple[str, float, str, str]
-N, COILS, SPOKES, ROUNDS, ITERATIONS = 256, 8, 201, 3, 30
-LIMIT = 40.0  # seconds of one run
+N, COILS, SPOKES, ROUNDS, ITERATIONS = 256, 8, 201, 2, 30
+LIMIT = 30.0  # seconds of one run
 SHAPES = (
     ellipsoid((0, 0, 0), (0.085, 0.1, 0.1), 0, 1.0),
     ellipsoid((0.03, 0.01, 0), (0.02, 0.03, 0.02), 20, 0.5),
