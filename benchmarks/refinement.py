@@ -32,7 +32,7 @@ from kspace.masks import MaskSpec
 from recon.compare.cases import Case, FullVolume, find_data, make_case, spread
 from recon.compare.metrics import slice_figure
 from recon.methods import generator
-from recon.methods.adapt import Recipe, adapt
+from recon.methods.adaptation.adapt import Recipe, adapt
 from recon.methods.classical import CgSense, L1Wavelet, Reconstructor, TotalVariation
 from recon.methods.refine import RefinedGenerator
 from recon.methods.stack import SLICES, Stack

@@ -38,7 +38,7 @@ def check_adaptation(method: Method, options: RunOptions) -> None:
         raise InputError(f"{method.name} is fitted to each scan anyway", "--adapt", "leave it out")
     if not method.generator.generator.homogeneous:
         raise InputError(f"{method.name} is a published preset, which expects magnitudes", "--adapt", "leave it out")
-    from recon.methods.adapt_state import state_path
+    from recon.methods.adaptation.state import state_path
 
     path = options.save_weights
     if path is not None and path.exists() and not state_path(path).exists() and not options.force:
@@ -63,8 +63,8 @@ def adapted(method: Method, indices: Sequence[ImageIndex], load: Load, options: 
     """
     if options.adapt is None or method.generator is None:
         return method
-    from recon.methods.adapt import SLICES, Recipe, State, adapt
-    from recon.methods.adapt_state import digest_of, read_state, state_path, write_state
+    from recon.methods.adaptation.adapt import SLICES, Recipe, State, adapt
+    from recon.methods.adaptation.state import digest_of, read_state, state_path, write_state
 
     n = min(SLICES, len(indices))
     chosen = [indices[int((i + 0.5) * len(indices) / n)] for i in range(n)]

@@ -14,8 +14,8 @@ from kspace.fourier import fft
 from kspace.masks import MaskSpec
 from kspace.operators import Sense
 from recon.methods import generator
-from recon.methods.adapt import SHARE, Recipe, State, adapt, adapted_parameters
-from recon.methods.adapt_state import digest_of, read_state, write_state
+from recon.methods.adaptation.adapt import SHARE, Recipe, State, adapt, adapted_parameters
+from recon.methods.adaptation.state import digest_of, read_state, write_state
 from recon.methods.generator import GeneratorReconstructor
 from tests.support.scans import coil_maps, ellipses
 

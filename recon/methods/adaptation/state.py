@@ -15,7 +15,7 @@ from torch import Tensor
 from kspace.errors import InputError
 from kspace.io.atomic import atomic_write
 from kspace.operators import Sense
-from recon.methods.adapt import Recipe, State
+from recon.methods.adaptation.adapt import Recipe, State
 
 SUFFIX = ".adaptation"
 FORMAT = "recon adaptation 1"
