@@ -16,8 +16,8 @@ from kspace.noncartesian.operator import NonCartesianSense
 from kspace.noncartesian.trajectory import golden_angles, radial
 from kspace.simulation.noncartesian import TrajectoryScan, write_trajectory_scan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
+from recon.methods.choose import LocallyLowRank, shrink_blocks
 from recon.methods.classical import CgSense, TotalVariation
-from recon.methods.locally_low_rank import LocallyLowRank, shrink_blocks
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
 from tests.recon.test_noncartesian import N, scan_of
