@@ -17,10 +17,11 @@ from kspace.operators import ForwardModel
 from models.systems import find_systems
 from recon.compare.store import TAKEN
 from recon.methods import bart as bart_program
-from recon.methods import classical, fastmri_networks
+from recon.methods import classical
 from recon.methods.classical import Reconstructor
 from recon.methods.generator import GeneratorReconstructor
 from recon.methods.precision import Precision
+from recon.methods.pretrained import load as pretrained
 from recon.methods.refine import Refinement
 from recon.methods.weights import VARIANTS
 
@@ -136,7 +137,7 @@ def choose(
 ) -> list[ComparedMethod]:
     """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
 
-    A file of weights is one of ours, or of a network of the package ``fastmri`` (`recon.methods.fastmri_networks`).
+    A file of weights is one of ours, or of a network of another package (`recon.methods.pretrained`).
     Without names: every classical method, the bundled generators of `by_default`, and those of `weights`. A generator may be
     followed by ``+residual`` or ``+stack`` (`recon.methods.refine`, `recon.methods.stack`); ``mean:A:B`` is the mean of the
     images of A and B.
@@ -208,7 +209,7 @@ def _make(name: str, weights: Mapping[str, Path], device: str, precision: Precis
     base = _base(name)
     refine = REFINED.get(name.removeprefix(base), "none")
     own = weights.get(base)
-    if own is not None and own.suffix in fastmri_networks.SUFFIXES:
+    if own is not None and own.suffix in pretrained.SUFFIXES:
         return _foreign(name, label, own, device)
     if own is None:
         network = choose_one(base, device=device, precision=precision).generator
@@ -248,11 +249,11 @@ def _members(name: str) -> list[str]:
 
 
 def _foreign(name: str, label: str, path: Path, device: str) -> ComparedMethod:
-    """A network of the package fastmri."""
+    """A network of another package."""
     if name != _base(name):
-        raise InputError(f"{path.name} holds a network of fastmri, which is not refined", "--methods", f"ask for {_base(name)}")
-    network = fastmri_networks.load(path, _place(device))
-    details = {"package": "fastmri", "network": network.kind, "weights": network.name, "refine": "none"}
+        raise InputError(f"{path.name} is of another package, and is not refined", "--methods", f"ask for {_base(name)}")
+    network = pretrained.load(path, _place(device))
+    details = {"package": network.package, "network": network.kind, "weights": network.name, "refine": "none"}
     return ComparedMethod(name, label, GENERATOR, network, details)
 
 

@@ -11,18 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.operators import ForwardModel, on_grid
-from recon.methods import weights
+from recon.methods.pretrained.state import Found, below
 
-SUFFIXES = (".pt", ".pth", ".ckpt")
 CLAMP = 6.0  # standard deviations: the input of fastMRI's U-Net
 
 
@@ -46,6 +43,13 @@ class FastmriNetwork:
     name: str
     sha256: str
     device: torch.device
+
+    package: ClassVar[str] = "fastmri"
+
+    @staticmethod
+    def find(state: Mapping[str, Tensor]) -> Found | None:
+        """VarNet or U-Net of the sizes in `state`, tensors of any shape, and its tensors."""
+        return _varnet(state) or _unet(state)
 
     @property
     def kind(self) -> str:
@@ -79,52 +83,9 @@ class FastmriNetwork:
         return image[:, 0].clamp(min=0).to(samples.dtype)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> FastmriNetwork:
-    """The network whose weights a file holds: a saved ``state_dict``, or a dictionary that has one under ``state_dict``.
-
-    Numbers of cascades, channels and levels are those of the weights. Nothing but tensors and plain containers is read.
-
-    Raises
-    ------
-    InputError
-        If the file is absent, holds anything else, or is of another network.
-    """
-    state = _state(path)
-    found = _varnet(state) or _unet(state)
-    if found is None:
-        raise InputError("neither a VarNet nor a U-Net of fastmri", path, "save the state_dict of one, with torch.save")
-    network, own = found
-    wrong = [name for name, x in network.state_dict().items() if name not in own or own[name].shape != x.shape]
-    if wrong or set(own) - set(network.state_dict()):
-        name = wrong[0] if wrong else next(iter(set(own) - set(network.state_dict())))
-        raise InputError(f"not the weights of a {type(network).__name__} of fastmri: {name} is missing or does not fit", path)
-    network.load_state_dict(own)
-    network = network.eval().requires_grad_(False).to(device)
-    return FastmriNetwork(network, path.stem, weights.digest(own), torch.device(device))
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError("there is no such file of weights", path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler makes of foreign bytes
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"damaged, or more than tensors ({reason})", path, "save the state_dict alone, with torch.save"
-        ) from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
-        raise InputError("no state_dict", path, "save the state_dict of a network, with torch.save")
-    return {str(name): x for name, x in found.items()}
-
-
-Found = tuple[nn.Module, dict[str, Tensor]]
-
-
 def _varnet(state: Mapping[str, Tensor]) -> Found | None:
     """VarNet of the sizes in `state`, tensors of any shape, and its tensors."""
-    own = _below(state, "cascades.0.dc_weight")
+    own = below(state, "cascades.0.dc_weight")
     if own is None:
         return None
     from fastmri.models import VarNet
@@ -137,20 +98,12 @@ def _varnet(state: Mapping[str, Tensor]) -> Found | None:
 
 def _unet(state: Mapping[str, Tensor]) -> Found | None:
     """U-Net of the sizes in `state`, tensors of any shape, and its tensors; one channel to one."""
-    own = _below(state, "down_sample_layers.0.layers.0.weight")
+    own = below(state, "down_sample_layers.0.layers.0.weight")
     if own is None:
         return None
     from fastmri.models import Unet
 
     return Unet(1, 1, *_sizes(own, "")), own
-
-
-def _below(state: Mapping[str, Tensor], known: str) -> dict[str, Tensor] | None:
-    """The tensors, of any shape, that stand beside the one called `known`, without the prefix of a Lightning module."""
-    prefix = next((name.removesuffix(known) for name in state if name.endswith(known)), None)
-    if prefix is None:
-        return None
-    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
 
 def _sizes(state: Mapping[str, Tensor], prefix: str) -> tuple[int, int]:
