@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import recon
 from kspace.io.mrd.flags import NOISE
 from kspace.simulation.noncartesian import TrajectoryScan, write_trajectory_scan
-from tests.recon.test_noncartesian import error, image_of, scan_of, shown
+from tests.support.off_grid import error, image_of, scan_of, shown
 
 pytestmark = pytest.mark.filterwarnings("ignore::recon.images.ReconWarning")
 Rows = NDArray[np.void]

@@ -11,7 +11,7 @@ from kspace.errors import InputError
 from kspace.noncartesian.pulseq import read_trajectory
 from kspace.noncartesian.trajectory import golden_angles
 from kspace.simulation.noncartesian import write_trajectory_scan
-from tests.recon.test_noncartesian import N, error, image_of, scan_of, shown
+from tests.support.off_grid import N, error, image_of, scan_of, shown
 
 pypulseq = pytest.importorskip("pypulseq")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -23,7 +23,7 @@ from recon.methods.classical import CgSense, ZeroFilled
 from recon.methods.held_out import Candidates, together, without
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
-from tests.recon.test_noncartesian import N, scan_of
+from tests.support.off_grid import N, scan_of
 from tests.support.scans import coil_maps, ellipses
 
 SHAPE = (40, 48)

@@ -20,7 +20,7 @@ from recon.methods.choose import LocallyLowRank, shrink_blocks
 from recon.methods.classical import CgSense, TotalVariation
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
-from tests.recon.test_noncartesian import N, scan_of
+from tests.support.off_grid import N, scan_of
 
 FRAMES, SPOKES = 8, 8
 
