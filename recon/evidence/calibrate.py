@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from kspace.operators import Sense
 from recon.evidence import masks, statistics
 from recon.evidence.assess import Assessor, EvidenceOptions, ScanEvidence
 from recon.evidence.calibration import VERSION
+from recon.evidence.record import HeldOutScore
 from recon.evidence.replicates import repeat, spread_of
 from recon.methods.choose import refined
 from recon.methods.classical import CgSense
@@ -27,6 +29,8 @@ SCORES = 4096  # pixels kept of a volume, evenly spread over its quantiles
 DRAWS = 4  # of each mask that was trained on
 PROFILE_SHAPE = (160, 160)
 REFINEMENTS: tuple[Refinement, ...] = ("stack", "none")
+# Stands for a held-out score that exists, so that none is measured, and says neither yes nor no.
+UNSCORED = HeldOutScore("green", "", math.nan, math.nan, 1.0, None, "lines", 0, ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +195,7 @@ def _measure(network: GeneratorReconstructor, case: Labelled, k: int, found: Mea
         image = method(case.y, case.op)
         # Stability is the network's own and is measured once; the spread, here, as its scores are needed.
         only = replace(assessor, options=replace(assessor.options, level="basic" if gain is not None else "full", k=0))
-        judged = only.judge(image, scan, method, _NO_SCORE, "")
+        judged = only.judge(image, scan, method, UNSCORED, "")
         if judged.stability is not None and judged.stability.companion_gain:
             gain = judged.stability.gain / judged.stability.companion_gain
         assert judged.certificate is not None
@@ -228,6 +232,3 @@ def fit(method: Any, y: Tensor, op: Sense) -> Any:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-_NO_SCORE: Any = object()  # stands for a held-out score that exists: none is measured then
