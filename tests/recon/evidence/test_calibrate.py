@@ -20,6 +20,8 @@ from recon.evidence.calibrate import Labelled, calibrate, conformal_factor, larg
 from recon.evidence.calibration import Calibration
 from recon.methods import generator, weights
 from recon.methods.choose import Method, choose
+from recon.methods.classical import CgSense
+from recon.methods.generator import GeneratorReconstructor
 from recon.run.delivery import Delivery
 from recon.run.log import Log
 from recon.run.options import RunOptions
@@ -80,6 +82,13 @@ def test_values_in_the_card_are_read_back_and_keep_their_volumes_green(calibrate
     assert evidence["uncertainty"]["coverage_guaranteed"] == pytest.approx(0.9 * 4 / 5)
     assert {evidence[name]["verdict"] for name in ("certificate", "determined", "stability")} == {"green"}
     assert "image statistics" not in str(evidence["guard"]["outside"])
+
+
+def test_images_that_contradict_the_samples_can_be_calibrated_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = generator.load(written(tmp_path))
+    monkeypatch.setattr(GeneratorReconstructor, "__call__", lambda _, y, op: 0.3 * CgSense()(y, op))
+    found = calibrate(network, {"random1d:3": [maker(0)]}, k=2)
+    assert found["settings"]["random1d:3"]["thresholds"]["none"]["ratio"] > 100
 
 
 def test_an_image_from_elsewhere_is_outside(calibrated: Path) -> None:
