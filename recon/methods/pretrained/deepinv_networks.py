@@ -9,38 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kspace.operators import ForwardModel, on_grid
-from recon.methods.pretrained.state import Found, below
+from recon.methods.pretrained.state import ForeignNetwork, Found, below
 
 DENOISER = "prior.0.denoiser."
 
 
 @dataclass(frozen=True, eq=False)
-class DeepinvNetwork:
-    """A network of ``deepinv``, called ``(y, op) -> image``; of positive homogeneity, by the scale of the zero-filled image.
-
-    Attributes
-    ----------
-    network
-        A ``deepinv.models.MoDL``, in evaluation mode, on `device`.
-    name
-        The file's name without suffix.
-    sha256
-        Of its weights.
-    device
-        Where it runs; images come back on the device of `y`.
-    """
-
-    network: nn.Module = field(repr=False)
-    name: str
-    sha256: str
-    device: torch.device
+class DeepinvNetwork(ForeignNetwork):
+    """A ``deepinv.models.MoDL``; of positive homogeneity, by the scale of the zero-filled image."""
 
     package: ClassVar[str] = "deepinv"
 
@@ -62,11 +45,6 @@ class DeepinvNetwork:
         depth = 2 + _count(own, re.escape(DENOISER) + r"conv_list\.(\d+)\.weight")
         denoiser = DnCNN(channels, channels, depth, nf=width, pretrained=None, bias=f"{DENOISER}in_conv.bias" in own)
         return MoDL(denoiser, _count(own, r"params_algo\.stepsize\.(\d+)")), own
-
-    @property
-    def kind(self) -> str:
-        """``MoDL``."""
-        return type(self.network).__name__
 
     @torch.no_grad()
     def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:

@@ -10,39 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kspace.fourier import ifft
 from kspace.operators import ForwardModel, on_grid
-from recon.methods.pretrained.state import Found, below
+from recon.methods.pretrained.state import ForeignNetwork, Found, below
 
 CLAMP = 6.0  # standard deviations: the input of fastMRI's U-Net
 
 
 @dataclass(frozen=True, eq=False)
-class FastmriNetwork:
-    """A network of ``fastmri``, called ``(y, op) -> image``; of positive homogeneity, as both normalise their input.
-
-    Attributes
-    ----------
-    network
-        A ``fastmri.models.VarNet`` or ``Unet``, in evaluation mode, on `device`.
-    name
-        The file's name without suffix.
-    sha256
-        Of its weights.
-    device
-        Where it runs; images come back on the device of `y`.
-    """
-
-    network: nn.Module = field(repr=False)
-    name: str
-    sha256: str
-    device: torch.device
+class FastmriNetwork(ForeignNetwork):
+    """A ``fastmri.models.VarNet`` or ``Unet``; of positive homogeneity, as both normalise their input."""
 
     package: ClassVar[str] = "fastmri"
 
@@ -50,11 +33,6 @@ class FastmriNetwork:
     def find(state: Mapping[str, Tensor]) -> Found | None:
         """VarNet or U-Net of the sizes in `state`, tensors of any shape, and its tensors."""
         return _varnet(state) or _unet(state)
-
-    @property
-    def kind(self) -> str:
-        """``VarNet`` or ``Unet``."""
-        return type(self.network).__name__
 
     @torch.inference_mode()
     def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
