@@ -233,6 +233,9 @@ class MrdSource(Source):
         return sha256(self.path)
 
     def configure(self, options: RunOptions) -> None:
+        if options.trajectory is not None and not any(e.has_trajectory for e in self.scan.encodings):
+            kinds = ", ".join(sorted({e.trajectory for e in self.scan.encodings}))
+            raise InputError(f"samples lie on a grid ({kinds})", self.path, "leave --trajectory out")
         self.scan.ghost = options.ghost
         self.scan.trajectory = TrajectoryOptions(options.trajectory, options.trajectory_units, options.gradient_delay)
         self.scan.split(options.frames, options.spokes_per_frame)

@@ -12,9 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 import recon
+from kspace.errors import InputError
 from kspace.io.mrd.flags import NOISE
+from kspace.simulation.measurement import write_scan
 from kspace.simulation.noncartesian import TrajectoryScan, write_trajectory_scan
 from tests.support.off_grid import error, image_of, scan_of, shown
+from tests.support.raw_files import plain
 
 pytestmark = pytest.mark.filterwarnings("ignore::recon.images.ReconWarning")
 Rows = NDArray[np.void]
@@ -110,3 +113,10 @@ def test_off_centre_odd_and_oblong(tmp_path: Path) -> None:
     image = image_of(tmp_path / "scan.h5")
     assert error(image, shown(scan)) < 0.05
     assert error(image, shown(replace(scan, position_m=(0.0, 0.0, 0.01)))) > 0.3
+
+
+def test_a_trajectory_for_samples_of_a_grid_is_refused(tmp_path: Path) -> None:
+    write_scan(plain(), tmp_path / "scan.h5")
+    np.save(tmp_path / "k.npy", scan_of().trajectory)
+    with pytest.raises(InputError, match=r"scan.h5: samples lie on a grid \(cartesian\); leave --trajectory out"):
+        image_of(tmp_path / "scan.h5", trajectory=tmp_path / "k.npy")

@@ -60,7 +60,7 @@ def _state(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler makes of foreign bytes
-        reason = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(
             f"damaged, or more than tensors ({reason})", path, "save the state_dict alone, with torch.save"
         ) from error

@@ -143,6 +143,9 @@ def test_other_files_are_refused(tmp_path: Path, varnet: tuple[VarNet, Path]) ->
     (tmp_path / "text.pt").write_text("no weights")
     with pytest.raises(InputError, match=r"text.pt: damaged, or more than tensors .*; save the state_dict alone"):
         pretrained.load(tmp_path / "text.pt")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(InputError, match=r"empty.pt: damaged, or more than tensors \(EOFError\)"):
+        pretrained.load(tmp_path / "empty.pt")
     torch.save({"state_dict": Touch(tmp_path / "touched")}, tmp_path / "code.pt")
     with pytest.raises(InputError, match=r"more than tensors"):
         pretrained.load(tmp_path / "code.pt")
