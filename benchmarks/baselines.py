@@ -1,6 +1,6 @@
 """The classical reconstructions, judged: against BART, against themselves run longer, and against other weights.
 
-    python -m benchmarks.baselines {images,brain,weights,convergence,speed} [--data FOLDER]
+    python -m benchmarks.baselines {images,brain,uniform,weights,convergence,speed} [--data FOLDER]
 
 ``--data`` (default: $RECON_DATA) is a folder with ``refinegan_brain/`` (8-bit images and masks with the zero frequency in the
 corner) and ``fastmri_style/`` (fully sampled k-space). Weights are chosen on other images, or other masks, than those that the
@@ -30,6 +30,7 @@ from kspace.masks import MaskSpec
 from kspace.operators import Sense as Op
 from recon.methods import bart
 from recon.methods.classical import CgSense, L1Wavelet, TotalVariation, ZeroFilled, objective, rss
+from recon.methods.grappa import Grappa
 
 TUNING, SHOWN = (3, 23, 43), (53, 61, 69, 77, 85, 93)
 OUR_WEIGHTS = (7e-4, 1.5e-3, 2e-3, 3e-3)
@@ -146,6 +147,21 @@ def brain(data: Path) -> None:
         print(f"| {name} | {best:g} | {support:.2f} | {whole:.2f} | {seconds:.2f} |", flush=True)
 
 
+def uniform(data: Path) -> None:
+    """GRAPPA against SENSE and wavelets with their defaults, on uniform masks with a block of reference lines; PSNR in dB on the
+    support, CPU seconds in brackets."""
+    methods = (Grappa(), CgSense(), L1Wavelet())
+    print(f"| scan | mask | zero-filled | {' | '.join(m.name for m in methods)} |\n|---|---|{'---|' * (len(methods) + 1)}")
+    for name, index in (("brain_8ch", 0), ("ge_fruit_8ch", 4)):
+        for mask in ("uniform1d:2", "uniform1d:3", *(f"uniform1d:spacing={s},centre=24" for s in (2, 3, 4))):
+            y, op, truth = scan_case(data, name, index, mask)
+            cells = [f"{psnr(op.adjoint(y), truth, op.support):.2f}"]
+            for method in methods:
+                image, seconds = timed(method, y, op)
+                cells.append(f"{psnr(image, truth, op.support):.2f} ({seconds:.2f})")
+            print(f"| {name} | {mask} | {' | '.join(cells)} |", flush=True)
+
+
 def _brain_methods() -> list[tuple[str, Make, Sequence[float]]]:
     rows: list[tuple[str, Make, Sequence[float]]] = [
         ("sense", _ours(CgSense()), SENSE_WEIGHTS),
@@ -260,7 +276,7 @@ def run() -> Iterator[tuple[str, float, str, str]]:
 
 def main() -> None:
     """Print one of the tables."""
-    tables = {f.__name__: f for f in (images, brain, weights, convergence, speed)}
+    tables = {f.__name__: f for f in (images, brain, uniform, weights, convergence, speed)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=tables)
     parser.add_argument("--data", type=Path, default=os.environ.get("RECON_DATA"), help="default: $RECON_DATA")

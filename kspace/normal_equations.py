@@ -138,6 +138,7 @@ class _Systems:
             maps=turn(self.op.maps),
             mask=turn(self.op.mask),
             n_averages=None if self.op.n_averages is None else turn(self.op.n_averages),
+            calibration=None,
         )
         b = turn(self.b)
         # Each column may keep its share of the residual of its plane: those with little signal need not be as exact.

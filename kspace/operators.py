@@ -71,12 +71,16 @@ class Sense(ForwardModel):
     n_averages
         Integer, broadcastable like `mask`: number of measurements of each sample; None means one. Ignored by `forward` and
         `adjoint`; solvers weight the samples with `weights`.
+    calibration
+        Complex ``(*batch coil ky kx)``: separate reference lines (`kspace.container.KSpace.calibration`), for methods that fit
+        a kernel to them; no part of the model. None: there are none.
     """
 
     maps: Tensor
     mask: Tensor
     noise_std: float = 1.0
     n_averages: Tensor | None = None
+    calibration: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_maps(self.maps)
@@ -85,6 +89,9 @@ class Sense(ForwardModel):
         for name, m in (("mask", self.mask), ("n_averages", self.n_averages)):
             if m is not None and any(a not in (1, b) for a, b in zip(m.shape[-2:], size, strict=True)):
                 raise ValueError(f"{name} of shape {tuple(m.shape)} does not fit maps of shape {tuple(self.maps.shape)}")
+        if self.calibration is not None and self.calibration.shape[-3:] != self.maps.shape[-3:]:
+            shape = tuple(self.calibration.shape)
+            raise ValueError(f"calibration of shape {shape} does not fit maps of shape {tuple(self.maps.shape)}")
 
     @property
     def weights(self) -> Tensor:
@@ -167,8 +174,8 @@ class Sense(ForwardModel):
         return self._each(lambda x: x if len(x) == 1 else x[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Sense:
-        counts = None if self.n_averages is None else change(self.n_averages)
-        return replace(self, maps=change(self.maps), mask=change(self.mask), n_averages=counts)
+        counts, lines = (None if x is None else change(x) for x in (self.n_averages, self.calibration))
+        return replace(self, maps=change(self.maps), mask=change(self.mask), n_averages=counts, calibration=lines)
 
     def to_sigpy(self, shape: Sequence[int] | None = None) -> sigpy.linop.Linop:
         """Equivalent `sigpy.mri.linop.Sense` of one plane with the mask as weights, ``(y x)`` to ``(coil ky kx)``.

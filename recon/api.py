@@ -256,7 +256,7 @@ class Scan:
 
         prepare, maps_of = self._steps(maps=maps, calibration_width=calibration_width)
         k = prepare(self.kspace(slice, prepared=False, **place))
-        return Sense(maps_of(k), k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
+        return Sense(maps_of(k), k.mask, k.header.noise_std or 1.0, k.n_averages, k.calibration)
 
     def maps(
         self, slice: int | None = None, *, maps: str | Path = "espirit", calibration_width: int = 24, **place: Unpack[Place]

@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 DEPLOY = ROOT / "deploy"
 # Saved protocols name them: an id that was released is never renamed.
 IDS = {"config", "classicalfirst"}
-CHOICES = {"refinegan", "dagan", "gancs", "reconglgan", "sense", "l1-wavelet", "tv", "rss", "savedataonly"}
+CHOICES = {"refinegan", "dagan", "gancs", "reconglgan", "sense", "grappa", "l1-wavelet", "tv", "rss", "savedataonly"}
 
 
 @pytest.fixture(scope="module")

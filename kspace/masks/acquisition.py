@@ -67,7 +67,7 @@ def forward_model(k: KSpace, maps: Tensor) -> ForwardModel:
     """Forward model of prepared k-space with coil maps ``(*batch coil y x)``."""
     if k.trajectory is not None:
         return gridding.forward_model(k, maps)
-    return Sense(maps, k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
+    return Sense(maps, k.mask, k.header.noise_std or 1.0, k.n_averages, k.calibration)
 
 
 def estimate_maps(k: KSpace, method: str = "espirit", calibration_width: int = 24) -> Tensor:

@@ -43,7 +43,7 @@ def demo(
         Folder for the scan (phantom.h5), the images of each method (one folder each), and the comparison figure
         (phantom.png).
     methods
-        Reconstruction methods: rss, zero-filled, sense, l1-wavelet, tv, or names of bundled weights.
+        Reconstruction methods: rss, zero-filled, sense, grappa, l1-wavelet, tv, or names of bundled weights.
     force
         Overwrite existing outputs.
 

@@ -138,9 +138,9 @@ def choose(
     """The methods called `names` (separated by commas), with own `weights` (``name=file``), and BART's.
 
     A file of weights is one of ours, or of a network of another package (`recon.methods.pretrained`).
-    Without names: every classical method, the bundled generators of `by_default`, and those of `weights`. A generator may be
-    followed by ``+residual`` or ``+stack`` (`recon.methods.refine`, `recon.methods.stack`); ``mean:A:B`` is the mean of the
-    images of A and B.
+    Without names: the classical methods of `recon.methods.classical.unasked`, the bundled generators of `by_default`, and
+    those of `weights`. A generator may be followed by ``+residual`` or ``+stack`` (`recon.methods.refine`,
+    `recon.methods.stack`); ``mean:A:B`` is the mean of the images of A and B.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def choose(
 
     own = _own_weights(weights)
     if names is None:
-        chosen = [*classical.METHODS, *(name for name in by_default() if name not in own), *own]
+        chosen = [*classical.unasked(), *(name for name in by_default() if name not in own), *own]
     else:
         chosen = [name.strip() for name in names.split(",") if name.strip()]
     chosen += [name for name in BARTS if bart and name not in chosen]

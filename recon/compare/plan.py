@@ -28,9 +28,10 @@ class CompareOptions:
     Attributes
     ----------
     methods
-        Separated by commas: zero-filled, sense, l1-wavelet, tv, and bundled generators (recon models), and those of --weights.
-        Default: all of them but generators that were trained on other families of masks, or are fitted to each scan. A+residual
-        and A+stack refine the generator A; mean:A:B is the mean of the images of A and B.
+        Separated by commas: zero-filled, sense, grappa, l1-wavelet, tv, and bundled generators (recon models), and those of
+        --weights. Default: all of them but grappa, which needs uniform masks, and generators that were trained on other
+        families of masks, or are fitted to each scan. A+residual and A+stack refine the generator A; mean:A:B is the mean of
+        the images of A and B.
     masks
         Separated by commas, e.g. random1d:4,random1d:8,poisson2d:8; see docs/MASKS.md. Each is drawn once for a volume.
     weights
@@ -144,7 +145,7 @@ def make_plan(data: Sequence[str], output: Path, options: CompareOptions) -> Com
     if options.methods is None:
         own = [text.partition("=")[0] for text in options.weights]
         unasked = [name for name in by_default({spec.family for spec in specs}) if name not in own]
-        options = replace(options, methods=",".join([*classical.METHODS, *unasked, *own]))
+        options = replace(options, methods=",".join([*classical.unasked(), *unasked, *own]))
     methods = choose(options.methods, options.weights, options.bart, options.device, options.precision)
     volumes, scans = find_data(data, output, options.max_volumes)
     tuned: list[tuning.TuningSlice] = []

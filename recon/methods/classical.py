@@ -17,6 +17,7 @@ from torch import Tensor
 from kspace.errors import InputError
 from kspace.fourier import fft, ifft
 from kspace.operators import ForwardModel, Sense
+from recon.methods.grappa import Grappa
 
 if TYPE_CHECKING:
     from recon.methods.regularisers import Sparsity
@@ -168,7 +169,14 @@ class TotalVariation:
         return solvers.sparse(planes, self.regulariser(planes.shape), self.lamda, self.iterations, self.tolerance)
 
 
-METHODS: dict[str, Callable[..., Reconstructor]] = {cls.name: cls for cls in (ZeroFilled, CgSense, L1Wavelet, TotalVariation)}
+METHODS: dict[str, Callable[..., Reconstructor]] = {
+    cls.name: cls for cls in (ZeroFilled, CgSense, Grappa, L1Wavelet, TotalVariation)
+}
+
+
+def unasked() -> list[str]:
+    """Methods that take part in a comparison without being named: all but those whose `by_default` is False."""
+    return [name for name, method in METHODS.items() if getattr(method, "by_default", True)]
 
 
 def register(method: type[Any]) -> type[Any]:

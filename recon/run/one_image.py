@@ -30,7 +30,7 @@ def forward_model(k: KSpace, maps: MapMaker) -> ForwardModel:
     """The forward model of prepared k-space: Cartesian, or of its trajectory."""
     if k.trajectory is not None:
         return gridding.forward_model(k, maps.of(k))
-    return Sense(maps.of(k), k.mask, noise_std=k.header.noise_std or 1.0, n_averages=k.n_averages)
+    return Sense(maps.of(k), k.mask, k.header.noise_std or 1.0, k.n_averages, k.calibration)
 
 
 def reconstruct_image(

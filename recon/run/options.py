@@ -21,7 +21,8 @@ class RunOptions:
     Attributes
     ----------
     method
-        rss, zero-filled, sense, l1-wavelet, tv, llr (series of frames), or a generator (recon models lists the bundled ones).
+        rss, zero-filled, sense, grappa, l1-wavelet, tv, llr (series of frames), or a generator (recon models lists the bundled
+        ones).
     weights
         File of weights (.safetensors) for a generator, instead of the bundled ones.
     refine

@@ -15,7 +15,7 @@ from kspace.errors import InputError
 from recon.run.options import RunOptions
 from recon.serve.interface import Purpose, ResolvedConfig
 
-CLASSICAL_METHODS = ("zero-filled", "sense", "l1-wavelet", "tv", "rss")
+CLASSICAL_METHODS = ("zero-filled", "sense", "grappa", "l1-wavelet", "tv", "rss")
 GENERATORS = ("refinegan", "dagan", "gancs", "reconglgan", "varnet", "dealiasing", "visual", "kspacegan", "rcgan")
 METHODS = (*CLASSICAL_METHODS, *GENERATORS)
 """Names of configurations that choose a method; those of generators are the names of ``configs/*.yaml``."""

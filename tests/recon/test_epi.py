@@ -71,6 +71,7 @@ def test_accelerated_scans_with_separate_reference_lines_show_the_truth(factor: 
     write_scan(epi, tmp_path / "scan.h5")
     wanted = truth(epi)
     assert error(image_of(tmp_path / "scan.h5"), wanted) < 0.06
+    assert error(image_of(tmp_path / "scan.h5", "grappa"), wanted) < 0.06
     assert error(image_of(tmp_path / "scan.h5", "zero-filled"), wanted) > 0.3
     assert error(image_of(tmp_path / "scan.h5", ghost="none"), wanted) > 0.15
 
@@ -85,6 +86,21 @@ def test_reference_lines_of_the_first_repetition_serve_all(tmp_path: Path) -> No
     assert len(images) == 2
     for image, gain in zip(images, (1.0, 1.2), strict=True):
         assert error(np.abs(image.numpy()) / gain, truth(epi)) < 0.06
+
+
+def test_reference_lines_that_grappa_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, calibration in (("few", 6), ("none", 0)):
+        path = tmp_path / f"{name}.h5"
+        write_scan(echo_planar(accelerate(plain(), 3, calibration=calibration, mode="separate"), LOBE), path)
+        maps = tmp_path / "maps.npy"
+        np.save(maps, np.ones((8, 48, 48), np.complex64))
+        arguments = ["run", str(path), "-o", str(tmp_path / "out"), "--method", "grappa", "--maps", str(maps)]
+        assert execute(arguments) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        have = "6" if calibration else "no"
+        wanted = rf"method grappa: {have} reference lines, 9 are needed \(spacing 3, 8 coils\); choose sense or l1-wavelet"
+        assert re.search(wanted, last), last
+    assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize("rebase", [True, False])

@@ -18,6 +18,7 @@ from kspace.operators import Sense as Op
 from recon.methods import classical, solvers
 from recon.methods.choose import OnDevice
 from recon.methods.classical import CgSense, L1Wavelet, TotalVariation, ZeroFilled, make, objective, rss
+from recon.methods.grappa import Grappa
 from recon.methods.regularisers import Gradient, Sparsity, Wavelet
 
 SHAPE = (24, 20)
@@ -308,10 +309,10 @@ def test_odd_sizes_and_the_global_generator(method: Any) -> None:
 
 
 def test_make_knows_every_method_and_refuses_the_rest() -> None:
-    assert [make(name) for name in classical.METHODS] == [ZeroFilled(), CgSense(), L1Wavelet(), TotalVariation()]
+    assert [make(name) for name in classical.METHODS] == [ZeroFilled(), CgSense(), Grappa(), L1Wavelet(), TotalVariation()]
     assert make("tv", lamda=0.1) == TotalVariation(lamda=0.1)
-    with pytest.raises(InputError, match="unknown method 'grappa'; choose from zero-filled, sense, l1-wavelet, tv"):
-        make("grappa")
+    with pytest.raises(InputError, match="unknown method 'spirit'; choose from zero-filled, sense, grappa, l1-wavelet, tv"):
+        make("spirit")
     with pytest.raises(InputError, match="'rss' is a magnitude"):
         make("rss")
     with pytest.raises(InputError, match="'sense' has no option 'wavelet'; its options are lamda, iterations, tolerance"):
