@@ -148,7 +148,7 @@ def brain(data: Path) -> None:
 
 
 def uniform(data: Path) -> None:
-    """GRAPPA against SENSE and wavelets with their defaults, on uniform masks with a block of reference lines; PSNR in dB on the
+    """GRAPPA against SENSE and wavelets with their defaults, on uniform masks with reference lines; PSNR in dB on the
     support, CPU seconds in brackets."""
     methods = (Grappa(), CgSense(), L1Wavelet())
     print(f"| scan | mask | zero-filled | {' | '.join(m.name for m in methods)} |\n|---|---|{'---|' * (len(methods) + 1)}")
