@@ -96,7 +96,7 @@ def slab(volume: Tensor, seed: int, at: float | None = None) -> Tensor:
 
 def scan(target: Tensor, seed: int, mask: str) -> Scan:
     """k-space ``(z 1 ky kx)`` after decoupling, its operator, and the target, complex ``(z y x)``."""
-    drawn = MaskSpec.parse(mask).draw(target.shape[1:]).to(torch.bool)
+    drawn = MaskSpec.parse(mask).draw((target.shape[-2], target.shape[-1])).to(torch.bool)
     op = Sense(torch.ones(len(target), 1, *target.shape[1:], dtype=torch.complex64), drawn)
     rng = torch.Generator().manual_seed(seed)
     y = op.forward(target)
