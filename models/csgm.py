@@ -166,7 +166,8 @@ class CsgmGenerator(PriorGenerator):
     def adopted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the same network of a smaller size, tensors of any shape, continued to this one's size.
 
-        The first feature map of a larger network is that of the smaller; the blocks that are added interpolate at first.
+        The first feature map of a larger network is that of the smaller; the blocks that are added interpolate at first. Below a
+        side of `FULL` they have fewer channels than those before, and the last layer starts anew.
         """
         own = self.state_dict()
         found = dict(state)
@@ -174,6 +175,8 @@ class CsgmGenerator(PriorGenerator):
         for name, x in own.items():
             if name.startswith("blocks.") and int(name.split(".")[1]) >= known:
                 found[name] = torch.zeros_like(x) if ".last." in name else x.clone()
+            elif name == "head.weight" and name in found and found[name].shape != x.shape:
+                found[name] = x.clone()
         return found
 
 

@@ -124,6 +124,17 @@ def test_a_larger_network_begins_as_the_smaller_one() -> None:
     assert large.blocks[-1].get_submodule("last").weight.abs().max() == 0
 
 
+def test_below_full_width_a_larger_network_takes_all_but_the_last_layer() -> None:
+    small_one, large = small(size=16, most=64), small(size=32, most=64)
+    assert isinstance(small_one, csgm.CsgmGenerator)
+    assert isinstance(large, csgm.CsgmGenerator)
+    assert small_one.head.weight.shape != large.head.weight.shape, "fewer channels at 32 than at 16"
+    adopted = large.adopted(small_one.state_dict())
+    assert torch.equal(adopted["head.weight"], large.head.weight)
+    large.load_state_dict(adopted)
+    assert torch.equal(large.blocks[1].get_submodule("last").weight, small_one.blocks[1].get_submodule("last").weight)
+
+
 @pytest.mark.parametrize("system", PRIORS)
 def test_training_looks_at_the_target_and_never_at_the_samples(system: str) -> None:
     gan = build({"system": system, **find_systems()[system]["raw"].narrow})
