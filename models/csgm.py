@@ -166,8 +166,8 @@ class CsgmGenerator(PriorGenerator):
     def adopted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the same network of a smaller size, tensors of any shape, continued to this one's size.
 
-        The first feature map of a larger network is that of the smaller; the blocks that are added interpolate at first. Below a
-        side of `FULL` they have fewer channels than those before, and the last layer starts anew.
+        The first feature map of a larger network is that of the smaller; the blocks that are added interpolate at first. Up to
+        a side of `FULL` they have fewer channels than those before, and the last layer starts anew.
         """
         own = self.state_dict()
         found = dict(state)
