@@ -64,7 +64,7 @@ def _compare(y: Tensor, op: Sense, what: str) -> Iterator[Row]:
 
         for plane, maps in zip(y, op.maps, strict=True):
             linop, array = Sense(maps, op.mask).to_sigpy(), plane.numpy()
-            enough = METHOD.tolerance * float(np.linalg.norm(linop.H(array)))
+            enough = METHOD.stop(op) * float(np.linalg.norm(linop.H(array)))
             solver = sigpy.app.LinearLeastSquares(
                 linop, array, lamda=METHOD.lamda, max_iter=METHOD.iterations, tol=enough, show_pbar=False
             )

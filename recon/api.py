@@ -61,6 +61,7 @@ class ReconstructOptions(TypedDict, total=False):
     adapt_steps: int
     save_weights: str | Path | None
     lamda: float | None
+    tolerance: float | None
     maps: str | Path
     calibration_width: int
     virtual_coils: int | None
@@ -71,6 +72,7 @@ class ReconstructOptions(TypedDict, total=False):
     trajectory: str | Path | None
     trajectory_units: Literal["fraction", "grid", "1/m"] | None
     gradient_delay: Literal["auto", "none"]
+    density: Literal["pipe", "voronoi"]
     frames: int | None
     spokes_per_frame: int | None
     conjugate: bool

@@ -22,10 +22,10 @@ def load_maps(path: Path, k: KSpace, noise: Noise | None = None) -> Tensor:
     ----------
     path
         ``.npy``, or HDF5 with a dataset ``maps``: complex ``(coil y x)``, or ``(slice coil y x)`` from which the slice of `k`
-        is taken; for a 3-D scan ``(coil z y x)``. The channels are all those of the raw file, not whitened.
+        is taken; for a 3-D scan or a stack ``(coil z y x)``. The channels are all those of the raw file, not whitened.
     k
-        The k-space they are for, ``(*batch coil ky kx)``. Where its dead coils were dropped, its channels whitened or
-        compressed, the maps are.
+        The k-space they are for, ``(*batch coil ky kx)``, or ``(*batch coil readout sample)`` off the grid. Where its dead
+        coils were dropped, its channels whitened or compressed, the maps are.
     noise
         What `k` was whitened with, None where it was not.
 
@@ -47,7 +47,7 @@ def load_maps(path: Path, k: KSpace, noise: Noise | None = None) -> Tensor:
     maps = match_channels(maps.to(k.data.device), k, noise)
     total = torch.linalg.vector_norm(maps, dim=-3, keepdim=True)
     maps = torch.where(total > 1e-6 * total.max(), maps / total.clamp(min=1e-30), 0)
-    return to_virtual(maps, k).expand(k.data.shape)
+    return to_virtual(maps, k).expand(*k.data.shape[:-2], *_shape(k))
 
 
 def _placed(maps: Tensor, k: KSpace, path: Path) -> Tensor:
@@ -55,21 +55,31 @@ def _placed(maps: Tensor, k: KSpace, path: Path) -> Tensor:
     virtual = k.header.coils.compression
     kept = k.n_coils if virtual is None else virtual.shape[-1]
     n_coils = kept + len(k.header.coils.dropped)
-    axes, wanted = "coil y x", (n_coils, *k.data.shape[-2:])
+    axes, wanted = "coil y x", [n_coils, *_shape(k)]
     if "decouple" in k.header.steps:
-        axes, wanted = "coil z y x", (*wanted, len(k.data))
+        axes, wanted = "coil z y x", [*wanted, len(k.data)]
+    elif k.trajectory is not None and k.data.ndim == 4:  # a stack
+        axes, wanted = "coil z y x", [n_coils, len(k.data), *_shape(k)]
     elif maps.ndim == 4 and k.data.ndim == 3:
         index = k.header.index.slice
         if index >= len(maps):
             raise InputError(f"maps of {len(maps)} slices, slice {index} is asked for", path, "give maps of every slice")
         maps = maps[index]
-    if tuple(maps.shape) != wanted:
+    if list(maps.shape) != wanted:
         raise InputError(
-            f"maps of shape {tuple(maps.shape)}, the data need ({axes}) = {wanted}",
+            f"maps of shape {tuple(maps.shape)}, the data need ({axes}) = {tuple(wanted)}",
             path,
             "make them on the grid of the data after oversampling was removed, for all channels of the raw file",
         )
-    return maps.permute(3, 0, 1, 2) if maps.ndim == 4 else maps
+    if maps.ndim == 3:
+        return maps
+    return maps.permute(3, 0, 1, 2) if "decouple" in k.header.steps else maps.transpose(0, 1)
+
+
+def _shape(k: KSpace) -> tuple[int, int]:
+    """``(y x)`` of a plane, before a 3-D scan is turned."""
+    x, y, _ = k.header.encoded_matrix
+    return (k.data.shape[-2], k.data.shape[-1]) if k.trajectory is None else (y, x)
 
 
 def _read_array(path: Path) -> np.ndarray:

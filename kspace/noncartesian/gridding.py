@@ -13,7 +13,7 @@ from torch import Tensor
 from kspace.coils import NoCalibration
 from kspace.container import KSpace
 from kspace.fourier import fft
-from kspace.noncartesian.density import pipe_density, visited
+from kspace.noncartesian.density import DENSITIES, Density, visited
 from kspace.noncartesian.nufft import to_image
 from kspace.noncartesian.operator import NonCartesianSense
 
@@ -22,11 +22,11 @@ LARGEST = 48
 REACH = 0.75  # points of the grid: from any point of the area to the nearest sample
 
 
-def compensated(k: KSpace) -> KSpace:
-    """k-space off the grid with `pipe_density`, whatever density the file states: one that was wrong at the centre alone bent
-    the coil maps. The step is ``density_pipe``."""
+def compensated(k: KSpace, density: Density = "pipe") -> KSpace:
+    """k-space off the grid with a density compensation (`kspace.noncartesian.density`), whatever density the file states: one
+    that was wrong at the centre alone bent the coil maps. The step is ``density_pipe`` or ``density_voronoi``."""
     assert k.trajectory is not None
-    return k.after("density_pipe", density=pipe_density(k.trajectory, _shape(k)).float())
+    return k.after(f"density_{density}", density=DENSITIES[density](k.trajectory, _shape(k)).float())
 
 
 def coil_images(k: KSpace) -> Tensor:

@@ -174,9 +174,7 @@ def converge(method: ComparedMethod, mask: str, case: Case, metric: str) -> dict
     if plane.scale == 0:
         return None
     stop = [0]
-    tolerance = reconstruct.tolerance
-    if isinstance(reconstruct, CgSense):
-        tolerance = max(tolerance, plane.op.least_residual)
+    tolerance = reconstruct.stop(plane.op) if isinstance(reconstruct, CgSense) else reconstruct.tolerance
     _solve(reconstruct, plane, reconstruct.iterations, tolerance, lambda n, _: stop.__setitem__(0, n))
     last = max(BEYOND * stop[0], 2)
     wanted = {round(last ** (i / (POINTS - 1))) for i in range(POINTS)} | {stop[0]}

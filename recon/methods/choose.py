@@ -83,6 +83,7 @@ def choose(
     device: str = "auto",
     precision: Precision = "auto",
     refine: Refinement | None = None,
+    tolerance: float | None = None,
 ) -> Method:
     """The method called `name`.
 
@@ -101,6 +102,8 @@ def choose(
     refine
         What follows a generator: see `recon.methods.stack` and `recon.methods.refine`. None: the stack; nothing for a published
         preset, whose images are magnitudes, and for a generator that is fitted to each scan, which a stack would repeat.
+    tolerance
+        Of SENSE: see `classical.CgSense`.
 
     Raises
     ------
@@ -109,13 +112,16 @@ def choose(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device found", "--device", "use --device cpu")
+    if tolerance is not None and name != classical.CgSense.name:
+        raise InputError(f"{name} does not stop at a residual", "--tolerance", "leave it out, or use --method sense")
     if name == RSS or name in (*classical.METHODS, *SERIES):
         if refine not in (None, "none"):
             raise InputError(f"{name} is no generator", f"--refine {refine}", "leave it out")
         if weights is not None:
             raise InputError(f"{name} has no weights", "--weights", "leave it out, or choose the generator with --method")
         if name != RSS:
-            given: dict[str, Any] = {} if lamda is None else {"lamda": lamda}
+            options = {"lamda": lamda, "tolerance": tolerance}
+            given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
             made = SERIES[name](**given) if name in SERIES else classical.make(name, **given)
             place = _place(device)
             placed = made if place.type == "cpu" else OnDevice(made, place)

@@ -55,17 +55,21 @@ class CgSense:
     iterations
         At most so many.
     tolerance
-        Relative residual of the normal equations at which the iteration stops; off the Cartesian grid at least
-        `ForwardModel.least_residual`.
+        Relative residual of the normal equations at which the iteration stops. None: 1e-6, or `ForwardModel.least_residual`
+        where that is more.
     """
 
     name: ClassVar[str] = "sense"
     lamda: float = 3e-3
     iterations: int = 200
-    tolerance: float = 1e-6
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         _check(self, lowest=0.0)
+
+    def stop(self, op: ForwardModel) -> float:
+        """The tolerance for a forward model."""
+        return max(1e-6, op.least_residual) if self.tolerance is None else self.tolerance
 
     def __call__(self, y: Tensor, op: ForwardModel) -> Tensor:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
@@ -74,8 +78,7 @@ class CgSense:
     def _solve(self, planes: Planes) -> Tensor:
         from recon.methods import solvers
 
-        tolerance = max(self.tolerance, planes.op.least_residual)
-        return solvers.least_squares(planes, self.lamda, self.iterations, tolerance)
+        return solvers.least_squares(planes, self.lamda, self.iterations, self.stop(planes.op))
 
 
 @dataclass(frozen=True)
@@ -297,5 +300,5 @@ def _check(method: Any, lowest: float | None = None) -> None:
         raise InputError(f"lamda must be finite and {bound}; got {lamda}", f"method {method.name}", "choose 1e-4 to 1e-1")
     if method.iterations < 1:
         raise InputError(f"iterations must be at least 1; got {method.iterations}", f"method {method.name}", "leave it out")
-    if not (math.isfinite(method.tolerance) and method.tolerance >= 0):
+    if method.tolerance is not None and not (math.isfinite(method.tolerance) and method.tolerance >= 0):
         raise InputError(f"tolerance must be at least 0; got {method.tolerance}", f"method {method.name}", "leave it out")

@@ -63,8 +63,9 @@ class Source(Protocol):
 
     def configure(self, options: RunOptions) -> None:
         """Take those of the options that say how samples are read. Most kinds of file have none."""
-        if options.has_frames or options.trajectory is not None:
-            raise InputError("this kind of file has no trajectories", self.path, "leave --frames and --trajectory out")
+        if options.has_frames or options.trajectory is not None or options.density != "pipe":
+            fix = "leave --frames, --trajectory and --density out"
+            raise InputError("this kind of file has no trajectories", self.path, fix)
 
     def images(self, encoding: int) -> list[ImageIndex]:
         """The complete images, in order."""
@@ -233,9 +234,10 @@ class MrdSource(Source):
         return sha256(self.path)
 
     def configure(self, options: RunOptions) -> None:
-        if options.trajectory is not None and not any(e.has_trajectory for e in self.scan.encodings):
+        given = "--trajectory" if options.trajectory is not None else "--density" if options.density != "pipe" else None
+        if given is not None and not any(e.has_trajectory for e in self.scan.encodings):
             kinds = ", ".join(sorted({e.trajectory for e in self.scan.encodings}))
-            raise InputError(f"samples lie on a grid ({kinds})", self.path, "leave --trajectory out")
+            raise InputError(f"samples lie on a grid ({kinds})", self.path, f"leave {given} out")
         self.scan.ghost = options.ghost
         self.scan.trajectory = TrajectoryOptions(options.trajectory, options.trajectory_units, options.gradient_delay)
         self.scan.split(options.frames, options.spokes_per_frame)

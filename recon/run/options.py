@@ -39,6 +39,9 @@ class RunOptions:
         run again with more time or steps, it goes on there.
     lamda
         Regularisation weight; for l1-wavelet and tv relative to max|A^H y|. Default: the method's own.
+    tolerance
+        Relative residual of the normal equations at which sense stops. Default: 1e-6; 3e-4 off the grid, where further
+        iterations fit the noise.
     maps
         Coil maps: espirit or jsense, from the acquired calibration samples, or a file (.npy, or .h5 with a dataset 'maps')
         holding complex ([slice,] coil, y, x), or (coil, z, y, x) in 3-D,
@@ -64,6 +67,9 @@ class RunOptions:
         from the largest |k|.
     gradient_delay
         Delays of radial readouts: auto estimates them from opposite spokes and corrects them.
+    density
+        Density compensation of samples off the grid, for zero-filled images, coil maps and generators: pipe, by iteration, or
+        voronoi, the area of each sample's cell.
     frames
         Divide the readouts of each non-Cartesian image into this many frames, in order of acquisition.
     spokes_per_frame
@@ -114,6 +120,7 @@ class RunOptions:
     adapt_steps: int = 60
     save_weights: Path | None = None
     lamda: float | None = None
+    tolerance: float | None = None
     maps: str = "espirit"
     calibration_width: int = 24
     virtual_coils: int | None = None
@@ -124,6 +131,7 @@ class RunOptions:
     trajectory: Path | None = None
     trajectory_units: Literal["fraction", "grid", "1/m"] | None = None
     gradient_delay: Literal["auto", "none"] = "auto"
+    density: Literal["pipe", "voronoi"] = "pipe"
     frames: int | None = None
     spokes_per_frame: int | None = None
     conjugate: bool = False

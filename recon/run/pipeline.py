@@ -86,7 +86,9 @@ def choose_method(options: RunOptions) -> Method:
     InputError
         If there is none, or it cannot do what the options ask for.
     """
-    method = choose(options.method, options.lamda, options.weights, options.device, options.precision, options.refine)
+    method = choose(
+        options.method, options.lamda, options.weights, options.device, options.precision, options.refine, options.tolerance
+    )
     if method.reconstruct is None and options.complex:
         raise InputError(f"{method.name} is a magnitude", "--complex", "leave it out, or choose another method")
     check_adaptation(method, options)

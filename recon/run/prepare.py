@@ -29,7 +29,7 @@ def prepare(k: KSpace, noise: Noise | None, options: RunOptions, log: Log) -> KS
         partial_fourier=options.partial_fourier,
     )
     if k.trajectory is not None:
-        k = compensated(k)
+        k = compensated(k, options.density)
     if dropped := k.header.coils.dropped_names:
         why = "all samples are zero" if noise is None else "noise variance below 1e-6 of the median"
         log.warn(f"coils {', '.join(dropped)} are dead ({why}): dropped")

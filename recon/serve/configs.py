@@ -31,15 +31,15 @@ SYNONYMS = {"simplefft": "rss"}
 """Names of python-ismrmrd-server whose method exists here."""
 
 REMOTE = (
-    "method", "refine", "lamda", "maps", "calibration_width", "virtual_coils", "no_whiten", "partial_fourier", "ghost",
-    "trajectory_units", "gradient_delay", "frames", "spokes_per_frame", "conjugate", "encoding", "slices", "repetitions",
-    "incomplete", "precision",
+    "method", "refine", "lamda", "tolerance", "maps", "calibration_width", "virtual_coils", "no_whiten", "partial_fourier",
+    "ghost", "trajectory_units", "gradient_delay", "density", "frames", "spokes_per_frame", "conjugate", "encoding", "slices",
+    "repetitions", "incomplete", "precision",
 )  # fmt: skip
 """Options of ``recon run`` that a client may set: none that names a file or concerns the machine."""
 
 TEXT_BYTES = 2**16
 SUFFIXES = (".xml", ".json", ".yaml", ".yml")
-OF_METHOD = ("weights", "refine", "lamda")  # options that belong to one method
+OF_METHOD = ("weights", "refine", "lamda", "tolerance")  # options that belong to one method
 WHERE = "the configuration"
 KNOWN = f"choose from {', '.join((*METHODS, 'default', 'null', 'savedataonly'))}"
 

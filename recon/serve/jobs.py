@@ -271,7 +271,7 @@ def needs_whole_scan(method: Method, options: RunOptions) -> bool:
 
 def classical(options: RunOptions) -> RunOptions:
     """The same options for the classical image."""
-    return replace(options, method=CLASSICAL, weights=None, refine=None, lamda=None)
+    return replace(options, method=CLASSICAL, weights=None, refine=None, lamda=None, tolerance=None)
 
 
 def noise_file(folder: Path, measurement: str) -> Path:

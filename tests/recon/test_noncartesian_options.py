@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 import recon
 from kspace.errors import InputError
 from kspace.io.mrd.flags import NOISE
+from kspace.noncartesian.trajectory import radial
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.noncartesian import TrajectoryScan, write_trajectory_scan
-from tests.support.off_grid import error, image_of, scan_of, shown
+from tests.support.off_grid import N, error, image_of, scan_of, shown
 from tests.support.raw_files import plain
 
 pytestmark = pytest.mark.filterwarnings("ignore::recon.images.ReconWarning")
@@ -46,6 +47,14 @@ def combined(folder: Path, scans: list[TrajectoryScan], change: Callable[[Rows, 
         every.append(rows)
     put(folder / "one.h5", np.stack(every, 1).ravel())
     return folder / "one.h5"
+
+
+def coil_maps(scan: TrajectoryScan, plane: int = 0) -> NDArray[np.complex64]:
+    """Sensitivities of a plane, ``(coil y x)``."""
+    x = (np.arange(N) - N // 2) * scan.fov_m[0] / N
+    z = (plane - scan.matrix[2] // 2) * scan.fov_m[2] / scan.matrix[2]
+    found: NDArray[np.complex64] = scan.coils.section((0, 0, z), (1, 0, 0), (0, 1, 0)).maps(x, x[:, None]).astype(np.complex64)
+    return found
 
 
 def test_averages_are_more_samples(tmp_path: Path) -> None:
@@ -107,6 +116,39 @@ def test_options(options: dict[str, object], limit: float, tmp_path: Path) -> No
     assert error(image_of(tmp_path / "scan.h5", **options), shown(scan)) < limit
 
 
+@pytest.mark.parametrize("kind", ["radial", "spiral"])
+def test_the_density_is_chosen_and_recorded(kind: str, tmp_path: Path) -> None:
+    scan = scan_of(kind)
+    write_trajectory_scan(scan, tmp_path / "scan.h5", scan.trajectory)
+    with recon.open(tmp_path / "scan.h5") as opened:
+        images = {density: opened.reconstruct("zero-filled", density=density) for density in ("pipe", "voronoi")}
+    for density, made in images.items():
+        assert error(made[0].numpy(), shown(scan)) < 0.03
+        assert f"density_{density}" in made[0].header.steps
+        assert made.records[0]["provenance"]["configuration"]["density"] == density
+    assert not np.array_equal(images["pipe"][0].numpy(), images["voronoi"][0].numpy())
+    write_scan(plain(), tmp_path / "plain.h5")
+    with pytest.raises(InputError, match=r"plain.h5: samples lie on a grid \(cartesian\); leave --density out"):
+        image_of(tmp_path / "plain.h5", density="voronoi")
+
+
+def test_the_tolerance_of_sense(tmp_path: Path) -> None:
+    """Off the grid further iterations fit noise, and without noise still come nearer to the truth."""
+    scan = scan_of(trajectory=radial(20, 2 * N), noise_std=0.0)
+    write_trajectory_scan(scan, tmp_path / "scan.h5", scan.trajectory)
+    np.save(tmp_path / "maps.npy", coil_maps(scan))
+    with recon.open(tmp_path / "scan.h5") as opened:
+        made = {t: opened.reconstruct("sense", tolerance=t, maps=tmp_path / "maps.npy") for t in (None, 3e-4, 1e-6)}
+        with pytest.raises(InputError, match=r"--tolerance: tv does not stop at a residual; .* --method sense"):
+            opened.reconstruct("tv", tolerance=1e-3)
+        with pytest.raises(InputError, match="tolerance must be at least 0"):
+            opened.reconstruct("sense", tolerance=-1.0)
+    assert np.array_equal(made[None][0].numpy(), made[3e-4][0].numpy())
+    assert made[1e-6].records[0]["provenance"]["configuration"]["tolerance"] == 1e-6
+    errors = {t: error(images[0].numpy(), shown(scan)) for t, images in made.items()}
+    assert errors[1e-6] < errors[None]
+
+
 def test_off_centre_odd_and_oblong(tmp_path: Path) -> None:
     scan = scan_of(position_m=(0.015, -0.01, 0.01), matrix=(45, 48, 1), fov_m=(0.225, 0.24, 0.005))
     write_trajectory_scan(scan, tmp_path / "scan.h5", scan.trajectory)
@@ -120,3 +162,17 @@ def test_a_trajectory_for_samples_of_a_grid_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "k.npy", scan_of().trajectory)
     with pytest.raises(InputError, match=r"scan.h5: samples lie on a grid \(cartesian\); leave --trajectory out"):
         image_of(tmp_path / "scan.h5", trajectory=tmp_path / "k.npy")
+
+
+def test_maps_of_a_file_serve_planes_and_stacks(tmp_path: Path) -> None:
+    scan = scan_of()
+    write_trajectory_scan(scan, tmp_path / "scan.h5", scan.trajectory)
+    np.save(tmp_path / "maps.npy", coil_maps(scan))
+    assert error(image_of(tmp_path / "scan.h5", maps=tmp_path / "maps.npy"), shown(scan)) < 0.02
+    stack = replace(scan, matrix=(N, N, 8), fov_m=(0.24, 0.24, 0.24), noise_std=0.0)
+    write_trajectory_scan(stack, tmp_path / "stack.h5", stack.trajectory)
+    np.save(tmp_path / "maps.npy", np.stack([coil_maps(stack, plane) for plane in range(8)], 1))
+    images = image_of(tmp_path / "stack.h5", maps=tmp_path / "maps.npy")
+    assert error(images[4], shown(stack, 4)) < 0.03
+    with pytest.raises(InputError, match=r"maps of shape \(8, 48, 48\), the data need \(coil y x\) = \(4, 48, 48\)"):
+        image_of(tmp_path / "scan.h5", maps=tmp_path / "maps.npy")

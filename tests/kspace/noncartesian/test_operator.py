@@ -11,7 +11,6 @@ from torch import Tensor
 from kspace.data_consistency import data_consistency, regularised_solve
 from kspace.fourier import fft, ifft_corner
 from kspace.linear_operators import stacked
-from kspace.noncartesian.density import pipe_density
 from kspace.noncartesian.operator import NonCartesianSense
 from kspace.noncartesian.trajectory import golden_angles, radial
 from kspace.operators import Sense
@@ -153,17 +152,6 @@ def test_planes_of_a_batch_are_solved_as_alone() -> None:
     flat = op.flattened((3,))
     chosen = flat.planes(torch.tensor([2]))
     assert (chosen.forward(together[2:]) - op.forward(together)[2:]).norm() <= 1e-5 * together.norm()
-
-
-def test_density_of_spokes_is_the_ramp() -> None:
-    n, n_spokes = 32, 64
-    angle = torch.arange(n_spokes, dtype=torch.float64) * math.pi / n_spokes
-    radius = (torch.arange(2 * n, dtype=torch.float64) - n) / (2 * n)
-    points = torch.stack([radius * torch.cos(angle)[:, None], radius * torch.sin(angle)[:, None]], -1)
-    found = pipe_density(points, (n, n)).mean(0)
-    ramp = radius.abs() * n * math.pi / n_spokes / 2  # area of a ring of half a point's width, per sample
-    inside = (radius.abs() > 0.1) & (radius.abs() < 0.4)
-    assert torch.allclose(found[inside], ramp[inside], rtol=0.1)
 
 
 def test_errors_name_the_shapes() -> None:
