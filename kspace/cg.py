@@ -22,6 +22,7 @@ def conjugate_gradients(
     *,
     warn: bool = True,
     watch: Watch | None = None,
+    rank: int = 2,
 ) -> Tensor:
     """Solve ``matrix(x) = b`` for all planes of a batch simultaneously (Hestenes and Stiefel 1952, doi:10.6028/jres.049.044).
 
@@ -43,6 +44,8 @@ def conjugate_gradients(
         Whether reaching the limit gives a `RuntimeWarning`.
     watch
         Called after each iteration.
+    rank
+        Axes that belong to one system: 2 for planes, 3 for volumes ``(*batch z y x)``, whose tolerance is ``(*batch 1 1 1)``.
 
     Returns
     -------
@@ -52,25 +55,25 @@ def conjugate_gradients(
     x = 0 * b if start is None else start.expand_as(b).clone()  # not zeros_like: NaN in b must propagate
     r = b if start is None else b - matrix(x)
     least = torch.finfo(b.dtype).eps / 100
-    enough = (tolerance.clamp(min=least) if isinstance(tolerance, Tensor) else max(tolerance, least)) ** 2 * energy(b)
+    enough = (tolerance.clamp(min=least) if isinstance(tolerance, Tensor) else max(tolerance, least)) ** 2 * energy(b, rank)
     p = precondition(r)
-    fall = inner(r, p)
+    fall = inner(r, p, rank)
     for iteration in range(1, max_iterations + 1):
-        active = (energy(r) > enough) & (fall > 0)
+        active = (energy(r, rank) > enough) & (fall > 0)
         if not active.any():
             return x
         q = matrix(p)
-        step = torch.where(active, fall / inner(p, q), 0)
+        step = torch.where(active, fall / inner(p, q, rank), 0)
         x = x + step * p
         r = r - step * q
         if watch is not None:
             watch(iteration, x)
         if iteration < max_iterations:
             z = precondition(r)
-            old, fall = fall, inner(r, z)
+            old, fall = fall, inner(r, z, rank)
             p = z + torch.where(active, fall / old, 0) * p
-    if warn and (energy(r) > enough).any():
-        worst = (energy(r) / energy(b)).sqrt().nan_to_num(0).max().item()
+    if warn and (energy(r, rank) > enough).any():
+        worst = (energy(r, rank) / energy(b, rank)).sqrt().nan_to_num(0).max().item()
         warnings.warn(
             f"conjugate gradients stopped after {max_iterations} iterations at relative residual {worst:.1e} "
             f"(requested {float(torch.as_tensor(tolerance).min()):.0e}); a larger lamda converges faster",
@@ -80,14 +83,18 @@ def conjugate_gradients(
     return x
 
 
-def energy(x: Tensor) -> Tensor:
-    """Squared Euclidean norm of every plane of complex ``(*batch y x)``: real ``(*batch 1 1)``."""
-    return inner(x, x)
+def energy(x: Tensor, rank: int = 2) -> Tensor:
+    """Squared Euclidean norm of every plane of complex ``(*batch y x)``: real ``(*batch 1 1)``; of volumes with `rank` 3."""
+    return inner(x, x, rank)
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Real part of the inner product of every plane of complex ``(*batch y x)``: real ``(*batch 1 1)``."""
+def inner(a: Tensor, b: Tensor, rank: int = 2) -> Tensor:
+    """Real part of the inner product of every plane of complex ``(*batch y x)``: real ``(*batch 1 1)``; of every volume
+    ``(*batch z y x)``, real ``(*batch 1 1 1)``, with a `rank` of 3."""
     # Only the real part is needed; real arithmetic halves the work. Two sums instead of
     # one, whose split among threads, and so rounding, would depend on the batch.
     products = torch.view_as_real(a.resolve_conj()) * torch.view_as_real(b.resolve_conj())
-    return products.sum((-2, -1)).sum(-1)[..., None, None]
+    sums = products.sum((-2, -1))
+    for _ in range(rank - 1):
+        sums = sums.sum(-1)
+    return sums.reshape(*sums.shape, *[1] * rank)

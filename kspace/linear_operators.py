@@ -178,6 +178,8 @@ class Sensitivity(LinearOperator):
 class ForwardModel(LinearOperator):
     """Forward model of parallel MRI: coil sensitivities, Fourier transform, sampling; an image to the samples of all coils.
 
+    Where ``(y x)`` stands for an image, it is ``(z y x)`` for a model with a `rank` of 3.
+
     Attributes
     ----------
     maps
@@ -199,17 +201,26 @@ class ForwardModel(LinearOperator):
     @property
     def n_coils(self) -> int:
         """Number of coils."""
-        return self.maps.shape[-3]
+        return self.maps.shape[-self.rank - 1]
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def rank(self) -> int:
+        """Axes of an image: 2 for planes, 3 for volumes whose planes are coupled."""
+        return 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
         """Matrix ``(y x)`` of the image."""
-        return self.maps.shape[-2], self.maps.shape[-1]
+        return tuple(self.maps.shape[-self.rank :])
 
     @cached_property
     def support(self) -> Tensor:
         """Bool ``(*batch y x)``: True where any coil map is non-zero. The image is undetermined outside."""
-        return (self.maps != 0).any(-3)
+        support: Tensor | None = None
+        for one in self.maps.unbind(-self.rank - 1):  # coil by coil: not of all at once
+            support = one != 0 if support is None else support | (one != 0)
+        assert support is not None
+        return support
 
     @property
     @abstractmethod
@@ -220,8 +231,8 @@ class ForwardModel(LinearOperator):
     @property
     @abstractmethod
     def unit_weight(self) -> Tensor:
-        """Eigenvalue of ``A^H W A`` that the scale of a problem refers to, real ``(*batch|1 1 1)``: that of sampled
-        frequencies on a grid, the mean of all elsewhere."""
+        """Eigenvalue of ``A^H W A`` that the scale of a problem refers to, real ``(*batch|1 1 1)``: that of sampled frequencies
+        on a grid, the mean of all elsewhere."""
 
     @property
     def least_residual(self) -> float:
@@ -240,14 +251,14 @@ class ForwardModel(LinearOperator):
 
     @property
     @abstractmethod
-    def frequencies(self) -> tuple[Tensor, Tensor]:
-        """Where k-space is sampled: ky and kx in cycles per pixel, -0.5 to 0.5, real, broadcastable to the samples."""
+    def frequencies(self) -> tuple[Tensor, ...]:
+        """Where k-space is sampled: (kz,) ky and kx in cycles per pixel, -0.5 to 0.5, real, broadcastable to the samples."""
 
     @property
     def sampled_fraction(self) -> Tensor:
         """Share of the points of the Cartesian grid at which there is a sample, real ``(*batch)``."""
         mask = self.grid_mask if self.grid_mask.ndim > 2 else self.grid_mask.unsqueeze(0)
-        return mask.expand(*mask.shape[:-2], *self.shape).float().mean((-3, -2, -1))
+        return mask.expand(*mask.shape[: -self.rank], *self.shape).float().mean(tuple(range(-self.rank - 1, 0)))
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,20 +60,23 @@ def solve(
     -------
     Tensor
         Complex ``(*batch y x)``. A plane does not depend on the others of its batch.
+
+    Of a model with a `rank` of 3, `b` and the solution are ``(*batch z y x)``, and a plane is a volume.
     """
-    n_y, n_x = b.shape[-2:]
-    lines = op.axes == (-2,) and n_x > 1
-    shape = torch.broadcast_shapes(b.shape[:-2], op.batch, lamda.shape[:-2])
-    b, start = b.expand(*shape, n_y, n_x), None if start is None else start.expand(*shape, n_y, n_x)
-    samples = math.prod(shape) * math.prod(op.maps.shape[-3:])
+    rank, image = op.rank, b.shape[-op.rank :]
+    lines = op.axes == (-2,) and image[-1] > 1
+    shape = torch.broadcast_shapes(b.shape[:-rank], op.batch, lamda.shape[:-rank])
+    b, start = b.expand(*shape, *image), None if start is None else start.expand(*shape, *image)
+    samples = math.prod(shape) * _size(op)
     if not lines and (samples <= chunk(b.device) or watch is not None):
         # As it is: who solves with one operator again and again shares what the operator remembers.
-        return conjugate_gradients(*_system(op, lamda), b, start, tolerance, max_iterations, warn=warn, watch=watch)
+        options: dict[str, Any] = {"warn": warn, "watch": watch, "rank": rank}
+        return conjugate_gradients(*_system(op, lamda), b, start, tolerance, max_iterations, **options)
     systems = _Systems(
         op.flattened(shape),
-        flattened(lamda, 2, shape),
-        b.reshape(-1, n_y, n_x),
-        None if start is None else start.reshape(-1, n_y, n_x),
+        flattened(lamda, rank, shape),
+        b.reshape(-1, *image),
+        None if start is None else start.reshape(-1, *image),
         tolerance,
     )
     method, size = (_solve_columns, batch(b.device)) if lines else (_solve, chunk(b.device))
@@ -92,7 +96,12 @@ def batch(device: torch.device) -> int:
 
 def planes_at_once(op: ForwardModel) -> int:
     """How many planes of `op` fit into a `batch`."""
-    return max(batch(op.maps.device) // math.prod(op.maps.shape[-3:]), 1)
+    return max(batch(op.maps.device) // _size(op), 1)
+
+
+def _size(op: ForwardModel) -> int:
+    """Points of the coil images of a plane or volume."""
+    return math.prod(op.maps.shape[-op.rank - 1 :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +110,7 @@ class _Systems:
 
     op: ForwardModel
     lamda: Tensor  # (plane|1 1 1)
-    b: Tensor  # (plane y x)
+    b: Tensor  # (plane y x) or (plane z y x)
     start: Tensor | None
     tolerance: float | Tensor  # a tensor: (plane 1 1)
 
@@ -115,7 +124,7 @@ class _Systems:
 
     def parts(self, size: int, watch: Watch | None) -> Iterator[_Systems]:
         """The systems in chunks of about `size` samples; all at once where somebody watches."""
-        n = len(self.b) if watch is not None else max(size // math.prod(self.op.maps.shape[-3:]), 1)
+        n = len(self.b) if watch is not None else max(size // _size(self.op), 1)
         if n >= len(self.b):
             yield from [self] if len(self.b) else []
             return
@@ -162,7 +171,8 @@ def _solve_columns(systems: _Systems, max_iterations: int, warn: bool, watch: Wa
 def _solve(systems: _Systems, max_iterations: int, warn: bool, watch: Watch | None) -> Tensor:
     """Solve the systems chunk by chunk; where b is zero, so is the solution."""
     # Not "> 0": what is not a number must stay visible.
-    index = (energy(systems.b).flatten() != 0).nonzero().flatten()
+    rank = systems.op.rank
+    index = (energy(systems.b, rank).flatten() != 0).nonzero().flatten()
     kept = systems if len(index) == len(systems.b) else systems[index]
     solution = torch.zeros_like(systems.b)
 
@@ -172,7 +182,7 @@ def _solve(systems: _Systems, max_iterations: int, warn: bool, watch: Watch | No
     see = None if watch is None else lambda iteration, x: watch(iteration, whole(x))
     solved = [
         conjugate_gradients(
-            *_system(part.op, part.lamda), part.b, part.start, part.tolerance, max_iterations, warn=warn, watch=see
+            *_system(part.op, part.lamda), part.b, part.start, part.tolerance, max_iterations, warn=warn, watch=see, rank=rank
         )
         for part in kept.parts(chunk(systems.b.device), watch)
     ]

@@ -125,7 +125,7 @@ class Sense(ForwardModel):
 
     @property
     def samples(self) -> tuple[int, int]:
-        return self.shape
+        return self.maps.shape[-2], self.maps.shape[-1]
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -229,23 +229,26 @@ def weighted_gram(maps: Tensor, w: Tensor, axes: Sequence[int] = IMAGE_AXES) -> 
     Parameters
     ----------
     maps
-        Complex ``(*batch coil y x)``.
+        Complex ``(*batch coil y x)``, or ``(*batch coil z y x)`` with three `axes`.
     w
-        Real, broadcastable to ``(*batch coil ky kx)``, with a coil axis.
+        Real, broadcastable to ``(*batch coil ky kx)`` or with kz, with a coil axis.
     axes
         Axes of F, whose origins lie at index 0 (`kspace.fourier.fft_corner`).
     """
-    if maps.device.type == "cpu" and math.prod(maps.shape[-3:]) <= _SMALL_PLANE:
+    rank = max(len(axes), 2)
+    coil = -rank - 1
+    if maps.device.type == "cpu" and math.prod(maps.shape[coil:]) <= _SMALL_PLANE:
         conjugate = maps.conj().resolve_conj()
-        return lambda x: (conjugate * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
+        return lambda x: (conjugate * ifft_corner(w * fft_corner(maps * x.unsqueeze(coil), axes), axes)).sum(coil)
 
     def apply(x: Tensor) -> Tensor:
-        if _tracked(x):
-            return (maps.conj() * ifft_corner(w * fft_corner(maps * x.unsqueeze(-3), axes), axes)).sum(-3)
-        batch = torch.broadcast_shapes(x.shape[:-2], maps.shape[:-3], w.shape[:-3])
-        image = x.new_zeros((*batch, *maps.shape[-2:]), dtype=torch.promote_types(x.dtype, maps.dtype))
-        for plane, x_i, maps_i, w_i in _planes(batch, (x, 2), (maps, 3), (w, 3)):
-            for coils in _chunks(maps.shape[-3]):
+        # Volumes go coil by coil everywhere: transforms of all coils at once would take many times their memory.
+        if _tracked(x) and (rank == 2 or x.requires_grad):
+            return (maps.conj() * ifft_corner(w * fft_corner(maps * x.unsqueeze(coil), axes), axes)).sum(coil)
+        batch = torch.broadcast_shapes(x.shape[:-rank], maps.shape[:coil], w.shape[:coil])
+        image = x.new_zeros((*batch, *maps.shape[-rank:]), dtype=torch.promote_types(x.dtype, maps.dtype))
+        for plane, x_i, maps_i, w_i in _planes(batch, (x, rank), (maps, rank + 1), (w, rank + 1)):
+            for coils in _chunks(maps.shape[coil], _CHUNK if rank == 2 else 1):
                 spectrum = fft_corner(maps_i[coils] * x_i, axes).mul_(_coils(w_i, coils))
                 _combine(image[plane], ifft_corner(spectrum, axes), maps_i[coils])
         return image
@@ -321,8 +324,8 @@ def _tracked(x: Tensor) -> bool:
     return x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad)
 
 
-def _chunks(n_coils: int) -> list[slice]:
-    return [slice(i, min(i + _CHUNK, n_coils)) for i in range(0, n_coils, _CHUNK)]
+def _chunks(n_coils: int, size: int = _CHUNK) -> list[slice]:
+    return [slice(i, min(i + size, n_coils)) for i in range(0, n_coils, size)]
 
 
 def _planes(batch: Sequence[int], *tensors: tuple[Tensor, int]) -> Iterator[tuple[Any, ...]]:
@@ -333,7 +336,7 @@ def _planes(batch: Sequence[int], *tensors: tuple[Tensor, int]) -> Iterator[tupl
 
 
 def _coils(x: Tensor, coils: slice) -> Tensor:
-    """The given coils of ``(coil ky kx)``, or all of a singleton coil axis."""
+    """The given coils of ``(coil ky kx)`` or ``(coil kz ky kx)``, or all of a singleton coil axis."""
     return x[coils] if x.shape[0] > 1 else x
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,18 +18,18 @@ ITERATIONS = 30
 SAME = 1e-4  # points of the grid: samples nearer than about this are one
 
 
-def visited(trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Points of the Cartesian grid nearest to a sample of `trajectory` ``(... 2)``: bool ``(ky kx)`` of `shape`."""
-    ny, nx = shape
-    points = (trajectory.reshape(-1, 2) * torch.tensor([nx, ny], device=trajectory.device)).round().long()
-    x, y = points[:, 0] + nx // 2, points[:, 1] + ny // 2
-    inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
-    found = torch.zeros(ny * nx, dtype=torch.bool, device=trajectory.device)
-    found[y[inside] * nx + x[inside]] = True
-    return found.reshape(ny, nx)
+def visited(trajectory: Tensor, shape: Sequence[int]) -> Tensor:
+    """Points of the Cartesian grid nearest to a sample of `trajectory` ``(... 2)`` or ``(... 3)``: bool ``(ky kx)`` or
+    ``(kz ky kx)`` of `shape`."""
+    n = torch.tensor(tuple(reversed(shape)), device=trajectory.device)  # of kx, ky, kz
+    points = (trajectory.reshape(-1, len(n)) * n).round().long() + n // 2
+    points = points[((points >= 0) & (points < n)).all(1)]
+    found = torch.zeros(tuple(shape), dtype=torch.bool, device=trajectory.device)
+    found[points.flip(1).unbind(1)] = True
+    return found
 
 
-def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = ITERATIONS) -> Tensor:
+def pipe_density(trajectory: Tensor, shape: Sequence[int], iterations: int = ITERATIONS) -> Tensor:
     """Density compensation by Pipe and Menon's iteration, ``w <- w / (C w)``, C a convolution in k-space.
 
     Pipe and Menon 1999, doi:10.1002/(SICI)1522-2594(199901)41:1<179::AID-MRM25>3.0.CO;2-V, with the kernel that the field of
@@ -37,9 +38,9 @@ def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = I
     Parameters
     ----------
     trajectory
-        Real ``(readout sample 2)``, cycles per pixel.
+        Real ``(readout sample 2)`` or ``(readout sample 3)``, cycles per pixel.
     shape
-        Matrix ``(y x)`` of the image.
+        Matrix ``(y x)`` or ``(z y x)`` of the image.
     iterations
         Number of iterations.
 
@@ -49,10 +50,13 @@ def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = I
         Float64 ``(readout sample)``, in points of the grid: 1 for each sample of a Cartesian scan, at most 1 where samples lie
         farther apart than those of the grid.
     """
-    wide = 2 * shape[0], 2 * shape[1]
+    wide = tuple(2 * n for n in shape)
     transforms = Repeated(trajectory, wide)
     tent = [(1 - (torch.arange(2 * n, dtype=torch.float64) - n).abs() / n) for n in shape]
-    window = (tent[0][:, None] * tent[1] * 4).float()  # 4: two transforms, each orthonormal on the doubled grid
+    window = tent[0]
+    for one in tent[1:]:
+        window = window[..., None] * one
+    window = (window * 2 ** len(shape)).float()  # two transforms, each orthonormal on the doubled grid
     w = torch.ones(trajectory.shape[:-1], dtype=torch.complex64)
     for _ in range(iterations):
         convolved = transforms.to_samples(window * transforms.to_image(w))
@@ -60,7 +64,7 @@ def pipe_density(trajectory: Tensor, shape: tuple[int, int], iterations: int = I
     return w.real.double()
 
 
-def voronoi_density(trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
+def voronoi_density(trajectory: Tensor, shape: Sequence[int]) -> Tensor:
     """Density compensation by the areas of the Voronoi cells of the samples.
 
     Rasche et al. 1999, doi:10.1109/42.774165. Samples at one place, as those of all spokes at the
@@ -83,8 +87,11 @@ def voronoi_density(trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
     Raises
     ------
     InputError
-        If the samples span no area.
+        If the samples span no area, or are those of a volume.
     """
+    if len(shape) == 3:
+        what = "the cells of samples in three dimensions are not computed"
+        raise InputError(what, "--density voronoi", "use --density pipe")
     from scipy.spatial import ConvexHull, QhullError, Voronoi, cKDTree
 
     points = trajectory.reshape(-1, 2).double().numpy() * np.array([shape[1], shape[0]])

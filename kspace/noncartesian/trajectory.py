@@ -52,10 +52,12 @@ def guess_units(largest: float, voxel_m: float, matrix: Sequence[int], where: st
 def cycles_per_pixel(
     k: NDArray[np.float64], units: Units, voxel_m: Sequence[float], fov_m: Sequence[float]
 ) -> NDArray[np.float64]:
-    """`k` ``(readout sample 2)`` in `units`, in cycles per pixel of `voxel_m`; `fov_m` is that of ``grid``."""
+    """`k` ``(readout sample 2)`` or ``(readout sample 3)`` in `units`, in cycles per pixel of `voxel_m` ``(x, y, z)``; `fov_m`
+    is that of ``grid``."""
     if units == "fraction":
         return k
-    scale: NDArray[np.float64] = np.asarray(voxel_m[:2]) / (np.asarray(fov_m[:2]) if units == "grid" else 1.0)
+    n = k.shape[-1]
+    scale: NDArray[np.float64] = np.asarray(voxel_m[:n]) / (np.asarray(fov_m[:n]) if units == "grid" else 1.0)
     return np.multiply(k, scale, dtype=np.float64)
 
 
@@ -82,3 +84,36 @@ def spiral(n_arms: int, n_samples: int, n_turns: float) -> NDArray[np.float64]:
     radius = 0.5 * theta / (2 * math.pi * n_turns)
     angle = theta + 2 * math.pi * np.arange(n_arms)[:, None] / n_arms
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)
+
+
+def kooshball(n_spokes: int, n_samples: int) -> NDArray[np.float64]:
+    """Spokes through the centre in all directions of space, ``(spoke sample 3)`` in fractions of k-space (±0.5): multiples of
+    the two-dimensional golden means (Chan et al. 2009, doi:10.1002/mrm.21837), so that any number of successive ones covers
+    the sphere evenly; the centre is sample ``n_samples // 2``."""
+    turns = np.arange(n_spokes)[:, None] * (0.465571231876768, 0.682327803828019) % 1.0
+    height, angle = turns[:, 0], 2 * math.pi * turns[:, 1]  # half a sphere: the spokes have two ends
+    flat = np.sqrt(1 - height**2)
+    directions = np.stack([flat * np.cos(angle), flat * np.sin(angle), height], -1)
+    r = (np.arange(n_samples) - n_samples // 2) / n_samples
+    return np.einsum("sd,r->srd", directions, r)
+
+
+def rotated_stack(counts: Sequence[int], n_samples: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Stack of stars whose angles go on from one partition to the next by the golden angle.
+
+    Parameters
+    ----------
+    counts
+        Spokes of each partition.
+    n_samples
+        Of a spoke.
+
+    Returns
+    -------
+    tuple
+        ``(spoke sample 3)`` in fractions of k-space (±0.5), kz at the points of the grid, and the partition ``(spoke)``.
+    """
+    n, partition = len(counts), np.repeat(np.arange(len(counts)), counts)
+    plane = radial(len(partition), n_samples, golden_angles(len(partition)))
+    kz = np.broadcast_to(((partition - n // 2) / n)[:, None, None], (*plane.shape[:2], 1))
+    return np.concatenate([plane, kz], -1), partition

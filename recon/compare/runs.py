@@ -205,7 +205,7 @@ class Runner:
         if method.generator is None:
             return
         said = self.outside.setdefault(method.name, {}).setdefault(group.mask, [])
-        r = acceleration(case.op.grid_mask, case.op.shape)
+        r = acceleration(case.op.grid_mask, (case.op.shape[-2], case.op.shape[-1]))
         said += [text for text in method.generator.outside(case.op, r) if text not in said]
 
     def _begun(self, group: MaskedVolume, slices: Sequence[int]) -> GroupImages | None:

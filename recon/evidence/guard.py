@@ -55,7 +55,7 @@ class ScanFacts:
         cls, y: Tensor, op: ForwardModel, companion: Tensor | None, noise_std: float | None, study: Mapping[str, Any]
     ) -> ScanFacts:
         """Those of k-space ``(*batch coil ky kx)``, its operator and classical image ``(*batch y x)``."""
-        plane, shape = masks.plane_of(op.grid_mask), op.shape
+        plane, shape = masks.plane_of(op.grid_mask), (op.shape[-2], op.shape[-1])
         known = companion is not None and noise_std is not None
         field_t = study.get("systemFieldStrength_T")
         return cls(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -270,8 +270,8 @@ class Frames(Sparsity):
     threshold = 0.1
     inner_steps = 4
 
-    def __init__(self, shape: tuple[int, int], block: int = 8) -> None:
-        self.gram_eigenvalues, self._block = torch.ones(shape), block
+    def __init__(self, shape: Sequence[int], block: int = 8) -> None:
+        self.gram_eigenvalues, self._block = torch.ones(tuple(shape)), block
 
     def forward(self, x: Tensor) -> Tensor:
         return x

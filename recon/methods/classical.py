@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -122,8 +122,8 @@ class L1Wavelet:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
         return _solved(y, op, self._solve)
 
-    def regulariser(self, shape: tuple[int, int]) -> Sparsity:
-        """The norm, without its weight, for images of `shape`."""
+    def regulariser(self, shape: Sequence[int]) -> Sparsity:
+        """The norm, without its weight, for images of `shape` ``(y x)``, or volumes ``(z y x)``."""
         from recon.methods.regularisers import Wavelet
 
         return Wavelet(shape, self.wavelet, self.levels)
@@ -160,8 +160,8 @@ class TotalVariation:
         """Image, complex ``(*batch y x)``, from k-space ``(*batch coil ky kx)``."""
         return _solved(y, op, self._solve)
 
-    def regulariser(self, shape: tuple[int, int]) -> Sparsity:
-        """The norm, without its weight, for images of `shape`."""
+    def regulariser(self, shape: Sequence[int]) -> Sparsity:
+        """The norm, without its weight, for images of `shape` ``(y x)``, or volumes ``(z y x)``."""
         from recon.methods.regularisers import Gradient
 
         return Gradient(shape)

@@ -70,7 +70,7 @@ class Residual:
 
         start = images / torch.where(planes.scale > 0, planes.scale, 1)
         # The scale stays that of the samples: weight and thresholds mean the same for the residual as for the image.
-        residual = replace(planes, rhs=planes.rhs - planes.op.gram(planes.weights)(start))
+        residual = replace(planes, rhs=planes.rhs - planes.op.gram(planes.weights)(start), start=None)
         norm = Wavelet(planes.shape, approximation=APPROXIMATION)
         correction = torch.empty_like(start)
         for lamda in sorted(set(lamdas)):

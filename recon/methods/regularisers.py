@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from typing import Self
 
@@ -13,12 +14,13 @@ from kspace.fourier import fft_corner, ifft_corner
 
 
 class Sparsity(ABC):
-    """A norm of a linear transform of images ``(*batch y x)`` with periodic boundaries.
+    """A norm of a linear transform of images ``(*batch y x)``, or volumes ``(*batch z y x)``, with periodic boundaries.
 
     Attributes
     ----------
     gram_eigenvalues
-        Real ``(ky kx)``: the eigenvalues of G^H G, which the Fourier transform diagonalises; zero frequency at index 0.
+        Real ``(ky kx)`` or ``(kz ky kx)``: the eigenvalues of G^H G, which the Fourier transform diagonalises; zero frequency
+        at index 0.
     threshold
         Size of a coefficient that matters, relative to the largest pixel of the zero-filled image: sets the step of ADMM.
     inner_steps
@@ -59,31 +61,41 @@ class Sparsity(ABC):
 
 
 class Gradient(Sparsity):
-    """Isotropic total variation: the sum over the pixels of ``sqrt(|dx|^2 + |dy|^2)``. Rudin, Osher and Fatemi 1992,
-    doi:10.1016/0167-2789(92)90242-F; for MRI: Block et al. 2007, doi:10.1002/mrm.21236."""
+    """Isotropic total variation: the sum over the pixels of ``sqrt(|dx|^2 + |dy|^2)``, of volumes with ``|dz|^2``. Rudin, Osher
+    and Fatemi 1992, doi:10.1016/0167-2789(92)90242-F; for MRI: Block et al. 2007, doi:10.1002/mrm.21236."""
 
     threshold = 0.02
     inner_steps = 3
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        y, x = (4 * torch.sin(torch.pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in shape)
-        self.gram_eigenvalues = y[:, None] + x[None, :]
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._axes = tuple(range(-len(shape), 0))
+        self._coefficients = -len(shape) - 1  # axis of the differences
+        total = torch.zeros((), dtype=torch.float64)
+        for n in shape:
+            total = total[..., None] + 4 * torch.sin(torch.pi * torch.arange(n, dtype=torch.float64) / n) ** 2
+        self.gram_eigenvalues = total
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([x - x.roll(1, -2), x - x.roll(1, -1)], -3)
+        return torch.stack([x - x.roll(1, axis) for axis in self._axes], self._coefficients)
 
     def adjoint(self, v: Tensor) -> Tensor:
-        y, x = v.unbind(-3)
-        return y - y.roll(-1, -2) + x - x.roll(-1, -1)
+        first, *others = v.unbind(self._coefficients)
+        image = first - first.roll(-1, self._axes[0])
+        for one, axis in zip(others, self._axes[1:], strict=True):
+            image = image + one - one.roll(-1, axis)
+        return image
 
     def gram(self, x: Tensor) -> Tensor:
-        return 4 * x - x.roll(1, -2) - x.roll(-1, -2) - x.roll(1, -1) - x.roll(-1, -1)
+        image = 2 * len(self._axes) * x
+        for axis in self._axes:
+            image = image - x.roll(1, axis) - x.roll(-1, axis)
+        return image
 
     def norm(self, v: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(v, dim=-3).sum((-2, -1))
+        return torch.linalg.vector_norm(v, dim=self._coefficients).sum(self._axes)
 
     def shrink(self, v: Tensor, step: float) -> Tensor:
-        length = torch.linalg.vector_norm(v, dim=-3, keepdim=True)
+        length = torch.linalg.vector_norm(v, dim=self._coefficients, keepdim=True)
         return v * (1 - step / length.clamp(min=step))
 
 
@@ -96,10 +108,12 @@ class Wavelet(Sparsity):
     the undecimated transform (Coifman and Donoho 1995, doi:10.1007/978-1-4612-2544-7_9). The undecimated filters, scaled to
     ``G^H G = I``, are evaluated in the Fourier domain, for any matrix size.
 
+    Of a volume it is the sum over its planes.
+
     Parameters
     ----------
     shape
-        ``(y x)`` of the image.
+        ``(y x)`` of the image, or ``(z y x)``.
     name
         Orthogonal wavelet, under PyWavelets' name.
     levels
@@ -111,9 +125,10 @@ class Wavelet(Sparsity):
     threshold = 0.06
     inner_steps = 6
 
-    def __init__(self, shape: tuple[int, int], name: str = "db2", levels: int = 2, approximation: float = 0.0) -> None:
+    def __init__(self, shape: Sequence[int], name: str = "db2", levels: int = 2, approximation: float = 0.0) -> None:
         import pywt
 
+        self._axes, shape = tuple(range(-len(shape), 0)), shape[-2:]
         wavelet = pywt.Wavelet(name)
         filters = [torch.tensor(taps, dtype=torch.float64) / 2**0.5 for taps in (wavelet.dec_lo, wavelet.dec_hi)]
         bands, weights = [], []
@@ -140,7 +155,7 @@ class Wavelet(Sparsity):
         return x
 
     def norm(self, v: Tensor) -> Tensor:
-        return (self._weights * v.abs()).sum((-3, -2, -1))
+        return (self._weights * v.abs()).sum((-3, *(axis if axis > -3 else axis - 1 for axis in self._axes)))
 
     def shrink(self, v: Tensor, step: float) -> Tensor:
         size = v.abs()

@@ -6,7 +6,8 @@ R quadratic: the normal equations of `kspace`. Otherwise the alternating directi
 doi:10.1561/2200000016) splits ``R(x) = r(G x)`` with a circulant G^H G. Its linear system is then exactly diagonal in the
 Fourier domain for one coil of unit modulus, and nearly so for several: a few preconditioned conjugate gradient steps do.
 
-Every plane stops by itself, and none depends on what is solved beside it.
+Every plane stops by itself, and none depends on what is solved beside it. A volume ``(z y x)`` whose planes the forward model
+couples (`ForwardModel.rank` of 3) takes the place of a plane.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from kspace import normal_equations
 from kspace.cg import Watch, conjugate_gradients, energy
-from kspace.fourier import fft_corner, ifft_corner
+from kspace.fourier import IMAGE_AXES, fft_corner, ifft_corner
 from kspace.operators import ForwardModel
 from recon.methods.regularisers import Sparsity
 
@@ -44,12 +45,16 @@ class Planes:
         ``A^H W y``, scaled, complex ``(plane y x)``.
     scale
         What an image of the scaled problem is multiplied by, real ``(plane 1 1)``; 0 for a plane without signal.
+    start
+        Where iterations start, complex ``(plane y x)``; None: from `rhs`, which is near the solution on a grid. Off it the
+        centre, sampled many times over, would take its time to fade.
     """
 
     op: ForwardModel
     top: Tensor
     rhs: Tensor
     scale: Tensor
+    start: Tensor | None = None
 
     @classmethod
     def of(cls, y: Tensor, op: ForwardModel, relative: bool = True) -> Planes:
@@ -64,9 +69,11 @@ class Planes:
         # Before anything is squared: raw data may be 1e-20 or 1e20.
         y = y / torch.where(peak > 0, peak, 1)
         top = op.unit_weight.clamp(min=1e-30)
-        rhs, peak = op.back_projection(y) / top, peak.squeeze(-1)
-        largest = _peak(op.reference(y, rhs) if relative else rhs, 2)
-        return cls(op, top, rhs / torch.where(largest > 0, largest, 1), largest * peak)
+        rhs, peak = op.back_projection(y) / top, peak.reshape(-1, *[1] * op.rank)
+        reference = op.reference(y, rhs) if relative else rhs
+        largest = _peak(reference, op.rank)
+        divisor = torch.where(largest > 0, largest, 1)
+        return cls(op, top, rhs / divisor, largest * peak, None if reference is rhs else reference / divisor)
 
     def __len__(self) -> int:
         return len(self.rhs)
@@ -75,17 +82,18 @@ class Planes:
         def take(x: Tensor) -> Tensor:
             return x if len(x) == 1 else x[index]
 
-        return Planes(self.op.planes(index), take(self.top), self.rhs[index], self.scale[index])
+        start = None if self.start is None else self.start[index]
+        return Planes(self.op.planes(index), take(self.top), self.rhs[index], self.scale[index], start)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """``(y x)``."""
+    def shape(self) -> tuple[int, ...]:
+        """``(y x)`` or ``(z y x)``."""
         return self.op.shape
 
     @property
     def weights(self) -> Tensor:
         """Real ``(plane|1 1|coil ky kx|1)``, at most 1; zero frequency at ``n // 2``."""
-        return self.op.weights / self.top.unsqueeze(-1)
+        return self.op.weights / self.top.reshape(-1, 1, 1, 1)
 
     @property
     def unit_coil(self) -> Tensor:
@@ -95,7 +103,7 @@ class Planes:
     def circulant(self) -> Tensor:
         """Eigenvalues, real ``(plane|1 ky kx)`` with zero frequency at index 0, of the circulant matrix nearest to
         ``A^H W A``; equal to it for `unit_coil`."""
-        return self.op.nearest_circulant(self.weights)
+        return self.op.nearest_circulant(self.weights, IMAGE_AXES if self.op.rank == 2 else self.op.axes)
 
     def finish(self, x: Tensor) -> Tensor:
         """Solutions of the scaled problems as images ``(plane y x)``: original scale, zero outside the support of the maps."""
@@ -127,7 +135,7 @@ def sparse(
     solution = torch.zeros_like(planes.rhs)
     unit = planes.unit_coil.expand(len(planes))
     for index in (unit.nonzero().flatten(), (~unit).nonzero().flatten()):
-        for part in index.split(max(size // math.prod(planes.op.maps.shape[-3:]), 1)):
+        for part in index.split(max(size // math.prod(planes.op.maps.shape[-planes.op.rank - 1 :]), 1)):
             if len(part):
                 solution[part] = _admm(planes[part], g, lamda, max_iterations, tolerance, watch)
     return solution
@@ -135,7 +143,8 @@ def sparse(
 
 def _admm(planes: Planes, g: Sparsity, lamda: float, max_iterations: int, tolerance: float, watch: Watch | None) -> Tensor:
     rho = lamda / g.threshold
-    solution, running = planes.rhs.clone(), torch.arange(len(planes), device=planes.rhs.device)
+    solution = (planes.rhs if planes.start is None else planes.start).clone()
+    running = torch.arange(len(planes), device=planes.rhs.device)
     step = MinimiseX(planes, g, rho)
     x, v = solution, g.forward(solution)
     u = torch.zeros_like(v)
@@ -148,7 +157,8 @@ def _admm(planes: Planes, g: Sparsity, lamda: float, max_iterations: int, tolera
             watch(iteration, x)
         # Outside the support the data say nothing: the image wanders there, and is cut off at the end.
         support = step.planes.op.support
-        change, size = energy((x - before) * support), energy(x * support)
+        rank = step.planes.op.rank
+        change, size = energy((x - before) * support, rank), energy(x * support, rank)
         going = (change > tolerance**2 * size).flatten() | (iteration < _FEWEST)
         if iteration < max_iterations and bool(going.all()):
             continue
@@ -175,13 +185,15 @@ class MinimiseX:
         rhs = self.planes.rhs + self._rho * self._g.adjoint(z)
         if self._exact:
             return self._divide(rhs)
-        return conjugate_gradients(self._matrix, self._divide, rhs, x, 0.0, self._g.inner_steps, warn=False)
+        rank = self.planes.op.rank
+        return conjugate_gradients(self._matrix, self._divide, rhs, x, 0.0, self._g.inner_steps, warn=False, rank=rank)
 
     def _matrix(self, x: Tensor) -> Tensor:
         return self._gram(x) + self._rho * self._g.gram(x)
 
     def _divide(self, x: Tensor) -> Tensor:
-        return ifft_corner(self._inverse * fft_corner(x))
+        axes = tuple(range(-self.planes.op.rank, 0))
+        return ifft_corner(self._inverse * fft_corner(x, axes), axes)
 
 
 def _peak(x: Tensor, rank: int) -> Tensor:
