@@ -163,7 +163,8 @@ class KSpace:
         maps only; its scale may differ from that of `data`. None for embedded calibration.
     trajectory
         Real ``(readout sample 2)``: kx and ky in cycles per pixel of ``header.encoded_matrix``; `data` is then ``(*batch coil
-        readout sample)``. None: the samples lie on the grid of that matrix.
+        readout sample)``. With kz, ``(readout sample 3)``, the samples are those of a volume. None: the samples lie on the grid
+        of that matrix.
     density
         Real ``(readout sample)``: density compensation from the file; None without.
 
@@ -200,13 +201,18 @@ class KSpace:
                 )
         if self.calibration is not None and self.calibration.shape != self.data.shape:
             raise ValueError(f"calibration {tuple(self.calibration.shape)} must have the data's shape {tuple(self.data.shape)}")
-        if self.trajectory is not None and self.trajectory.shape != (*self.data.shape[-2:], 2):
+        if self.trajectory is not None and tuple(self.trajectory.shape) not in [(*self.data.shape[-2:], d) for d in (2, 3)]:
             raise ValueError(f"trajectory {tuple(self.trajectory.shape)} does not fit data of shape {tuple(self.data.shape)}")
 
     @property
     def n_coils(self) -> int:
         """Number of receive coils."""
         return self.data.shape[-3]
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether the planes of the image are coupled: its trajectory has kz."""
+        return self.trajectory is not None and self.trajectory.shape[-1] == 3
 
     def after(self, step: str, *, header: dict[str, Any] | None = None, **changes: Any) -> KSpace:
         """Copy after a processing step: `changes` replace fields, `header` replaces fields of the header.

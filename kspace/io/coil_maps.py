@@ -32,8 +32,8 @@ def load_maps(path: Path, k: KSpace, noise: Noise | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        complex64 ``(*batch coil y x)``, scaled so that the squared magnitudes sum to 1 over the channels of the raw file
-        (whitened ones, where `k` is) where any is non-zero.
+        complex64 ``(*batch coil y x)``, of a volume off the grid ``(coil z y x)``, scaled so that the squared magnitudes sum to
+        1 over the channels of the raw file (whitened ones, where `k` is) where any is non-zero.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def load_maps(path: Path, k: KSpace, noise: Noise | None = None) -> Tensor:
     maps = match_channels(maps.to(k.data.device), k, noise)
     total = torch.linalg.vector_norm(maps, dim=-3, keepdim=True)
     maps = torch.where(total > 1e-6 * total.max(), maps / total.clamp(min=1e-30), 0)
-    return to_virtual(maps, k).expand(*k.data.shape[:-2], *_shape(k))
+    maps = to_virtual(maps, k)
+    return maps.transpose(0, 1).contiguous() if k.is_volume else maps.expand(*k.data.shape[:-2], *_shape(k))
 
 
 def _placed(maps: Tensor, k: KSpace, path: Path) -> Tensor:
@@ -58,8 +59,8 @@ def _placed(maps: Tensor, k: KSpace, path: Path) -> Tensor:
     axes, wanted = "coil y x", [n_coils, *_shape(k)]
     if "decouple" in k.header.steps:
         axes, wanted = "coil z y x", [*wanted, len(k.data)]
-    elif k.trajectory is not None and k.data.ndim == 4:  # a stack
-        axes, wanted = "coil z y x", [n_coils, len(k.data), *_shape(k)]
+    elif k.is_volume or (k.trajectory is not None and k.data.ndim == 4):  # or a stack
+        axes, wanted = "coil z y x", [n_coils, k.header.encoded_matrix[2], *_shape(k)]
     elif maps.ndim == 4 and k.data.ndim == 3:
         index = k.header.index.slice
         if index >= len(maps):

@@ -1,9 +1,13 @@
-"""What gridding makes of samples off the Cartesian grid: coil images, and the calibration area for coil maps."""
+"""What gridding makes of samples off the Cartesian grid: coil images, and the calibration area for coil maps.
+
+Volumes, whose trajectories have kz, go coil by coil; their maps are in `kspace.noncartesian.volume`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,16 +34,21 @@ def compensated(k: KSpace, density: Density = "pipe") -> KSpace:
 
 
 def coil_images(k: KSpace) -> Tensor:
-    """Complex ``(*batch coil y x)``: the density-compensated samples of `compensated` k-space, gridded."""
+    """Complex ``(*batch coil y x)``, or ``(coil z y x)`` of a volume: the density-compensated samples of `compensated` k-space,
+    gridded."""
     assert k.trajectory is not None
     assert k.density is not None
     shape = _shape(k)
     y = (k.data * k.density).reshape(-1, *k.data.shape[-2:])
-    return to_image(y, k.trajectory, shape).reshape(*k.data.shape[:-2], *shape)
+    at_once = 1 if k.is_volume else len(y)
+    images = y.new_zeros((len(y), *shape))
+    for first in range(0, len(y), at_once):
+        images[first : first + at_once] = to_image(y[first : first + at_once], k.trajectory, shape)
+    return images.reshape(*k.data.shape[:-2], *shape)
 
 
 def forward_model(k: KSpace, maps: Tensor) -> NonCartesianSense:
-    """Forward model of k-space off the grid with coil maps ``(*batch coil y x)``."""
+    """Forward model of k-space off the grid with coil maps ``(*batch coil y x)``, or ``(coil z y x)`` of a volume."""
     assert k.trajectory is not None
     return NonCartesianSense(maps, k.trajectory, density=k.density, noise_std=k.header.noise_std or 1.0)
 
@@ -56,33 +65,43 @@ def calibration_of(k: KSpace, width: int) -> KSpace:
     shape = _shape(k)
     covered = covered_width(k.trajectory, shape)
     if covered < FEWEST:
-        n = k.data.shape[-2]
-        needed = math.ceil(n * FEWEST / max(covered, 1))
-        raise NoCalibration(
-            f"{n} readouts cover {covered} x {covered} points of the centre of k-space, coil maps need {FEWEST} x {FEWEST}: "
-            f"about {needed} readouts",
-            k.header.source or None,
-            "use more readouts per frame, or give --maps FILE",
-        )
+        raise too_few(k, covered, 1)
     size = min(covered, width)
     inside = [(torch.arange(n) - n // 2 + size // 2 >= 0) & (torch.arange(n) - n // 2 + size // 2 < size) for n in shape]
     mask = (inside[0][:, None] & inside[1]).unsqueeze(0)
     return replace(k, data=fft(coil_images(k)), mask=mask, n_averages=None, trajectory=None, density=None)
 
 
-def covered_width(trajectory: Tensor, shape: tuple[int, int]) -> int:
+def too_few(k: KSpace, covered: int, power: int) -> NoCalibration:
+    """The error of k-space whose readouts cover too little: the number that is needed grows with a `power` of the width."""
+    n, axes = k.data.shape[-2], 3 if k.is_volume else 2
+    needed = math.ceil(n * (FEWEST / max(covered, 1)) ** power)
+    found, wanted = (" x ".join([str(width)] * axes) for width in (covered, FEWEST))
+    return NoCalibration(
+        f"{n} readouts cover {found} points of the centre of k-space, coil maps need {wanted}: about {needed} readouts",
+        k.header.source or None,
+        "use more readouts per frame, or give --maps FILE",
+    )
+
+
+def covered_width(trajectory: Tensor, shape: Sequence[int]) -> int:
     """Points along each axis of the largest centred square of the grid, `LARGEST` at most, of which none is farther than
-    `REACH` from a sample of `trajectory` ``(readout sample 2)``; `shape` is the matrix ``(y x)``."""
+    `REACH` from a sample of `trajectory` ``(readout sample 2)``; `shape` is the matrix ``(y x)``. With kz and ``(z y x)`` that
+    of a cube, along z as far as the matrix goes."""
     from scipy.spatial import cKDTree
 
-    points = trajectory.reshape(-1, 2).double().numpy() * np.array([shape[1], shape[0]])
-    n = min(LARGEST, *shape)
-    line = np.arange(n) - n // 2
-    x, y = np.meshgrid(line, line)
-    far = cKDTree(points).query(np.stack([x.ravel(), y.ravel()], -1))[0].reshape(n, n) > REACH
+    points = trajectory.reshape(-1, len(shape)).double().numpy()[:, ::-1] * np.array(shape)
+    n = min(LARGEST, *shape[-2:])
+    sizes = [min(n, size) for size in shape]
+    grid = np.stack(np.meshgrid(*(np.arange(size) - size // 2 for size in sizes), indexing="ij"), -1)
+    near = points[(np.abs(points) <= np.array(sizes) // 2 + 1).all(1)]
+    if not len(near):
+        return 0
+    far = cKDTree(near).query(grid.reshape(-1, len(shape)))[0].reshape(sizes) > REACH
     for width in range(n, 0, -1):
-        part = slice(n // 2 - width // 2, n // 2 - width // 2 + width)
-        if not far[part, part].any():
+        parts = [min(width, size) for size in sizes]
+        centre = tuple(slice(size // 2 - m // 2, size // 2 - m // 2 + m) for size, m in zip(sizes, parts, strict=True))
+        if not far[centre].any():
             return width
     return 0
 
@@ -95,6 +114,6 @@ def sampling_of(k: KSpace) -> dict[str, object]:
     return {"digest": digest, "acceleration": math.prod(shape) / max(int(visited(k.trajectory, shape).sum()), 1)}
 
 
-def _shape(k: KSpace) -> tuple[int, int]:
-    x, y, _ = k.header.encoded_matrix
-    return y, x
+def _shape(k: KSpace) -> tuple[int, ...]:
+    x, y, z = k.header.encoded_matrix
+    return (z, y, x) if k.is_volume else (y, x)

@@ -14,12 +14,13 @@ MOST_KZ = 1e-3  # of the largest |k|: how much kz may change along a readout
 
 
 def read_trajectory(path: Path) -> NDArray[np.float64]:
-    """kx and ky of every sample of every readout of a sequence, float64 ``(readout sample 2)`` in 1/m.
+    """kx and ky of every sample of every readout of a sequence, float64 ``(readout sample 2)`` in 1/m; with kz, ``(readout
+    sample 3)``, where it changes along the readouts.
 
     Raises
     ------
     InputError
-        If pypulseq is not installed, or the file is no sequence with readouts of one length in planes.
+        If pypulseq is not installed, or the file is no sequence with readouts of one length.
     """
     where = f"--trajectory {path}"
     try:
@@ -41,5 +42,5 @@ def read_trajectory(path: Path) -> NDArray[np.float64]:
         raise InputError(f"the sequence has {found}, expected one length", where, "give the trajectory as .npy")
     k = k.T.reshape(len(lengths), lengths[0], 3)
     if np.ptp(k[..., 2], axis=1).max() > MOST_KZ * np.abs(k[..., :2]).max():
-        raise InputError("kz changes along the readouts", where, "give a sequence of planes or stacks")
+        return k
     return k[..., :2]

@@ -24,9 +24,9 @@ class TrajectoryScan:
     phantom, coils
         Three-dimensional, in patient coordinates (metres).
     trajectory
-        Where k-space was sampled, ``(readout sample 2)`` in fractions of k-space (±0.5).
+        Where k-space was sampled, ``(readout sample 2)`` in fractions of k-space (±0.5), or 3 with kz.
     matrix, fov_m
-        Points ``(x, y, z)`` and field of view; z above 1: a stack of that many partitions.
+        Points ``(x, y, z)`` and field of view; z above 1: a stack of that many partitions, unless the trajectory has kz.
     kind
         Trajectory of the header: ``radial``, ``goldenangle``, ``spiral`` or ``other``.
     position_m
@@ -45,13 +45,16 @@ class TrajectoryScan:
     noise_std: float = 0.0
 
     def samples(self, seed: int = 0) -> NDArray[np.complex64]:
-        """Complex64 ``(partition coil readout sample)``, noise included; `seed` chooses it."""
+        """Complex64 ``(partition coil readout sample)``, noise included; `seed` chooses it. One partition where the trajectory
+        has kz."""
         size, fov = np.array(self.matrix, float), np.array(self.fov_m)
-        kx, ky = (self.trajectory[..., axis] * size[axis] / fov[axis] for axis in (0, 1))
+        kx, ky, *stated = (k * n / length for k, n, length in zip(np.moveaxis(self.trajectory, -1, 0), size, fov, strict=False))
         axes = np.eye(3)[: 3 if self.matrix[2] > 1 else 2]
         phantom, coils = self.phantom.section(self.position_m, *axes), self.coils.section(self.position_m, *axes)
         scale = float(np.prod([np.sqrt(n) / f for n, f in zip(size[: len(axes)], fov[: len(axes)], strict=True)]))
-        if len(axes) == 2:
+        if stated:
+            y = coils.kspace(phantom, kx, ky, stated[0])[None]
+        elif len(axes) == 2:
             y = coils.kspace(phantom, kx, ky)[None]
         else:
             kz = (np.arange(self.matrix[2]) - self.matrix[2] // 2) / fov[2]
@@ -61,9 +64,13 @@ class TrajectoryScan:
         return (y * scale + noise[0] + 1j * noise[1]).astype(np.complex64)
 
     def image(self) -> NDArray[np.float64]:
-        """What a perfect reconstruction shows, real ``(z y x)``: the phantom's k-space within the radius of the trajectory."""
+        """What a perfect reconstruction shows, real ``(z y x)``: the phantom's k-space within the radius of the trajectory, of
+        a sphere where that reaches no farther."""
         whole = replace(self, trajectory=_grid(self.matrix), coils=uniform_coil(), noise_std=0.0)
         inside = np.hypot(*np.moveaxis(whole.trajectory, -1, 0)) <= 0.5
+        if self.trajectory.shape[-1] == 3 and np.linalg.norm(self.trajectory, axis=-1).max() < 0.51:
+            kz = (np.arange(self.matrix[2]) - self.matrix[2] // 2) / self.matrix[2]
+            inside = np.hypot(np.hypot(*np.moveaxis(whole.trajectory, -1, 0)), kz[:, None, None]) <= 0.5
         y = torch.from_numpy((whole.samples()[:, 0] * inside).astype(np.complex128))
         image = ifft(y, (-3, -2, -1) if self.matrix[2] > 1 else (-2, -1))
         return image.real.numpy()
@@ -80,6 +87,7 @@ def write_trajectory_scan(
     stated: NDArray[np.float64] | None,
     repetitions: Sequence[int] | None = None,
     seed: int = 0,
+    partitions: Sequence[int] | None = None,
 ) -> None:
     """Measure a scan and write it.
 
@@ -95,16 +103,21 @@ def write_trajectory_scan(
         Counter of each readout; None: 0.
     seed
         Of the noise.
+    partitions
+        Counter of the partition of each readout, where the trajectory of the scan has kz; None: 0.
     """
     samples = scan.samples(seed)
     nz, n_coils, n_readouts, n = samples.shape
     headers = new_acquisition_headers(nz * n_readouts, n_coils, n, position_m=scan.position_m)
     headers["idx"]["kspace_encode_step_1"] = np.tile(np.arange(n_readouts), nz)
     headers["idx"]["kspace_encode_step_2"] = np.repeat(np.arange(nz), n_readouts)
+    if partitions is not None:
+        headers["idx"]["kspace_encode_step_2"] = partitions
     if repetitions is not None:
         headers["idx"]["repetition"] = np.tile(repetitions, nz)
     headers["trajectory_dimensions"] = 0 if stated is None else stated.shape[-1]
-    limits = {"kspace_encoding_step_1": (0, n_readouts - 1, 0), "kspace_encoding_step_2": (0, nz - 1, nz // 2)}
+    last = nz - 1 if partitions is None else scan.matrix[2] - 1
+    limits = {"kspace_encoding_step_1": (0, n_readouts - 1, 0), "kspace_encoding_step_2": (0, last, (last + 1) // 2)}
     space = Space(scan.matrix, scan.matrix, scan.fov_m, scan.fov_m, limits=limits, trajectory=scan.kind)
     readouts = [samples[z, :, i] for z in range(nz) for i in range(n_readouts)]
     points = None if stated is None else [stated[i].astype(np.float32) for _ in range(nz) for i in range(n_readouts)]

@@ -38,6 +38,8 @@ def _describe_encoding(scan: MrdScan, encoding: Encoding) -> Iterator[str]:
     ky, kz = encoding.acceleration
     mode = f" (calibrationMode {encoding.calibration_mode})" if encoding.calibration_mode else ""
     yield f"    acceleration {ky:g} x {kz:g}, calibration {encoding.calibration}{mode}, centre of k-space {encoding.centre}"
+    if layout := scan.describe_trajectory(encoding.index):
+        yield f"    {layout}"
     images = scan.images(encoding.index)
     yield f"    images: {_describe_images(images)}"
     for line in by_reason(scan.incomplete(encoding.index)):

@@ -15,7 +15,7 @@ from kspace.operators import ForwardModel
 from recon.methods.choose import Method
 from recon.methods.stack import planes_of
 from recon.run.log import Log
-from recon.run.one_image import finished, forward_model, sampling_of
+from recon.run.one_image import check_method, finished, forward_model, sampling_of
 from recon.run.prepare import MapMaker
 
 
@@ -50,6 +50,7 @@ def reconstruct_series(
             raise InputError(f"{one.name} has one repetition; the method needs several", f"--method {method.name}", fix)
         with log.step("preprocess"):
             frames = [load(index) for index in members]
+            check_method(frames[0], method)
         with log.step("maps"):
             models = [forward_model(k, maps) for k in frames]
         with log.step("reconstruct"):

@@ -16,7 +16,7 @@ from kspace.masks import acceleration, digest
 from kspace.noncartesian import gridding
 from kspace.operators import ForwardModel, Sense
 from recon.evidence.record import ROLES
-from recon.methods.choose import Method
+from recon.methods.choose import SERIES, Method
 from recon.output.series import IN_PLACE
 from recon.run.delivery import Delivery
 from recon.run.log import Log
@@ -67,6 +67,20 @@ def reconstruct_image(
     return images
 
 
+def check_method(k: KSpace, method: Method) -> None:
+    """Refuse what takes planes for independent where they are not.
+
+    Raises
+    ------
+    InputError
+        For a generator, or a method for series, and k-space of a volume.
+    """
+    if k.is_volume and (method.generator is not None or method.name in SERIES):
+        what = "works plane by plane, and the trajectory couples all planes of the volume"
+        fix = "choose rss, zero-filled, sense, l1-wavelet or tv"
+        raise InputError(what, f"--method {method.name}", fix)
+
+
 def sampling_of(k: KSpace) -> dict[str, object]:
     """Name, digest of the sampling and acceleration of an image, for the record."""
     shape = (k.data.shape[-2], k.data.shape[-1])
@@ -89,8 +103,8 @@ def _root_sum_of_squares(coil_images: Tensor) -> Tensor:
 
 
 def finished(planes: Tensor, k: KSpace, role: str) -> Image:
-    """The finished image of reconstructed planes ``(y x)``, ``(x z y)`` or, of a stack, ``(z y x)``."""
-    volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-3), k), k.header)[0]
+    """The finished image of reconstructed planes ``(y x)``, ``(x z y)`` or, of a stack or volume, ``(z y x)``."""
+    volume = preprocess.to_recon_matrix(_volume(planes.unsqueeze(-4 if k.is_volume else -3), k), k.header)[0]
     if not torch.isfinite(torch.view_as_real(volume)).all():
         raise InputError(
             "the reconstruction gave values that are not finite", k.header.source or None, "try --method zero-filled"
@@ -99,8 +113,10 @@ def finished(planes: Tensor, k: KSpace, role: str) -> Image:
 
 
 def _volume(planes: Tensor, k: KSpace) -> Tensor:
-    """``(coil z y x)`` from the plane ``(coil y x)`` of a 2-D scan, the planes ``(x coil z y)`` of a decoupled 3-D one, or
-    those of a stack, ``(z coil y x)``."""
+    """``(coil z y x)`` from the plane ``(coil y x)`` of a 2-D scan, the planes ``(x coil z y)`` of a decoupled 3-D one, those
+    of a stack, ``(z coil y x)``, or a volume of its own."""
+    if k.is_volume:
+        return planes
     if planes.ndim == 4 and k.trajectory is not None:
         return planes.transpose(0, 1)
     return planes.unsqueeze(-3) if planes.ndim == 3 else planes.permute(1, 2, 3, 0)
@@ -108,7 +124,7 @@ def _volume(planes: Tensor, k: KSpace) -> Tensor:
 
 def _check_support(k: KSpace, op: ForwardModel, log: Log) -> None:
     """Say so where the coil maps are empty although there is signal: a blank image must not look like a result."""
-    energy = _coil_images(k).abs().square().sum(-3)
+    energy = _coil_images(k).abs().square().sum(-op.rank - 1)
     inside = float((energy * op.support).sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny))
     if energy.max() > 0 and inside < SUPPORT_HOLDS:
         log.warn(

@@ -25,7 +25,7 @@ from recon.run.delivery import Delivery, replaced, roles_of
 from recon.run.frames import reconstruct_series
 from recon.run.input import Source, open_source
 from recon.run.log import Log, to_terminal
-from recon.run.one_image import forward_model, reconstruct_image
+from recon.run.one_image import check_method, forward_model, reconstruct_image
 from recon.run.options import FORMATS, RunOptions
 from recon.run.prepare import MapMaker, prepare
 from recon.run.record import run_record
@@ -211,7 +211,9 @@ def reconstruct_encoding(
     order = sorted(indices, key=lambda i: (i.contrast, i.set, i.phase, i.slice, i.repetition))
 
     def load(index: ImageIndex) -> tuple[Tensor, ForwardModel]:
-        k = prepare(source.load(encoding, index), noise, options, log)
+        k = source.load(encoding, index)
+        check_method(k, method)
+        k = prepare(k, noise, options, log)
         return k.data, forward_model(k, maps)
 
     if method.name in SERIES:
@@ -230,6 +232,7 @@ def reconstruct_encoding(
     for index in log.progress:
         with log.step("read"):
             k = source.load(encoding, index)
+        check_method(k, method)
         if noise is not None and not images and k.trajectory is None:
             with log.step("noise"):
                 _check_noise(k, noise, log)

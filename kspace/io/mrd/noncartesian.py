@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,7 @@ from kspace.io.hdf5 import guard
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.header import Encoding
 from kspace.noncartesian.delay import GradientDelay, corrected, estimate_delay
+from kspace.noncartesian.layout import Column, Readouts, placed, third_column
 from kspace.noncartesian.pulseq import read_trajectory
 from kspace.noncartesian.trajectory import Units, cycles_per_pixel, golden_angles, guess_units, radial
 
@@ -33,8 +35,8 @@ class TrajectoryOptions:
     Attributes
     ----------
     file
-        NumPy file (.npy) with real ``(readout sample 2)`` or Pulseq sequence (.seq), in place of what the readouts carry; None:
-        those of the readouts.
+        NumPy file (.npy) with real ``(readout sample 2)``, or 3 with kz, or Pulseq sequence (.seq), in place of what the
+        readouts carry; None: those of the readouts.
     units
         Units of the trajectory; None: guessed.
     delay
@@ -45,6 +47,7 @@ class TrajectoryOptions:
     units: Units | None = None
     delay: Literal["auto", "none"] = "auto"
     _known: dict[int, Units] = field(default_factory=dict)
+    _columns: dict[int, Column] = field(default_factory=dict)
 
 
 def load_readouts(
@@ -81,8 +84,9 @@ def load_readouts(
     Returns
     -------
     KSpace
-        Complex64 ``(coil readout sample)``, or ``(z coil readout sample)`` of a stack, transformed along kz; trajectory in
-        cycles per pixel of the matrix that the header then has: the encoded voxels over the reconstructed field of view.
+        Complex64 ``(coil readout sample)``, or ``(z coil readout sample)`` of a stack of equal planes, transformed along kz;
+        trajectory in cycles per pixel of the matrix that the header then has: the encoded voxels over the reconstructed field
+        of view. It has kz where the planes of a volume are not equal.
 
     Raises
     ------
@@ -91,29 +95,25 @@ def load_readouts(
     """
     import torch
 
-    k, density = _trajectory(group, path, headers, encoding, numbers, imaging, options)
-    voxel = [fov / n for fov, n in zip(encoding.encoded_fov_m, encoding.encoded_matrix, strict=True)]
-    units = _units(group, path, headers, encoding, imaging, voxel, options, warnings)
-    fov = encoding.recon_fov_m if _is_recon_grid(k, encoding) else encoding.encoded_fov_m
-    points = cycles_per_pixel(k, units, voxel, fov)
-    _check_range(points, encoding, path, units)
+    where, density, matrix, lengths = _place(group, path, headers, encoding, numbers, imaging, rows_z, options, warnings)
+    points = where.points
     pre, post = int(headers["discard_pre"][numbers[0]]), int(headers["discard_post"][numbers[0]])
     kept = slice(pre, points.shape[1] - post)
+    _check_size(int(headers["number_of_samples"][numbers[0]]) * len(numbers), encoding.n_coils, path)
     y = np.stack([samples[:, kept] for _, samples in mrd_file.read_samples(group, path, headers, numbers)], 1)
     points, density = points[:, kept], None if density is None else density[:, kept]
     study = dict(header.study)
     if encoding.trajectory in COMPUTED and options.delay == "auto":
-        delay = estimate_delay(y, points)
+        delay = where.why if where.layout == "volume" else estimate_delay(y, points)
         if isinstance(delay, GradientDelay):
             warnings.append(f"{header.index.name}: gradient delay corrected: {delay.says}; --gradient-delay none leaves it")
             points = corrected(points, delay)
             study["gradient_delay"] = vars(delay)
         else:
             warnings.append(f"encoding {encoding.index}: gradient delay not estimated: {delay}")
-    matrix, lengths = _grid(encoding, voxel)
-    data, trajectory, compensation = torch.from_numpy(y), torch.from_numpy(points), density
-    if encoding.is_3d:
-        data, trajectory, compensation = _stack(y, points, density, rows_z[numbers], encoding, path)
+    data, trajectory, compensation = torch.from_numpy(y), torch.from_numpy(np.ascontiguousarray(points)), density
+    if where.rows is not None:
+        data, trajectory, compensation = _stack(y, points, density, where.rows, encoding.encoded_matrix[2])
     return KSpace(
         data=data,
         mask=torch.ones((1, *data.shape[-2:]), dtype=torch.bool),
@@ -121,6 +121,25 @@ def load_readouts(
         trajectory=trajectory,
         density=None if compensation is None else torch.from_numpy(np.ascontiguousarray(compensation, np.float32)),
     )
+
+
+def describe_readouts(
+    group: h5py.Group,
+    path: Path,
+    headers: np.ndarray,
+    encoding: Encoding,
+    numbers: np.ndarray,
+    imaging: np.ndarray,
+    rows_z: np.ndarray,
+) -> str:
+    """In words, how the readouts `numbers` ``(n,)`` of an image are reconstructed; parameters as for `load_readouts`."""
+    try:
+        found = _place(group, path, headers, encoding, numbers, imaging, rows_z, TrajectoryOptions(), [])[0]
+    except InputError as error:
+        return f"trajectory: {error.what}; {error.fix}" if error.fix else f"trajectory: {error.what}"
+    if found.layout == "volume":
+        return f"trajectory in three dimensions ({found.why}): {len(numbers)} readouts, one volume at a time"
+    return "trajectory in planes" if found.layout == "planes" else "stack of equal planes: transformed along kz, plane by plane"
 
 
 def frames_of(
@@ -145,6 +164,32 @@ def _grid(encoding: Encoding, voxel: list[float]) -> tuple[tuple[int, int, int],
     return (x, y, encoding.encoded_matrix[2]), (x * voxel[0], y * voxel[1], encoding.encoded_fov_m[2])
 
 
+def _place(
+    group: h5py.Group,
+    path: Path,
+    headers: np.ndarray,
+    encoding: Encoding,
+    numbers: np.ndarray,
+    imaging: np.ndarray,
+    rows_z: np.ndarray,
+    options: TrajectoryOptions,
+    warnings: list[str],
+) -> tuple[Readouts, np.ndarray | None, tuple[int, int, int], tuple[float, float, float]]:
+    """Where the readouts of an image lie, the density column ``(readout sample)`` if there is one, matrix, field of view."""
+    k, density = _trajectory(group, path, headers, encoding, numbers, imaging, options)
+    voxel = [fov / n for fov, n in zip(encoding.encoded_fov_m, encoding.encoded_matrix, strict=True)]
+    units = _units(group, path, headers, encoding, imaging, voxel, options, warnings)
+    fov = (*(encoding.recon_fov_m if _is_recon_grid(k, encoding) else encoding.encoded_fov_m)[:2], encoding.encoded_fov_m[2])
+    points = cycles_per_pixel(k, units, voxel, fov)
+    _check_range(points[..., :2], encoding, path, units)
+    where = Readouts(points, "planes")
+    if encoding.is_3d:
+        where = placed(points, rows_z[numbers], encoding.encoded_matrix[2], str(path))
+        if where.layout == "volume":
+            _check_range(where.points, encoding, path, units)
+    return where, density, *_grid(encoding, voxel)
+
+
 def _trajectory(
     group: h5py.Group,
     path: Path,
@@ -154,10 +199,15 @@ def _trajectory(
     imaging: np.ndarray,
     options: TrajectoryOptions,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """kx and ky ``(readout sample 2)`` as they are stated, and the density column ``(readout sample)`` where there is one."""
+    """kx and ky ``(readout sample 2)`` as they are stated, or with kz ``(readout sample 3)``, and the density column ``(readout
+    sample)`` where there is one."""
     place = np.searchsorted(imaging, numbers)
     if options.file is not None:
-        return _of_file(options.file, headers, imaging)[place], None
+        k = _of_file(options.file, headers, imaging)
+        if k.shape[-1] == 3 and not encoding.is_3d:
+            what = "the trajectory has kz, and the encoded matrix has one partition"
+            raise InputError(what, f"--trajectory {options.file}", "give kx and ky, or correct encodedSpace in the header")
+        return k[place], None
     n_dims = np.unique(headers["trajectory_dimensions"][imaging])
     if len(n_dims) > 1:
         shown = ", ".join(map(str, n_dims))
@@ -173,16 +223,17 @@ def _trajectory(
     k = read_trajectories(group, path, headers, numbers)
     if not k[..., :2].any():
         raise InputError(f"the trajectory of {len(numbers)} readouts is zero everywhere", path, "give --trajectory FILE")
-    last = k[..., -1]
-    # The third column is kz, zero or constant along a readout, or the density, which is neither.
-    has_density = k.shape[-1] > 2 and bool((last >= 0).all()) and bool((np.ptp(last, axis=1) > 0).any())
-    if k.shape[-1] > 2 and not has_density and np.ptp(last, axis=1).max() > 1e-3 * np.abs(k[..., :2]).max():
-        raise InputError(
-            "kz changes along the readouts: three-dimensional trajectories cannot be reconstructed",
-            path,
-            "give stacks or planes",
-        )
-    return k[..., :2], last if has_density else None
+    if n_dims[0] == 2:
+        return k, None
+    if encoding.index not in options._columns:
+        # Of the encoding, not of the image: no frame may decide otherwise than the next.
+        some = imaging[:: max(1, len(imaging) // MOST_FOR_UNITS)]
+        partition = headers["idx"]["kspace_encode_step_2"][some].astype(np.int64)
+        of_all = read_trajectories(group, path, headers, some)
+        options._columns[encoding.index] = third_column(of_all[..., :3], partition, encoding.encoded_matrix[2], str(path))
+    column = options._columns[encoding.index]
+    density = k[..., -1] if n_dims[0] == 4 or column == "density" else None
+    return k[..., : 3 if column == "kz" else 2], density
 
 
 def read_trajectories(group: h5py.Group, path: Path, headers: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -222,9 +273,9 @@ def _of_file(file: Path, headers: np.ndarray, imaging: np.ndarray) -> np.ndarray
         k = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read ({str(error).splitlines()[0]})", where, "give a NumPy file (.npy)") from error
-    if k.ndim != 3 or k.shape[-1] != 2 or k.shape[:2] != expected or not np.issubdtype(k.dtype, np.floating):
+    if k.ndim != 3 or k.shape[-1] not in (2, 3) or k.shape[:2] != expected or not np.issubdtype(k.dtype, np.floating):
         what = f"{k.dtype} of shape {k.shape}, the readouts need real numbers of shape {(*expected, 2)}"
-        raise InputError(what, where, "give kx and ky of each sample of each imaging readout")
+        raise InputError(what, where, "give kx and ky (and kz) of each sample of each imaging readout")
     if not np.isfinite(k).all():
         raise InputError(f"{int(np.count_nonzero(~np.isfinite(k)))} values are NaN or infinite", where, "correct the file")
     if not k.any():
@@ -288,7 +339,7 @@ def _units(
 
 def _is_recon_grid(k: np.ndarray, encoding: Encoding) -> bool:
     """Whether units of ``grid`` count cycles of the reconstructed field of view, not of an oversampled one."""
-    largest = float(np.abs(k).max())
+    largest = float(np.abs(k[..., :2]).max())
     ends = encoding.encoded_matrix[0] / 2, encoding.encoded_matrix[0] / 2 * encoding.recon_fov_m[0] / encoding.encoded_fov_m[0]
     return abs(math.log(largest / ends[1])) < abs(math.log(largest / ends[0])) if ends[0] != ends[1] else True
 
@@ -302,30 +353,25 @@ def _check_range(points: np.ndarray, encoding: Encoding, path: Path, units: str)
         raise InputError(what, path, "correct --trajectory-units, or matrix and field of view in the header")
 
 
+def _check_size(n_samples: int, n_coils: int, path: Path) -> None:
+    """Refuse early what would die late: the samples of one image, twice, must fit into the machine."""
+    needed = 16 * n_samples * n_coils
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        what = f"{n_samples} samples of {n_coils} coils need {needed / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}"
+        raise InputError(what, path, "give --frames or --spokes-per-frame, or use a machine with more memory")
+
+
 def _stack(
-    y: np.ndarray, points: np.ndarray, density: np.ndarray | None, row: np.ndarray, encoding: Encoding, path: Path
+    y: np.ndarray, points: np.ndarray, density: np.ndarray | None, row: np.ndarray, nz: int
 ) -> tuple[Tensor, Tensor, np.ndarray | None]:
-    """Planes ``(z coil readout sample)`` of a stack, transformed along kz, their trajectory and density."""
+    """Planes ``(z coil readout sample)`` of a stack of equal planes, transformed along kz, their trajectory and density."""
     import torch
 
     from kspace.fourier import ifft
 
-    nz = encoding.encoded_matrix[2]
-    counts = np.bincount(row, minlength=nz)
-    n = int(counts.max())
-    if not np.all((counts == n) | (counts == 0)):
-        raise InputError(
-            f"partitions have {counts[counts > 0].min()} to {n} readouts, expected as many in each",
-            path,
-            "give complete stacks",
-        )
-    order = np.argsort(row, kind="stable").reshape(-1, n)
-    same = all(np.allclose(points[one], points[order[0]], atol=1e-4) for one in order)
-    if not same:
-        raise InputError(
-            "the partitions differ in their trajectories", path, "only stacks of equal planes can be reconstructed"
-        )
-    grid = np.zeros((nz, y.shape[0], n, y.shape[2]), np.complex64)
+    order = np.argsort(row, kind="stable").reshape(-1, int(np.bincount(row).max()))
+    grid = np.zeros((nz, y.shape[0], order.shape[1], y.shape[2]), np.complex64)
     for one in order:
         grid[row[one[0]]] = y[:, one]
     planes = ifft(torch.from_numpy(grid), (0,)).contiguous()

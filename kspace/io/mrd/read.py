@@ -20,7 +20,7 @@ from kspace.io.mrd.complete import find_incomplete
 from kspace.io.mrd.echo_planar import Trajectory, epi_readouts
 from kspace.io.mrd.flags import NOISE
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
-from kspace.io.mrd.noncartesian import TrajectoryOptions, frames_of
+from kspace.io.mrd.noncartesian import TrajectoryOptions, describe_readouts, frames_of
 from kspace.io.mrd.sort import ReadoutPlan, check_readouts, find_lender, plan_encoding
 from kspace.noise import Noise, noise_covariance
 
@@ -187,7 +187,9 @@ class MrdScan:
         alike = [i for i in sorted(plan.images) if replace(i, repetition=index.repetition) == index]
         numbers = np.sort(np.concatenate([plan.images[i] for i in alike]))
         first = replace(index, repetition=alike[0].repetition)
-        whole = replace(plan, images={first: numbers[:MOST_FOR_MAPS]})
+        # The centre of a volume takes the square of what that of a plane takes.
+        most = MOST_FOR_MAPS * (16 if plan.encoding.is_3d else 1)
+        whole = replace(plan, images={first: numbers[:most]})
         header = image_header(self._path, self._heads, whole, first, self._header, self._warnings)
         with mrd_file.open_file(self._path) as file:
             group = mrd_file.reopen_group(file, self._path, self._group)
@@ -223,6 +225,17 @@ class MrdScan:
     def header(self, encoding: int, index: ImageIndex) -> Header:
         """Header of one image, without reading samples."""
         return image_header(self._path, self._heads, self._plan(encoding), index, self._header, self._warnings)
+
+    def describe_trajectory(self, encoding: int) -> str | None:
+        """In words, how the readouts of an encoding are reconstructed; None on the Cartesian grid. Reads the trajectories of
+        its first image."""
+        plan = self._plan(encoding)
+        if not plan.encoding.has_trajectory or not plan.images:
+            return None
+        numbers = plan.images[min(plan.images)]
+        with mrd_file.open_file(self._path) as file:
+            group = mrd_file.reopen_group(file, self._path, self._group)
+            return describe_readouts(group, self._path, self._heads, plan.encoding, numbers, plan.imaging, plan.kz)
 
     def _plan(self, encoding: int) -> ReadoutPlan:
         if not 0 <= encoding < len(self._plans):

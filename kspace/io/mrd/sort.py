@@ -235,7 +235,14 @@ def _rows(
             rows.append(np.full(len(headers), n // 2))
             continue
         user = np.unique(headers["idx"]["user"][imaging, 4 + step])
-        centre = _centre(encoding, step, n, counters[imaging], user, path, warnings)
+        try:
+            centre = _centre(encoding, step, n, counters[imaging], user, path, warnings)
+        except InputError:
+            if not encoding.has_trajectory or bool((headers["trajectory_dimensions"][imaging] < 3).any()):
+                raise
+            centres.append(0)  # a counter of readouts: their trajectory has kz, which decides
+            rows.append(np.full(len(headers), -1))
+            continue
         row = counters - centre + n // 2
         outside = calibration[(row[calibration] < 0) | (row[calibration] >= n)]
         if len(outside):

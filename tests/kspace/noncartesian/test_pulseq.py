@@ -9,7 +9,7 @@ import pytest
 
 from kspace.errors import InputError
 from kspace.noncartesian.pulseq import read_trajectory
-from kspace.noncartesian.trajectory import golden_angles
+from kspace.noncartesian.trajectory import golden_angles, radial
 from kspace.simulation.noncartesian import write_trajectory_scan
 from tests.support.off_grid import N, error, image_of, scan_of, shown
 
@@ -59,5 +59,7 @@ def test_sequences_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read as a Pulseq sequence|no readouts"):
         read_trajectory(tmp_path / "text.seq")
     sequence(tmp_path / "tilted.seq", tilt=0.5)
-    with pytest.raises(InputError, match="kz changes along the readouts"):
-        read_trajectory(tmp_path / "tilted.seq")
+    assert read_trajectory(tmp_path / "tilted.seq").shape[-1] == 3
+    write_trajectory_scan(scan_of(trajectory=radial(60, 96)), tmp_path / "scan.h5", None)
+    with pytest.raises(InputError, match="the trajectory has kz, and the encoded matrix has one partition"):
+        image_of(tmp_path / "scan.h5", trajectory=tmp_path / "tilted.seq")
