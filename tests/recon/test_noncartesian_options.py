@@ -105,7 +105,7 @@ def test_correlated_noise_is_whitened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        pytest.param({"maps": "jsense"}, 0.13, marks=pytest.mark.slow),
+        ({"maps": "jsense"}, 0.04),
         ({"virtual_coils": 3}, 0.06),
         ({"no_whiten": True}, 0.035),
     ],
