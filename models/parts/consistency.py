@@ -165,7 +165,7 @@ class Consistency(nn.Module):
     learned
         Train its logarithm.
     exact
-        Replace the samples for one coil with a map of unit modulus, whatever `lamda` is.
+        Replace the samples for one coil with a map of unit modulus on the Cartesian grid, whatever `lamda` is.
     tolerance
         Relative residual of the solve: looser than the operators' default, for the speed of training. Ten times looser in the
         backward pass, which otherwise took more than twice as long as the forward one; gradients of a few slices are noisier.
@@ -192,7 +192,8 @@ class Consistency(nn.Module):
     def forward(self, image: Tensor, observed: Observation) -> Tensor:
         """Make `image`, complex ``(*batch y x)``, consistent with the scaled observation; same shape and units."""
         op = observed.op
-        if self.exact and op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4):
+        unit = op.n_coils == 1 and torch.allclose(op.maps.abs(), torch.ones_like(op.maps.real), atol=1e-4)
+        if self.exact and unit and isinstance(op, Sense):
             return data_consistency(image, observed.y, op)
         # Below 1e-4 conjugate gradients need hundreds of iterations; above 1e2 the data are ignored.
         log_lamda: Tensor = self.log_lamda

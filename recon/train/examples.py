@@ -351,7 +351,7 @@ def _pairs(x: Tensor) -> Tensor:
 
 
 def _samples_lines(mask: MaskSpec, matrix: tuple[int, int]) -> bool:
-    return mask.draw(matrix, "").shape[-1] == 1
+    return not mask.off_grid and mask.draw(matrix, "").shape[-1] == 1
 
 
 def _lines_of(source: Any) -> list[bool]:

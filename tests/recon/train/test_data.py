@@ -17,6 +17,7 @@ from kspace.errors import InputError
 from kspace.fourier import fft
 from kspace.io.images import find_images
 from kspace.masks import MaskSpec
+from kspace.noncartesian.operator import NonCartesianSense
 from kspace.operators import Sense
 from kspace.simulation.from_images import SynthesisOptions
 from kspace.simulation.phase import PhaseOptions
@@ -164,6 +165,24 @@ def test_simulations_have_the_shapes_that_they_promise(heads: Path) -> None:
         assert (*example.y.shape, int(example.op.mask.shape[-1] == 1)) == shape
         assert data.lines[i] == (example.op.mask.shape[-1] == 1)
     assert len(Counter(data.shapes)) == 6, "coils and kinds of masks all occur"
+
+
+@pytest.mark.parametrize("n_coils", [1, 2])
+def test_simulations_off_the_grid_train_a_network(heads: Path, n_coils: int) -> None:
+    groups = group_files(find_images(heads), heads, 2)
+    options = SynthesisOptions((32, 32), n_coils, (20.0, 20.0))
+    data = Simulations(groups, options, (n_coils,), [MaskSpec.parse("radial-nufft:1")], calibration_width=12)
+    assert not any(data.lines)
+    example = data[Draw(0, 1)]
+    assert isinstance(example.op, NonCartesianSense)
+    torch.manual_seed(0)
+    generator = build({"system": "refinegan", "generator": {"width": 4, "depth": 2}}).generator
+    image = generator(*example.op.balanced(example.y))
+    loss = (image - example.target).abs().square().sum()
+    loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in generator.parameters())
+    error = float((image.detach().abs() - example.target.abs()).norm() / example.target.norm())
+    assert error < 0.35, "no worse than what the solves of data consistency start from"
 
 
 def test_simulations_are_functions_of_item_and_epoch(heads: Path) -> None:
