@@ -6,7 +6,8 @@ Scans and masks as in `benchmarks.refinement`; by default the four settings of d
 each slice; L1-wavelet and TV are tuned for each mask by the truth of the slices themselves, which favours them, and only the
 better one is shown. Differences to it come with Student's 95 % interval over the slices: with one slice of each volume, over
 volumes. Then the distance between MR features, the semantic score, and CPU seconds of a slice. ``mean:A:B`` is the mean of the
-images of A and B. ``--refined`` adds each generator with its residual and its stack.
+images of A and B, and ``NAME=FILE`` takes weights from a file. ``--refined`` adds each generator with its residual and its
+stack.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def measure(cases: Sequence[Case], method: Reconstructor) -> Measured:
 
 
 def named(name: str) -> Reconstructor:
-    """A generator, refined where its name says so, or a mean of several."""
-    return choose(name)[0].reconstruct
+    """A generator, of ``NAME=FILE`` where its weights are not bundled, refined where its name says so, or a mean of several."""
+    return choose(name.partition("=")[0], [name] if "=" in name else ())[0].reconstruct
 
 
 def rows(setting: argparse.Namespace) -> Iterator[Row]:
@@ -71,12 +72,12 @@ def rows(setting: argparse.Namespace) -> Iterator[Row]:
     names = setting.weights.split(",") if setting.weights else by_default({mask.partition(":")[0] for mask in masks})
     if setting.refined:
         names = [f"{name}{suffix}" for name in names for suffix in ("", "+residual", "+stack")]
-    methods = {"sense": CgSense(), **{name: named(name) for name in names}}
+    methods = {"sense": CgSense(), **{name.partition("=")[0]: named(name) for name in names}}
     for scan in setting.scans.split(","):
         for mask in masks:
             members = [(v, i) for v in volumes(setting.data, scan) for i in v.slices(setting.max_slices)]
             cases = [make_case(volume, i, of_spec(mask, 0)) for volume, i in members]
-            classical = {name: measure(cases, method) for name, method in tuned(cases).items()}
+            classical = {name: measure(cases, method) for name, method in tuned(cases, setting.classical.split(",")).items()}
             best = max(classical, key=lambda name, known=classical: known[name].psnr.mean())  # type: ignore[misc]
             yield _row(f"{scan} {mask}: {best}", classical[best], None)
             for name, method in methods.items():
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scans", default="brain")
     parser.add_argument("--masks", default=";".join(MASKS), help="separated by semicolons")
     parser.add_argument("--weights", default=None, help="default: every bundled generator that knows these masks")
+    parser.add_argument("--classical", default="l1-wavelet,tv", help="compared with the better of these")
     parser.add_argument("--max-slices", type=int, default=1)
     parser.add_argument("--refined", action="store_true")
     return parser
