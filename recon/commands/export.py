@@ -19,6 +19,7 @@ def export(
     licence: str | None = None,
     attribution: str | None = None,
     notes: str | None = None,
+    base: Path | None = None,
     force: bool = False,
 ) -> None:
     """Export the weights of a training run, with their model card, to one file.
@@ -39,6 +40,9 @@ def export(
         Attribution that the licence requires.
     notes
         Notes for users, stored in the card.
+    base
+        File of weights in the folder of the output whose equal weights are left out (a frozen first stage, for example). Both
+        files are then needed.
     force
         Overwrite an existing file.
     """
@@ -48,7 +52,6 @@ def export(
     card, state = weights.read(source)
     given = {"licence": licence, "attribution": attribution}
     data = {**card.data, **{key: value for key, value in given.items() if value is not None}}
-    card = weights.write(
-        output, state, replace(card, data=data, notes=card.notes if notes is None else notes), half=half, force=force
-    )
+    card = replace(card, data=data, notes=card.notes if notes is None else notes)
+    card = weights.write(output, state, card, half=half, force=force, base=base)
     print(describe(card, output, sum(x.numel() for x in state.values())))

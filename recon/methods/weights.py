@@ -87,7 +87,9 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = False, force: bool = False) -> Card:
+def write(
+    path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = False, force: bool = False, base: Path | None = None
+) -> Card:
     """Write weights with their card, atomically.
 
     Parameters
@@ -102,6 +104,9 @@ def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = F
         Store floating-point weights in half precision.
     force
         Overwrite an existing file.
+    base
+        Another file of weights in the same folder, without a base of its own: tensors that it holds too are left out, and read
+        from there. The hash of the card is that of all tensors nevertheless.
 
     Returns
     -------
@@ -111,7 +116,7 @@ def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = F
     Raises
     ------
     InputError
-        If the file exists, its name is not one for weights, or it cannot be written.
+        If the file exists, its name is not one for weights, `base` is no such file, or it cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -126,9 +131,38 @@ def write(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = F
     if bad := [name for name, x in tensors.items() if x.is_floating_point() and not bool(torch.isfinite(x).all())]:
         raise InputError(f"the weights {bad[0]} are not finite{' in half precision' if half else ''}", path)
     card = replace(card, name=path.stem, sha256=digest(tensors))
+    metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
+    if base is not None:
+        if base.resolve().parent != path.resolve().parent or base_of(base) is not None:
+            raise InputError("the base must lie beside the weights, and have no base itself", base)
+        held = _read(base, values=True)[1]
+        shared = sorted(name for name, x in tensors.items() if name in held and _same(x, held[name]))
+        metadata |= {"base": base.stem, "shared": json.dumps(shared)}
+        tensors = {name: x for name, x in tensors.items() if name not in shared}
     with atomic_write(path, "the weights cannot be written", make_folder=True) as beside:
-        save_file(tensors, beside, metadata={"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)})
+        save_file(tensors, beside, metadata=metadata)
     return card
+
+
+def base_of(path: Path) -> Path | None:
+    """The file beside `path` that holds the rest of its tensors; None where it holds all.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or names a base that is no file beside it.
+    """
+    name = _open(path, values=False)[0].get("base", "")
+    if not name:
+        return None
+    if Path(name).name != name:
+        raise InputError(f"the weights name a base outside of their folder ({name})", path, "fetch the file again")
+    return path.with_name(name + SUFFIX)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bit for bit: -0 is not 0, as in `digest`."""
+    return digest({"": a}) == digest({"": b})
 
 
 def restate(path: Path, output: Path, **changes: Any) -> Card:
@@ -143,7 +177,8 @@ def restate(path: Path, output: Path, **changes: Any) -> Card:
     if digest(state) != card.sha256:
         raise InputError("the weights are damaged: their sha256 is not that of the card", path, "fetch the file again")
     same = output.exists() and output.samefile(path)
-    return write(output, state, replace(card, **changes), force=same)
+    base = base_of(path) if output.resolve().parent == path.resolve().parent else None
+    return write(output, state, replace(card, **changes), force=same, base=base)
 
 
 def read_card(path: Path) -> Card:
@@ -232,6 +267,24 @@ def _is_ours(path: Path) -> bool:
 
 
 def _read(path: Path, values: bool) -> tuple[Card, dict[str, Tensor]]:
+    metadata, state = _open(path, values)
+    card = _card(metadata.get("card", ""), path)
+    base = base_of(path) if values else None
+    if base is not None:
+        if not base.is_file():
+            raise InputError(
+                f"the rest of these weights is in {base.name}, which is not beside them", path, "keep both together"
+            )
+        held = _open(base, values)[1]
+        try:
+            state |= {name: held[name] for name in json.loads(metadata["shared"])}
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{base.name} does not hold the rest of these weights ({error})"
+            raise InputError(what, path, "fetch both files again") from error
+    return card, state
+
+
+def _open(path: Path, values: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -247,7 +300,7 @@ def _read(path: Path, values: bool) -> tuple[Card, dict[str, Tensor]]:
         ) from error
     if metadata.get("format") != FORMAT:
         raise InputError("a safetensors file without our card", path, "weights are made by recon export")
-    return _card(metadata.get("card", ""), path), state
+    return metadata, state
 
 
 def _card(text: str, path: Path) -> Card:

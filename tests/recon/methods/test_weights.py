@@ -56,6 +56,50 @@ def test_half_precision_is_close_and_half_the_size(tmp_path: Path) -> None:
     assert whole.sha256 != weights.read_card(tmp_path / "half.safetensors").sha256
 
 
+def test_what_a_base_holds_is_left_out_and_read_from_there(tmp_path: Path) -> None:
+    first, card = trained("varnet")
+    state = {name: x + 1 if name.startswith("networks.0") else x for name, x in first.state_dict().items()}
+    name = next(name for name, x in first.state_dict().items() if name.startswith("networks.1") and x.ndim == 1)
+    first.state_dict()[name][0] = 0.0
+    state[name] = state[name].clone()
+    state[name][0] = -0.0  # equal, but not bit for bit
+    base, path = tmp_path / "base.safetensors", tmp_path / "w.safetensors"
+    weights.write(base, first.state_dict(), card)
+    written_card = weights.write(path, state, card, base=base)
+    assert written_card.sha256 == weights.digest(state)
+    assert all(other == name or other.startswith("networks.0") for other in load_file(path))
+    read = weights.read(path)[1]
+    assert all(torch.equal(read[name], x) for name, x in state.items())
+    weights.restate(path, path, notes="changed")
+    assert weights.base_of(path) == base, "in the same folder the base stays"
+    (tmp_path / "far").mkdir()
+    weights.restate(path, tmp_path / "far" / "w.safetensors")
+    assert weights.base_of(tmp_path / "far" / "w.safetensors") is None, "elsewhere it does not"
+    assert weights.read(tmp_path / "far" / "w.safetensors")[0].sha256 == written_card.sha256
+    with pytest.raises(InputError, match="have no base itself"):
+        weights.write(tmp_path / "v.safetensors", state, card, base=path)
+    weights.write(base, {name: 2 * x for name, x in first.state_dict().items()}, card, force=True)
+    with pytest.raises(InputError, match="their sha256 is not that of the card"):
+        weights.read(path)
+    weights.write(base, {"other": torch.ones(2)}, card, force=True)
+    with pytest.raises(InputError, match=r"base.safetensors does not hold the rest .*; fetch both files again"):
+        weights.read(path)
+    base.unlink()
+    with pytest.raises(InputError, match=r"the rest of these weights is in base.safetensors, .*; keep both together"):
+        weights.read(path)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/passwd", "a/b"])
+def test_a_base_in_another_folder_is_refused(tmp_path: Path, name: str) -> None:
+    network, card = trained("varnet")
+    path = tmp_path / "w.safetensors"
+    weights.write(path, network.state_dict(), card)
+    metadata = {"format": weights.FORMAT, "card": json.dumps(dataclasses.asdict(weights.read_card(path)))}
+    save_file({"a": torch.ones(2)}, path, metadata={**metadata, "base": name, "shared": "[]"})
+    with pytest.raises(InputError, match="the weights name a base outside of their folder"):
+        weights.read(path)
+
+
 def test_networks_in_bfloat16_add_the_same_but_for_rounding(tmp_path: Path) -> None:
     path = written(tmp_path)
     y, op, _ = scan(noise=0.02)
