@@ -283,9 +283,14 @@ def volumes_of(dataset: str, path: Path) -> list[FullVolume]:
     Raises
     ------
     InputError
-        If it cannot be read, or holds no complete image.
+        If it cannot be read, holds no complete image, or its samples lie off the Cartesian grid.
     """
     source = open_h5_source(path)
+    if any(source.has_trajectory(encoding) for encoding in source.encodings):
+        what = "samples off the Cartesian grid cannot be undersampled by masks"
+        raise InputError(
+            what, path, "give Cartesian scans, with --masks radial-nufft or spiral-nufft, or reconstruct it by recon run"
+        )
     stacks: dict[tuple[int, ImageIndex], list[ImageIndex]] = {}
     for encoding in source.encodings if source.fully_sampled is not False else ():
         for index in source.images(encoding):

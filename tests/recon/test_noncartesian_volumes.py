@@ -15,6 +15,7 @@ from kspace.io.mrd.flags import NOISE
 from kspace.noncartesian import volume
 from kspace.noncartesian.operator import NonCartesianSense
 from kspace.noncartesian.trajectory import kooshball, radial
+from recon.compare.cases import volumes_of
 from recon.methods.classical import CgSense, L1Wavelet, TotalVariation
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
@@ -222,6 +223,11 @@ def test_methods_that_take_planes_for_independent_are_refused(tmp_path: Path) ->
             reconstruct_file(path, tmp_path / "out", RunOptions(**options))  # type: ignore[arg-type]
         assert "choose rss, zero-filled, sense, l1-wavelet or tv" in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_comparison_needs_scans_on_the_grid(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="samples off the Cartesian grid cannot be undersampled by masks"):
+        volumes_of("scans", written(tmp_path / "scan.h5", volume_scan(KOOSHBALL[:20])))
 
 
 def test_volumes_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from recon.serve.jobs import Workshop
 from recon.serve.options import ScannerOptions
 from tests.support.raw_files import plain
 from tests.support.served import scan_messages, session
+from tests.support.volumes import N, written
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,15 @@ def finish(
     job |= {name: begun[name] for name in ("purpose", "options", "state")}
     done = workshop.do(job | {"kind": "finish", "file": folder / "scan.h5", "n_bytes": None, "sent": {}})
     return done, sent
+
+
+def test_a_volume_off_the_grid_is_one_image(tmp_path: Path) -> None:
+    """Whose planes are coupled, so that a generator has to give way."""
+    path = written(tmp_path / "scan.h5")
+    for method, n_fallbacks in (("sense", 0), ("dagan", 1)):
+        done, sent = finish(path, tmp_path / method, ScannerOptions(method=method))
+        assert (done["n_images"], done["fallbacks"], len(sent)) == (1, n_fallbacks, 1)
+        assert sent[0].pixels.shape[-3:] == (N, N, N)
 
 
 def test_classical_images_in_place_of_generated_ones_are_counted(
