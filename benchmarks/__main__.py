@@ -7,7 +7,7 @@ import importlib
 import os
 import platform
 
-NAMES = ("startup", "read_mrd", "operators", "solve", "noncartesian", "dataset", "pipeline", "serve", "batch", "epi")
+NAMES = ("startup", "read_mrd", "operators", "solve", "noncartesian", "volumes", "dataset", "pipeline", "serve", "batch", "epi")
 
 
 def main() -> None:

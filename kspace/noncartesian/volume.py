@@ -17,17 +17,20 @@ from kspace.noncartesian.gridding import FEWEST, covered_width, too_few
 from kspace.noncartesian.nufft import to_image
 
 AXES = (-3, -2, -1)
-# Measured peak beyond the program itself, in bytes for each voxel, and for each voxel and coil.
-PER_VOXEL, PER_COIL = 400, 24
+# Measured peak beyond the program itself (docs/NONCARTESIAN.md), bytes for each voxel, by method, and for each voxel and coil.
+PER_VOXEL = {"l1-wavelet": 870, "tv": 710}
+LEAST_PER_VOXEL, PER_COIL = 470, 24
 
 
-def check_memory(k: KSpace, there: int | None = None) -> None:
-    """Refuse early what would die late: a volume needs `PER_VOXEL` and `PER_COIL` bytes for each point of its matrix.
+def check_memory(k: KSpace, method: str, there: int | None = None) -> None:
+    """Refuse early what would die late: a volume takes memory for each point of its matrix and coil, and for its samples.
 
     Parameters
     ----------
     k
         k-space with kz, its coils compressed or not.
+    method
+        Name of the method.
     there
         Bytes of memory; None: those of this machine.
 
@@ -37,14 +40,16 @@ def check_memory(k: KSpace, there: int | None = None) -> None:
         With the estimate and what to do.
     """
     x, y, z = k.header.encoded_matrix
-    needed = x * y * z * (PER_VOXEL + PER_COIL * k.n_coils) + 4 * k.data.numel() * k.data.element_size()
+    each = PER_VOXEL.get(method, LEAST_PER_VOXEL) + PER_COIL * k.n_coils
+    needed = x * y * z * each + 4 * k.data.numel() * k.data.element_size()
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if there is None else there
     if needed > there:
+        fix = "choose sense" if method in PER_VOXEL else "give --virtual-coils"
         raise InputError(
             f"a volume of {x} x {y} x {z} points and {k.n_coils} coils needs about {needed / 2**30:.1f} GiB, this machine has "
             f"{there / 2**30:.1f}",
             k.header.source or None,
-            "give --virtual-coils, or use a machine with more memory",
+            f"{fix}, or use a machine with more memory",
         )
 
 

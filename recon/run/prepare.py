@@ -30,7 +30,7 @@ def prepare(k: KSpace, noise: Noise | None, options: RunOptions, log: Log) -> KS
         partial_fourier=options.partial_fourier,
     )
     if k.is_volume:
-        check_memory(k)
+        check_memory(k, options.method)
     if k.trajectory is not None:
         k = compensated(k, options.density)
     if dropped := k.header.coils.dropped_names:

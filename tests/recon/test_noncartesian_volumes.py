@@ -232,7 +232,7 @@ def test_comparison_needs_scans_on_the_grid(tmp_path: Path) -> None:
 
 def test_volumes_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "scan.h5", volume_scan(KOOSHBALL[:20]))
-    monkeypatch.setattr(volume, "PER_VOXEL", 10**9)
+    monkeypatch.setattr(volume, "LEAST_PER_VOXEL", 10**9)
     with pytest.raises(InputError, match=r"16 x 16 x 16 points and 4 coils needs about \d+\.\d GiB, this machine has"):
         reconstruct_file(path, tmp_path / "out", RunOptions())
     assert not (tmp_path / "out").exists()
