@@ -18,8 +18,8 @@ from kspace.noncartesian.nufft import to_image
 
 AXES = (-3, -2, -1)
 # Measured peak beyond the program itself (docs/NONCARTESIAN.md), bytes for each voxel, by method, and for each voxel and coil.
-PER_VOXEL = {"l1-wavelet": 870, "tv": 710}
-LEAST_PER_VOXEL, PER_COIL = 470, 24
+PER_VOXEL = {"l1-wavelet": 870}
+LEAST_PER_VOXEL, PER_COIL = 710, 24
 
 
 def check_memory(k: KSpace, method: str, there: int | None = None) -> None:
