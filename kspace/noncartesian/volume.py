@@ -17,6 +17,9 @@ from kspace.noncartesian.gridding import FEWEST, covered_width, too_few
 from kspace.noncartesian.nufft import to_image
 
 AXES = (-3, -2, -1)
+# Of the largest voxel, below which there are no maps. 3-D radial, 64 points, 8 coils: error of SENSE 0.0409 without it, 0.0184
+# at 0.005, 0.0175 here, 0.0171 at 0.05, 0.0232 at 0.1.
+DARK = 0.02
 # Measured peak beyond the program itself (docs/NONCARTESIAN.md), bytes for each voxel, by method, and for each voxel and coil.
 PER_VOXEL = {"l1-wavelet": 870}
 LEAST_PER_VOXEL, PER_COIL = 710, 24
@@ -103,7 +106,7 @@ def estimate_volume_maps(k: KSpace, width: int, of_plane: Callable[[KSpace], Ten
     Returns
     -------
     Tensor
-        Complex64 ``(coil z y x)``, their phase that of one combination of the coils everywhere.
+        Complex64 ``(coil z y x)``, zero in the dark, their phase that of one combination of the coils everywhere.
 
     Raises
     ------
@@ -119,4 +122,16 @@ def estimate_volume_maps(k: KSpace, width: int, of_plane: Callable[[KSpace], Ten
         one = replace(k, data=resize(plane, (y, x)), mask=mask, n_averages=None, trajectory=None, density=None)
         maps[:, i] = of_plane(one)
     folded = align_phase(maps.reshape(k.n_coils, z * y, x), block.reshape(k.n_coils, -1, block.shape[-1]))
-    return folded.reshape(maps.shape)
+    return folded.reshape(maps.shape) * _bright(block, (z, y, x))
+
+
+def _bright(block: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Bool ``(z y x)``: where the image of a block ``(coil kz ky kx)``, windowed against ringing, exceeds `DARK` of its largest
+    voxel. Maps of planes beside the object, made of nothing but ringing and noise, are any."""
+    window = torch.ones(())
+    for n in block.shape[1:]:
+        window = window[..., None] * torch.hann_window(n + 2, periodic=False)[1:-1]
+    energy = torch.zeros(shape)
+    for one in block:
+        energy += ifft(resize(one * window, shape), AXES).abs().square()
+    return energy > DARK**2 * energy.max()
