@@ -40,8 +40,8 @@ class RunOptions:
     lamda
         Regularisation weight; for l1-wavelet and tv relative to max|A^H y|. Default: the method's own.
     tolerance
-        Relative residual of the normal equations at which sense stops. Default: 1e-6; 3e-4 off the grid, where further
-        iterations fit the noise.
+        Relative residual of the normal equations at which sense stops. Default: 1e-6; off the grid 3e-4, of volumes
+        3e-5, where further iterations fit the noise.
     maps
         Coil maps: espirit or jsense, from the acquired calibration samples, or a file (.npy, or .h5 with a dataset 'maps')
         holding complex ([slice,] coil, y, x), or (coil, z, y, x) in 3-D,
@@ -60,8 +60,8 @@ class RunOptions:
         What is done about the Nyquist ghost of echo-planar scans: auto and linear fit a line to the phase of the navigators,
         polynomial one of fourth order; entropy minimises the entropy of each image, as auto does where there are no navigators.
     trajectory
-        File with kx and ky of every imaging readout in place of what the readouts carry: .npy, real (readout, sample, 2), or
-        the Pulseq sequence, .seq (needs the extra pulseq).
+        File with kx and ky of every imaging readout in place of what the readouts carry: .npy, real (readout, sample, 2), or 3
+        with kz, or the Pulseq sequence, .seq (needs the extra pulseq).
     trajectory_units
         Units of the trajectory: fraction of the matrix (+-0.5), grid (+-n/2, cycles per field of view) or 1/m. Default: guessed
         from the largest |k|.

@@ -239,6 +239,24 @@ def test_volumes_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "out").exists()
 
 
+def test_samples_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "scan.h5", volume_scan(KOOSHBALL[:20]))
+    monkeypatch.setattr("kspace.io.mrd.noncartesian.os.sysconf", lambda name: 100)
+    with pytest.raises(InputError, match=r"640 samples of 4 coils need 0\.0 GiB, this machine has 0\.0; give --frames"):
+        image_of(path)
+
+
+def test_averages_are_more_samples(tmp_path: Path) -> None:
+    scan = volume_scan(np.concatenate([KOOSHBALL, KOOSHBALL]), noise_std=0.1)
+    path = written(tmp_path / "scan.h5", scan)
+    alone = image_of(written(tmp_path / "alone.h5", volume_scan(noise_std=0.1)), "zero-filled")
+    with h5py.File(path, "r+") as file:
+        rows = file["dataset/data"][:]
+        rows["head"]["idx"]["average"] = np.repeat([0, 1], 500)
+        file["dataset/data"][:] = rows
+    assert error(image_of(path, "zero-filled"), shown(scan)) < error(alone, shown(scan))
+
+
 def test_info_says_what_it_is(tmp_path: Path) -> None:
     with recon.open(written(tmp_path / "k.h5")) as opened:
         assert "trajectory in three dimensions (kz changes along the readouts): 500 readouts" in opened.describe()
