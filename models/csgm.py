@@ -16,7 +16,7 @@ critic                 progressive GAN's, with the spread over the batch        
 adversarial            WGAN-GP 10, drift 0.001                                    the same
 optimiser              Adam 1e-3, 0, 0.99                                         Adam 2e-4, 0, 0.9
 latent stage           5 random starts of 1800 Adam steps, rate 0.1               3 of 150, rate 0.05; factor a solved for
-adaptation             300 steps, rates 1e-4 (latent) and 1e-3 (weights)          off; 300 as method ``iagan``
+adaptation             300 steps, rates 1e-4 (latent) and 1e-3 (weights)          off; 300 as method ``iagan``, 1e-3 and 3e-4
 stop                   none                                                       held-out samples and noise level, in `recon`
 data consistency       optional back-projection                                   regularised solve
 =====================  ==========================================================  =============================================
@@ -288,8 +288,8 @@ class PublishedCsgmGeneratorOptions:
     most: int = 512
     channels: int = 1
     fit: LatentFit = LatentFit(
-        restarts=5, steps=1800, rate=0.1, adaptation=300, latent_rate=1e-4, penalty=0.0, patience=0, consistency=False,
-        free_scale=False,
+        restarts=5, steps=1800, rate=0.1, adaptation=300, latent_rate=1e-4, weights_rate=1e-3, penalty=0.0, patience=0,
+        consistency=False, free_scale=False,
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ class LatentFit:
     rate: float = 0.05
     adaptation: int = 0
     latent_rate: float = 1e-3
-    weights_rate: float = 1e-3
+    weights_rate: float = 3e-4
     penalty: float = 1e-3
     check: int = 10
     patience: int = 4
