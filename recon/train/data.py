@@ -336,8 +336,17 @@ def _keep(
     options: DataOptions, files: Sequence[Any], train: Examples, val: dict[str, Examples], summary: dict[str, Any]
 ) -> tuple[Examples, dict[str, Examples], dict]:
     """The examples to validate with kept on disk, and those to train on where `freeze` asks for it."""
-    kept = {name: _kept(options, files, f"val {name}", part) for name, part in val.items()}
-    return _kept(options, files, "train", train) if options.freeze else train, dict(kept), summary
+    kept = {name: part if _off_grid(part) else _kept(options, files, f"val {name}", part) for name, part in val.items()}
+    if not options.freeze:
+        return train, kept, summary
+    if _off_grid(train):
+        what = "the samples of a mask do not lie on a Cartesian grid"
+        raise InputError(what, "--data.freeze", "leave it out: only examples of a grid are frozen")
+    return _kept(options, files, "train", train), kept, summary
+
+
+def _off_grid(source: Any) -> bool:
+    return any(mask.off_grid for mask in source.masks)
 
 
 def _from_plain(

@@ -73,6 +73,7 @@ class Simulations(torch.utils.data.Dataset[Example]):
         seed: int = 0,
         **more: Any,
     ) -> None:
+        self.masks = tuple(masks)
         self.base = SimulatedDataset(groups, options, masks, resample=True, seed=seed, **more)
         self.variants, self.resample = variants, resample
         self.choices: list[tuple[int, MaskSpec, tuple[int, int]]] = []
@@ -291,7 +292,7 @@ def write_example(path: Path, example: Example) -> None:
     """One example as a safetensors file: the acquired samples only, maps in half precision."""
     from safetensors.torch import save_file
 
-    op = on_grid(example.op, "--data.freeze", "leave it out: only examples of a grid are frozen")
+    op = on_grid(example.op, "--data.cache", "keep examples of a grid only")
     acquired = op.mask.expand(*op.mask.shape[:-1], example.y.shape[-1])[0]
     tensors = {
         "samples": _pairs(example.y[:, acquired]),
