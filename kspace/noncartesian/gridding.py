@@ -50,7 +50,8 @@ def coil_images(k: KSpace) -> Tensor:
 def forward_model(k: KSpace, maps: Tensor) -> NonCartesianSense:
     """Forward model of k-space off the grid with coil maps ``(*batch coil y x)``, or ``(coil z y x)`` of a volume."""
     assert k.trajectory is not None
-    return NonCartesianSense(maps, k.trajectory, density=k.density, noise_std=k.header.noise_std or 1.0)
+    noise = k.header.noise_std
+    return NonCartesianSense(maps, k.trajectory, density=k.density, noise_std=noise or 1.0, noise_known=bool(noise))
 
 
 def calibration_of(k: KSpace, width: int) -> KSpace:

@@ -47,6 +47,8 @@ class NonCartesianSense(ForwardModel):
         Least squares make no use of it.
     noise_std
         Square root of E|n|^2 of one k-space sample measured once; 1 after whitening.
+    noise_known
+        Whether that was measured: solvers then stop where only noise is left.
     gain
         Real ``(*batch readout sample)``: factor of each sample in A; see `balanced`. None: 1.
     """
@@ -57,6 +59,7 @@ class NonCartesianSense(ForwardModel):
     density: Tensor | None = None
     noise_std: float = 1.0
     gain: Tensor | None = None
+    noise_known: bool = False
 
     def __post_init__(self) -> None:
         check_maps(self.maps)

@@ -170,11 +170,12 @@ def converge(method: ComparedMethod, mask: str, case: Case, metric: str) -> dict
         return None
     from recon.methods.solvers import Planes
 
-    plane = Planes.of(case.y.unsqueeze(0), case.op.flattened((1,)))
+    quadratic = isinstance(reconstruct, CgSense)
+    plane = Planes.of(case.y.unsqueeze(0), case.op.flattened((1,)), relative=not quadratic)
     if plane.scale == 0:
         return None
     stop = [0]
-    tolerance = reconstruct.stop(plane.op) if isinstance(reconstruct, CgSense) else reconstruct.tolerance
+    tolerance = float(reconstruct.stop(plane.op, plane.noise) if isinstance(reconstruct, CgSense) else reconstruct.tolerance)
     _solve(reconstruct, plane, reconstruct.iterations, tolerance, lambda n, _: stop.__setitem__(0, n))
     last = max(BEYOND * stop[0], 2)
     wanted = {round(last ** (i / (POINTS - 1))) for i in range(POINTS)} | {stop[0]}

@@ -127,9 +127,8 @@ def _joined(ops: Sequence[ForwardModel], noise_std: float) -> ForwardModel:
     maps = torch.stack([op.maps for op in ops])
     if off_grid := [op for op in ops if isinstance(op, NonCartesianSense)]:
         names = ("trajectory", "sample_weights", "density")
-        return NonCartesianSense(
-            maps, **{name: torch.stack([getattr(op, name) for op in off_grid]) for name in names}, noise_std=noise_std
-        )
+        stacked: dict[str, Any] = {name: torch.stack([getattr(op, name) for op in off_grid]) for name in names}
+        return NonCartesianSense(maps, **stacked, noise_std=noise_std, noise_known=all(op.noise_known for op in off_grid))
     masks, counts = [op.mask for op in ops], [op.n_averages for op in ops]
     n_averages = None
     if any(count is not None for count in counts):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TypeVar, cast
 
 import numpy as np
@@ -185,8 +186,7 @@ def noise_variance(y: Tensor, op: ForwardModel, stated: float | None = None) -> 
         Taken in place of `op.noise_std`; None: that.
     """
     stated = op.noise_std if stated is None else stated
-    ky, kx = op.frequencies
-    distance = torch.hypot(ky, kx).reshape(-1, *y.shape[-2:])[0]
+    distance = reduce(torch.hypot, op.frequencies).reshape(-1, *y.shape[-2:])[0]
     power = outer_power(y, op.mask, op.n_averages, distance)
     if power is None:
         return None

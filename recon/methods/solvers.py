@@ -48,6 +48,9 @@ class Planes:
     start
         Where iterations start, complex ``(plane y x)``; None: from `rhs`, which is near the solution on a grid. Off it the
         centre, sampled many times over, would take its time to fade.
+    noise
+        Relative residual that the normal equations have at the true image, real ``(plane 1 1)``; None on a grid, in problems
+        that are `relative`, and where the noise was not measured.
     """
 
     op: ForwardModel
@@ -55,6 +58,7 @@ class Planes:
     rhs: Tensor
     scale: Tensor
     start: Tensor | None = None
+    noise: Tensor | None = None
 
     @classmethod
     def of(cls, y: Tensor, op: ForwardModel, relative: bool = True) -> Planes:
@@ -73,7 +77,8 @@ class Planes:
         reference = op.reference(y, rhs) if relative else rhs
         largest = _peak(reference, op.rank)
         divisor = torch.where(largest > 0, largest, 1)
-        return cls(op, top, rhs / divisor, largest * peak, None if reference is rhs else reference / divisor)
+        noise = None if relative or not getattr(op, "noise_known", False) else _noise(op, rhs * peak)
+        return cls(op, top, rhs / divisor, largest * peak, None if reference is rhs else reference / divisor, noise)
 
     def __len__(self) -> int:
         return len(self.rhs)
@@ -83,7 +88,8 @@ class Planes:
             return x if len(x) == 1 else x[index]
 
         start = None if self.start is None else self.start[index]
-        return Planes(self.op.planes(index), take(self.top), self.rhs[index], self.scale[index], start)
+        noise = None if self.noise is None else take(self.noise)
+        return Planes(self.op.planes(index), take(self.top), self.rhs[index], self.scale[index], start, noise)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,7 +116,9 @@ class Planes:
         return x * self.op.support * self.scale
 
 
-def least_squares(planes: Planes, lamda: float, max_iterations: int, tolerance: float, watch: Watch | None = None) -> Tensor:
+def least_squares(
+    planes: Planes, lamda: float, max_iterations: int, tolerance: float | Tensor, watch: Watch | None = None
+) -> Tensor:
     """``(A^H W A + lamda I) x = A^H W y``, to a relative residual of `tolerance`: complex ``(plane y x)``."""
     options = {"max_iterations": max_iterations, "tolerance": tolerance, "warn": False, "watch": watch}
     return normal_equations.solve(planes.op, lamda * planes.top, planes.rhs * planes.top, **options)  # type: ignore[arg-type]
@@ -194,6 +202,12 @@ class MinimiseX:
     def _divide(self, x: Tensor) -> Tensor:
         axes = tuple(range(-self.planes.op.rank, 0))
         return ifft_corner(self._inverse * fft_corner(x, axes), axes)
+
+
+def _noise(op: ForwardModel, rhs: Tensor) -> Tensor:
+    """`Planes.noise` for ``A^H W y`` over the unit weight: E|A^H W n|^2 is the trace of ``A^H W A`` for unit variance."""
+    power = op.maps.abs().square().sum(tuple(range(-op.rank - 1, 0))).reshape(-1, *[1] * op.rank) / op.unit_weight
+    return op.noise_std * (power / energy(rhs, op.rank).clamp(min=1e-30)).sqrt()
 
 
 def _peak(x: Tensor, rank: int) -> Tensor:

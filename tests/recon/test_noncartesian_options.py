@@ -9,14 +9,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import recon
 from kspace.errors import InputError
 from kspace.io.mrd.flags import NOISE
+from kspace.noncartesian.operator import NonCartesianSense
 from kspace.noncartesian.trajectory import radial
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.noncartesian import TrajectoryScan, write_trajectory_scan
+from recon.methods.classical import CgSense
 from tests.support.off_grid import N, error, image_of, scan_of, shown
 from tests.support.raw_files import plain
 
@@ -147,6 +150,21 @@ def test_the_tolerance_of_sense(tmp_path: Path) -> None:
     assert made[1e-6].records[0]["provenance"]["configuration"]["tolerance"] == 1e-6
     errors = {t: error(images[0].numpy(), shown(scan)) for t, images in made.items()}
     assert errors[1e-6] < errors[None]
+
+
+def test_sense_stops_where_the_noise_is_known_and_left_over() -> None:
+    """Neither the tolerance for scans of unknown noise nor full convergence is as near to the truth."""
+    scan = scan_of(trajectory=radial(24, 2 * N), noise_std=0.15)
+    maps = torch.from_numpy(coil_maps(scan))
+    op = NonCartesianSense(maps, torch.from_numpy(scan.trajectory), noise_std=0.15, noise_known=True)
+    y, truth = torch.from_numpy(scan.samples()[0]), shown(scan)
+    known, unknown, converged = (
+        error(CgSense(tolerance=tolerance)(y, which).numpy(), truth)
+        for tolerance, which in ((None, op), (None, replace(op, noise_known=False)), (1e-6, op))
+    )
+    assert known < 0.9 * unknown < 0.9 * converged
+    faint = replace(op, noise_std=1e-6)
+    assert error(CgSense()(y, faint).numpy(), truth) == pytest.approx(error(CgSense(tolerance=3e-5)(y, op).numpy(), truth))
 
 
 def test_off_centre_odd_and_oblong(tmp_path: Path) -> None:
