@@ -228,6 +228,10 @@ def test_a_cache_freezes_the_training_examples_on_request_only(heads: Path, tmp_
     assert list(kept.folder.rglob("*.safetensors")), "examples to validate with are kept"
     with pytest.raises(InputError, match=r"data\.freeze.*give --data\.cache"):
         replace(options, cache=None, freeze=True)
+    with pytest.raises(InputError, match=r"data\.freeze: the samples of a mask do not lie on a Cartesian grid"):
+        make_data(replace(options, masks=("radial-nufft:1",), freeze=True))
+    off_grid = make_data(replace(options, masks=("random1d:2",), val_masks=("radial-nufft:1",)))
+    assert isinstance(off_grid.val["radial-nufft:1"][Draw(0, 0)].op, NonCartesianSense), "not kept, but made"
 
 
 def test_training_examples_are_of_many_kinds_and_validation_of_images_alone(heads: Path, tmp_path: Path) -> None:
