@@ -18,7 +18,8 @@ from recon.serve.interface import Purpose, ResolvedConfig
 CLASSICAL_METHODS = ("zero-filled", "sense", "grappa", "l1-wavelet", "tv", "rss")
 GENERATORS = ("refinegan", "dagan", "gancs", "reconglgan", "varnet", "dealiasing", "visual", "kspacegan", "rcgan")
 METHODS = (*CLASSICAL_METHODS, *GENERATORS)
-"""Names of configurations that choose a method; those of generators are the names of ``configs/*.yaml``."""
+"""Names of configurations that choose a method; those of generators are the names of ``configs/*.yaml``, without those that are
+fitted to each slice, for which nobody waits at the scanner."""
 
 PURPOSES: Mapping[str, Purpose] = {
     "null": "nothing",

@@ -333,9 +333,20 @@ def test_export_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 
 
 def test_bundled_weights_are_of_known_systems_within_sixty_megabytes() -> None:
-    assert {"dagan", "dealiasing", "gancs", "kspacegan", "rcgan", "reconglgan", "refinegan", "varnet", "visual"} <= set(
-        weights.bundled()
-    )
+    names = {
+        "csgm",
+        "dagan",
+        "dealiasing",
+        "gancs",
+        "iagan",
+        "kspacegan",
+        "rcgan",
+        "reconglgan",
+        "refinegan",
+        "varnet",
+        "visual",
+    }
+    assert names <= set(weights.bundled())
     assert {weights.read_card(path).system for path in weights.bundled().values()} <= set(find_systems())
     assert sum(path.stat().st_size for path in (ROOT / "models" / "weights").iterdir()) < 60e6
 
