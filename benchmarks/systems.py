@@ -61,18 +61,21 @@ def measure(cases: Sequence[Case], method: Reconstructor) -> Measured:
     )
 
 
-def named(name: str) -> Reconstructor:
-    """A generator, of ``NAME=FILE`` where its weights are not bundled, refined where its name says so, or a mean of several."""
-    return choose(name.partition("=")[0], [name] if "=" in name else ())[0].reconstruct
+def named(name: str, own: Sequence[str] = ()) -> Reconstructor:
+    """A generator, refined where its name says so, or a mean of several; `own` are weights, ``NAME=FILE``."""
+    members = name.removeprefix("mean:").replace("+", ":").split(":")
+    return choose(name, [text for text in own if text.partition("=")[0] in members])[0].reconstruct
 
 
 def rows(setting: argparse.Namespace) -> Iterator[Row]:
     """A row for every scan, mask and method."""
     masks = setting.masks.split(";")
     names = setting.weights.split(",") if setting.weights else by_default({mask.partition(":")[0] for mask in masks})
+    own = [name for name in names if "=" in name]
+    names = [name.partition("=")[0] for name in names]
     if setting.refined:
         names = [f"{name}{suffix}" for name in names for suffix in ("", "+residual", "+stack")]
-    methods = {"sense": CgSense(), **{name.partition("=")[0]: named(name) for name in names}}
+    methods = {"sense": CgSense(), **{name: named(name, own) for name in names}}
     for scan in setting.scans.split(","):
         for mask in masks:
             members = [(v, i) for v in volumes(setting.data, scan) for i in v.slices(setting.max_slices)]
