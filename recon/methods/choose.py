@@ -240,7 +240,9 @@ class LocallyLowRank:
         if largest == 0:
             return torch.zeros_like(planes.rhs)
         # One scale for all frames: their blocks are compared.
-        planes = replace(planes, rhs=planes.rhs * (planes.scale / largest), scale=largest.expand_as(planes.scale))
+        shares = planes.scale / largest
+        start = (planes.rhs if planes.start is None else planes.start) * shares
+        planes = replace(planes, rhs=planes.rhs * shares, scale=largest.expand_as(planes.scale), start=start)
         return planes.finish(self._solve(planes, self._by_noise(samples, flat, planes) if self.lamda is None else self.lamda))
 
     def _by_noise(self, y: Tensor, op: ForwardModel, planes: Planes) -> float:
@@ -265,7 +267,8 @@ class LocallyLowRank:
 
         threshold = lamda * max(1.0, self.block / 4)
         step = MinimiseX(planes, Frames(planes.shape), lamda / threshold)
-        x = v = planes.rhs
+        assert planes.start is not None
+        x = v = planes.start
         u = torch.zeros_like(v)
         # Shifts in an order that covers the block evenly.
         shifts = [(7 * i % self.block, (3 * i + i // self.block) % self.block) for i in range(self.iterations)]

@@ -40,8 +40,8 @@ class RunOptions:
     lamda
         Regularisation weight; for l1-wavelet and tv relative to max|A^H y|. Default: the method's own.
     tolerance
-        Relative residual of the normal equations at which sense stops. Default: 1e-6; off the grid 3e-4, of volumes
-        3e-5, where further iterations fit the noise.
+        Relative residual of the normal equations at which sense stops. Default: 1e-6; off the grid where only the noise is left
+        that a noise scan measured, and without one 3e-4, of volumes 3e-5: further iterations fit the noise.
     maps
         Coil maps: espirit or jsense, from the acquired calibration samples, or a file (.npy, or .h5 with a dataset 'maps')
         holding complex ([slice,] coil, y, x), or (coil, z, y, x) in 3-D,
