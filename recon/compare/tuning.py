@@ -19,7 +19,7 @@ from recon.compare.cases import Case, FullVolume, spread
 from recon.compare.holding import NoiseLevel
 from recon.compare.methods import CLASSICAL, ComparedMethod, call
 from recon.compare.metrics import is_better, slice_figure
-from recon.methods.classical import CgSense, L1Wavelet, Reconstructor, TotalVariation
+from recon.methods.classical import CgSense, L1Wavelet, Reconstructor, TotalVariation, weight_of
 
 STEPS_PER_DECADE = 3
 REACH = 3  # steps of the grid on either side of the default
@@ -216,7 +216,8 @@ def _solve(
     if isinstance(method, CgSense):
         solvers.least_squares(plane, method.lamda, iterations, tolerance, watch)
     else:
-        solvers.sparse(plane, method.regulariser(plane.shape), method.lamda, iterations, tolerance, watch)
+        weight = weight_of(method.lamda, plane.op)
+        solvers.sparse(plane, method.regulariser(plane.shape), weight, iterations, tolerance, watch)
 
 
 def _rounded(weight: float) -> float:
