@@ -43,10 +43,10 @@ def _line(card: Card, path: Path) -> str:
     gain = f"{metrics['gain_db']:+.1f} dB over SENSE" if "gain_db" in metrics else "not validated"
     accelerations = envelope.get("acceleration") or ["?"]
     size = path.stat().st_size / 1e6
-    return (
-        f"{card.name}: {card.system} ({card.preset}), {size:.1f} MB, {gain}, R {_span(accelerations)}, "
-        f"{_span(envelope.get('coils') or ['?'])} coils, {card.data.get('source', '?')}"
-    )
+    sampling = f"R {_span(accelerations)}, {_span(envelope.get('coils') or ['?'])} coils"
+    if "masks" not in envelope:
+        sampling = "a prior, for any sampling"
+    return f"{card.name}: {card.system} ({card.preset}), {size:.1f} MB, {gain}, {sampling}, {card.data.get('source', '?')}"
 
 
 def _span(values: list[Any]) -> str:

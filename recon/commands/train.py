@@ -413,6 +413,8 @@ def _card(gan: Gan, options: DataOptions, data: DataSets, batch_size: int, says:
         **{key: summary[key] for key in ("coils", "snr", "matrix") if key in summary},
         **{key: given[key] for key in ("anatomies", "contrasts", "field_t") if key in given},
     }
+    if gan.generator.fitted:  # trained on images: no sampling and no coils are known to it
+        envelope = {key: value for key, value in envelope.items() if key not in ("masks", "acceleration", "coils")}
     about = {**summary, "source": Path(str(summary["source"])).name}
     about |= {key: given[key] for key in ("licence", "attribution") if key in given}
     training = {"batch_size": batch_size, "seed": options.seed, "strip": options.strip}
