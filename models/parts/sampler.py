@@ -64,12 +64,15 @@ class PosteriorSampler(Cascade):
         batch have the same noise, so none depends on the others.
         """
         observed, start, unit = self.prepared(y, op)
-        return torch.stack(list(self._draws(start, observed, n, seed))) * unit
+        return torch.stack([image for _, image in self._draws(start, observed, n, seed)]) * unit
 
     def refine(self, start: Tensor, observed: Observation) -> dict[str, Tensor]:
-        """``image``: mean of the draws, complex ``(*batch y x)``."""
-        draws = self._draws(start, observed, self.options.samples, 0)
-        return {"image": sum(draws, start=torch.zeros_like(start)) / self.options.samples}
+        """Means of the draws, complex ``(*batch y x)``: ``before_k`` the last data consistency, and ``image``."""
+        before, image = torch.zeros_like(start), torch.zeros_like(start)
+        for one_before, one in self._draws(start, observed, self.options.samples, 0):
+            before, image = before + one_before, image + one
+        n = self.options.samples
+        return {f"before_{len(self.networks) - 1}": before / n, "image": image / n}
 
     def training_images(self, y: Tensor, op: Sense) -> dict[str, Tensor]:
         """``start``, ``sample_k`` of new noise for each slice, and ``image``, their mean, complex ``(*batch y x)``.
@@ -80,7 +83,7 @@ class PosteriorSampler(Cascade):
         found = {}
         for k in range(self.options.training_samples):
             noise = torch.randn(self._noise_shape(start, shared=False), dtype=start.real.dtype, device=start.device)
-            found[f"sample_{k}"] = self._draw(start, observed, noise)
+            found[f"sample_{k}"] = self._draw(start, observed, noise)[1]
         mean = torch.stack(list(found.values())).mean(0)
         return {name: image * unit for name, image in {"start": start, **found, "image": mean}.items()}
 
@@ -88,22 +91,22 @@ class PosteriorSampler(Cascade):
         n = 1 if shared else math.prod(start.shape[:-2])
         return (n, self.options.noise, *start.shape[-2:])
 
-    def _draws(self, start: Tensor, observed: Observation, n: int, seed: int) -> Iterable[Tensor]:
+    def _draws(self, start: Tensor, observed: Observation, n: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
         for k in range(n):
             rng = torch.Generator().manual_seed(seed * 1_000_003 + k)
             noise = torch.randn(self._noise_shape(start, shared=True), generator=rng)
             yield self._draw(start, observed, noise.to(start.device, start.real.dtype))
 
-    def _draw(self, start: Tensor, observed: Observation, noise: Tensor) -> Tensor:
-        """One pass, complex ``(*batch y x)``, with noise ``(n|1 c y x)``."""
-        image = start
+    def _draw(self, start: Tensor, observed: Observation, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass with noise ``(n|1 c y x)``: complex ``(*batch y x)`` before the last data consistency, and the image."""
+        before = image = start
         for k, network in enumerate(self.networks):
             channels = to_channels(image)
             joined = torch.cat([channels, noise.expand(len(channels), *noise.shape[1:])], 1)
-            image = image + from_channels(network(joined), like=image) * observed.op.support
+            before = image = image + from_channels(network(joined), like=image) * observed.op.support
             if self.consistency:
                 image = self.consistency[k](image, observed)
-        return image
+        return before, image
 
 
 def spread_reward(step: Step, view: View = to_channels, relative: bool = True, floor: float = 0.01) -> Tensor:
