@@ -44,7 +44,7 @@ def _line(card: Card, path: Path) -> str:
     accelerations = envelope.get("acceleration") or ["?"]
     size = path.stat().st_size / 1e6
     sampling = f"R {_span(accelerations)}, {_span(envelope.get('coils') or ['?'])} coils"
-    if "masks" not in envelope:
+    if not envelope.keys() & {"masks", "acceleration", "coils"}:
         sampling = "a prior, for any sampling"
     return f"{card.name}: {card.system} ({card.preset}), {size:.1f} MB, {gain}, {sampling}, {card.data.get('source', '?')}"
 
