@@ -136,14 +136,15 @@ def write(
     card = replace(card, name=path.stem, sha256=digest(tensors))
     metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
     if base is not None:
-        if base.resolve().parent != path.resolve().parent or base_of(base) is not None:
-            raise InputError("the base must lie beside the weights, and have no base itself", base)
+        beside = base.resolve().parent == path.resolve().parent and base.resolve() != path.resolve()
+        if not beside or base_of(base) is not None:
+            raise InputError("the base must be another file beside the weights, and have no base itself", base)
         held = _read(base, values=True)[1]
         shared = sorted(name for name, x in tensors.items() if name in held and _same(x, held[name]))
         metadata |= {"base": base.stem, "shared": json.dumps(shared)}
         tensors = {name: x for name, x in tensors.items() if name not in shared}
-    with atomic_write(path, "the weights cannot be written", make_folder=True) as beside:
-        save_file(tensors, beside, metadata=metadata)
+    with atomic_write(path, "the weights cannot be written", make_folder=True) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
     return card
 
 

@@ -78,6 +78,9 @@ def test_what_a_base_holds_is_left_out_and_read_from_there(tmp_path: Path) -> No
     assert weights.read(tmp_path / "far" / "w.safetensors")[0].sha256 == written_card.sha256
     with pytest.raises(InputError, match="have no base itself"):
         weights.write(tmp_path / "v.safetensors", state, card, base=path)
+    with pytest.raises(InputError, match="must be another file"):
+        weights.write(base, first.state_dict(), card, force=True, base=base)
+    assert weights.read(base)[0].sha256 == weights.digest(first.state_dict()), "nothing was lost"
     weights.write(base, {name: 2 * x for name, x in first.state_dict().items()}, card, force=True)
     with pytest.raises(InputError, match="their sha256 is not that of the card"):
         weights.read(path)
