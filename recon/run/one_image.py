@@ -68,13 +68,16 @@ def reconstruct_image(
 
 
 def check_method(k: KSpace, method: Method) -> None:
-    """Refuse what takes planes for independent where they are not.
+    """Refuse what takes planes for independent where they are not, and priors off the Cartesian grid.
 
     Raises
     ------
     InputError
-        For a generator, or a method for series, and k-space of a volume.
+        For a generator, or a method for series, and k-space of a volume; for a generator that is fitted to each scan, and
+        k-space off the grid.
     """
+    if k.trajectory is not None and not k.is_volume and method.generator is not None and method.generator.generator.fitted:
+        raise InputError("its samples do not lie on a Cartesian grid", method.name, "choose another generator")
     if k.is_volume and (method.generator is not None or method.name in SERIES):
         what = "works plane by plane, and the trajectory couples all planes of the volume"
         fix = "choose rss, zero-filled, sense, l1-wavelet or tv"

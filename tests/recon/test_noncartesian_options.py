@@ -194,3 +194,13 @@ def test_maps_of_a_file_serve_planes_and_stacks(tmp_path: Path) -> None:
     assert error(images[4], shown(stack, 4)) < 0.03
     with pytest.raises(InputError, match=r"maps of shape \(8, 48, 48\), the data need \(coil y x\) = \(4, 48, 48\)"):
         image_of(tmp_path / "scan.h5", maps=tmp_path / "maps.npy")
+
+
+def test_priors_are_refused_before_anything_is_fitted(tmp_path: Path) -> None:
+    scan = scan_of()
+    write_trajectory_scan(scan, tmp_path / "scan.h5", scan.trajectory)
+    for method in ("csgm", "iagan"):
+        with pytest.raises(
+            InputError, match=rf"{method}: its samples do not lie on a Cartesian grid; choose another generator"
+        ):
+            image_of(tmp_path / "scan.h5", method)
