@@ -191,12 +191,15 @@ class ForwardModel(LinearOperator):
         Square root of E|n|^2 of one k-space sample measured once; 1 after whitening.
     n_averages
         Integer, broadcastable like `mask`: number of measurements of each sample; None means one.
+    noise_known
+        Whether `noise_std` was measured and solvers stop where only noise is left: off the grid alone.
     """
 
     maps: Tensor
     mask: Tensor
     noise_std: float
     n_averages: Tensor | None
+    noise_known: bool = False
 
     @property
     def n_coils(self) -> int:

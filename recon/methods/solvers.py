@@ -77,7 +77,7 @@ class Planes:
         reference = op.reference(y, rhs) if relative else rhs
         largest = _peak(reference, op.rank)
         divisor = torch.where(largest > 0, largest, 1)
-        noise = None if relative or not getattr(op, "noise_known", False) else _noise(op, rhs * peak)
+        noise = None if relative or not op.noise_known else _noise(op, rhs * peak)
         return cls(op, top, rhs / divisor, largest * peak, None if reference is rhs else reference / divisor, noise)
 
     def __len__(self) -> int:
