@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -17,6 +18,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SI
 # Messages of libraries that do not raise MemoryError; the last two come from the dynamic linker loading PyTorch.
 MEMORY_WORDS = ("not enough memory", "out of memory", "cannot allocate memory", "failed to map segment")
 LESS_MEMORY = "take a part with --slices or --repetitions, fewer coils with --virtual-coils, or a machine with more memory"
+IMPORT_S = 30.0  # longest time for which an import delays a termination signal
+RETRY_S = 0.05
 SPARE_BYTES = 64 << 20  # if this allocation fails, any library error is attributed to lack of memory
 
 
@@ -77,10 +80,28 @@ def _stop_once() -> None:
             return
         for other in STOPPING:
             signal.signal(other, signal.SIG_IGN)
-        raise Stopped(number)
+        _raise_after_imports(number, frame, time.monotonic() + IMPORT_S)
 
     for number in STOPPING:
         signal.signal(number, stop)
+
+
+def _raise_after_imports(number: int, frame: FrameType | None, deadline: float) -> None:
+    """Raise `Stopped`, during an import as soon as it has ended.
+
+    The import system and the compiler discard exceptions of signal handlers: the process would go on, and ignore all further
+    signals.
+    """
+    if not _importing(frame) or time.monotonic() >= deadline:
+        raise Stopped(number)
+    signal.signal(signal.SIGALRM, lambda _, then: _raise_after_imports(number, then, deadline))
+    signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _wait(child: int) -> int:

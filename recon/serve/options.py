@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # the port must be bound before NumPy is imported
 
 GIB = 2**30
 MIB = 2**20
+STOPPING = (signal.SIGTERM, signal.SIGINT)  # the server ends in order
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from kspace.io.mrd import sending
 from recon.serve.events import Events
 from recon.serve.intake import Unfinished
 from recon.serve.metrics import MetricsPage
-from recon.serve.options import GIB, ScannerOptions, ServeOptions, to_json
+from recon.serve.options import GIB, STOPPING, ScannerOptions, ServeOptions, to_json
 from recon.serve.peer import PIECE, Peer, PipePeer, TcpPeer
 from recon.serve.pool import Pool, check_able
 from recon.serve.session import Session
@@ -73,8 +73,9 @@ class Server:
             "memory": None if memory is None else int(memory * GIB),
         }
         pool = self._pool = Pool(self._options.workers, setup, self._events)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, signal.Signals(number).name)
+        for number in STOPPING:
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number.name)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # blocked since the process listens
         server = page = None
         try:
             if archive is not None:

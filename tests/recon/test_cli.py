@@ -21,6 +21,7 @@ def shell(*arguments: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
 ENDINGS = [
     ("input", 2, "recon: error: scan.h5: 12 channels came, 14 were expected; copy it again"),
     ("interrupt", 130, "recon: error: interrupted"),
+    ("import", 143, "recon: error: ended by SIGTERM"),
     ("memory", 2, "recon: error: out of memory (Unable to allocate 3 TiB); take a part with --slices"),
     ("torch-memory", 2, "recon: error: out of memory ([enforce fail"),
     ("bug", 1, "recon: error: unexpected ZeroDivisionError: division by zero; this is a defect of recon"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import time
 
 from kspace.errors import InputError
 
@@ -14,6 +16,9 @@ def crash(how: str) -> int:
         raise InputError("12 channels came,\n14 were expected", "scan.h5", "copy it again")
     if how == "interrupt":
         raise KeyboardInterrupt
+    if how == "import":
+        importlib.import_module("tests.support.interrupted")
+        time.sleep(10)
     if how == "memory":
         raise MemoryError("Unable to allocate 3 TiB")
     if how == "torch-memory":

@@ -9,7 +9,7 @@ import socket
 import sys
 
 from kspace.errors import InputError
-from recon.serve.options import ScannerOptions, ServeOptions
+from recon.serve.options import STOPPING, ScannerOptions, ServeOptions
 
 BACKLOG = 256
 
@@ -29,9 +29,12 @@ def serve(server: ServeOptions = ServeOptions(), options: ScannerOptions = Scann
     int
         0 after SIGTERM, Ctrl-C or, with --once and --stdio, the end of the session.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # until the server has its own
     # Bound before anything heavy is imported: consoles connect a second after they start the process.
-    listening = None if server.stdio else _listen(server)
+    listening = None if server.stdio else _bind(server)
+    # Blocked until the server handles them: imports discard the exceptions of signal handlers.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    if listening is not None:
+        _announce(server, listening)
 
     import asyncio
 
@@ -48,7 +51,7 @@ def serve(server: ServeOptions = ServeOptions(), options: ScannerOptions = Scann
     return status
 
 
-def _listen(server: ServeOptions) -> socket.socket:
+def _bind(server: ServeOptions) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind)
@@ -58,13 +61,16 @@ def _listen(server: ServeOptions) -> socket.socket:
     except OSError as error:
         where = f"--host {server.host} --port {server.port}"
         raise InputError(f"cannot listen ({error.strerror})", where, "choose another port or address") from error
-    port = listening.getsockname()[1]
+    return listening
+
+
+def _announce(server: ServeOptions, listening: socket.socket) -> None:
+    address, port = listening.getsockname()[:2]
     print(f"recon: listening on {server.host}:{port}", file=sys.stderr, flush=True)
-    if not ipaddress.ip_address(address[0]).is_loopback and server.tls_clients is None:
+    if not ipaddress.ip_address(address).is_loopback and server.tls_clients is None:
         print(
             f"recon: warning: {server.host} can be reached from other computers and MRD has no authentication: "
             "whoever connects can send scans; see --allow and --tls-clients",
             file=sys.stderr,
             flush=True,
         )
-    return listening

@@ -220,6 +220,29 @@ def test_a_stranger_is_refused_and_other_hosts_are_warned_of(tmp_path: Path) -> 
         served.wait_until(lambda: any("no authentication" in line for line in served.lines), "no warning")
 
 
+STOPPED_WHILE_IMPORTING = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "recon.serve.server":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException:  # as the import system and the compiler do with what a signal handler raises
+                pass
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_sigterm_during_imports_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STOPPED_WHILE_IMPORTING)
+    paths = f"{tmp_path}{os.pathsep}{ROOT}"
+    with serving(tmp_path / "spool", ready=False, environment={"PYTHONPATH": paths}) as served:
+        assert served.process.wait(PATIENCE_S) == 0
+    assert served.named("stopping")
+
+
 def answer_without_certificate(served: Served, context: ssl.SSLContext, data: bytes) -> bytes:
     """What a client gets that has no certificate of its own."""
     with served.connect() as bare, suppress(OSError), context.wrap_socket(bare, server_hostname="127.0.0.1") as connection:
