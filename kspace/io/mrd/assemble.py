@@ -18,7 +18,7 @@ from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
 from kspace.io.mrd.header import MrdHeader
-from kspace.io.mrd.noncartesian import TrajectoryOptions, load_readouts
+from kspace.io.mrd.noncartesian import EncodingReadouts, TrajectoryOptions, load_readouts
 from kspace.io.mrd.sort import ReadoutPlan, calibration_of
 
 if TYPE_CHECKING:  # headers alone are read without torch
@@ -59,7 +59,8 @@ def load_image(
     numbers = plan.images[index]
     if plan.encoding.has_trajectory:
         options, notes = trajectory or TrajectoryOptions(), [] if warnings is None else warnings
-        return load_readouts(group, path, headers, plan.encoding, numbers, plan.imaging, plan.kz, header, options, notes)
+        source = EncodingReadouts(group, path, headers, plan.encoding, plan.imaging, plan.kz, options, notes)
+        return load_readouts(source, numbers, header)
     calibration = calibration_of(plan, headers, index)
     _check_memory(plan, path, 2 if len(calibration) else 1)
     if plan.epi is not None:

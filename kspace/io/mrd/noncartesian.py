@@ -18,8 +18,8 @@ from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.header import Encoding
 from kspace.noncartesian.delay import GradientDelay, corrected, estimate_delay
 from kspace.noncartesian.layout import Column, Readouts, placed, third_column
-from kspace.noncartesian.pulseq import read_trajectory
 from kspace.noncartesian.trajectory import Units, cycles_per_pixel, golden_angles, guess_units, radial
+from kspace.noncartesian.trajectory_file import load_trajectory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,36 +50,59 @@ class TrajectoryOptions:
     _columns: dict[int, Column] = field(default_factory=dict)
 
 
-def load_readouts(
-    group: h5py.Group,
-    path: Path,
-    headers: np.ndarray,
-    encoding: Encoding,
-    numbers: np.ndarray,
-    imaging: np.ndarray,
-    rows_z: np.ndarray,
-    header: Header,
-    options: TrajectoryOptions,
-    warnings: list[str],
-) -> KSpace:
-    """The readouts `numbers` of one image with their trajectory.
+@dataclass(frozen=True, eq=False)
+class EncodingReadouts:
+    """The readouts of one encoding in an open file.
+
+    Attributes
+    ----------
+    group, path
+        The file.
+    headers
+        Acquisition headers ``(readout,)`` of all of its readouts.
+    encoding
+        The encoding.
+    imaging
+        Numbers ``(n,)`` of its imaging readouts, in order of acquisition.
+    rows_z
+        Partition of all readouts of the file ``(readout,)``.
+    options
+        How to read their trajectory.
+    warnings
+        Receives what was assumed.
+    """
+
+    group: h5py.Group
+    path: Path
+    headers: np.ndarray
+    encoding: Encoding
+    imaging: np.ndarray
+    rows_z: np.ndarray
+    options: TrajectoryOptions = field(default_factory=TrajectoryOptions)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def some(self) -> np.ndarray:
+        """Numbers ``(n,)`` of imaging readouts from the whole scan, at most about `MOST_FOR_UNITS`."""
+        return self.imaging[:: max(1, len(self.imaging) // MOST_FOR_UNITS)]
+
+    @property
+    def voxel_m(self) -> list[float]:
+        """Encoded voxel size ``(x, y, z)``."""
+        return [fov / n for fov, n in zip(self.encoding.encoded_fov_m, self.encoding.encoded_matrix, strict=True)]
+
+
+def load_readouts(source: EncodingReadouts, numbers: np.ndarray, header: Header) -> KSpace:
+    """The readouts of one image with their trajectory.
 
     Parameters
     ----------
-    group, path, headers
-        The file, and its acquisition headers ``(readout,)``.
-    encoding
-        Of the readouts.
-    numbers, imaging
-        Numbers ``(n,)`` of the readouts of the image, and of all of the encoding in order of acquisition.
-    rows_z
-        Partition of all readouts ``(readout,)``.
+    source
+        The readouts of the encoding.
+    numbers
+        Numbers ``(n,)`` of those of the image.
     header
         Of the image.
-    options
-        How to read the trajectory.
-    warnings
-        Receives what was assumed.
 
     Returns
     -------
@@ -95,15 +118,17 @@ def load_readouts(
     """
     import torch
 
-    where, density, matrix, lengths = _place(group, path, headers, encoding, numbers, imaging, rows_z, options, warnings)
+    headers, encoding, warnings = source.headers, source.encoding, source.warnings
+    where, density, matrix, lengths = _place(source, numbers)
     points = where.points
     pre, post = int(headers["discard_pre"][numbers[0]]), int(headers["discard_post"][numbers[0]])
     kept = slice(pre, points.shape[1] - post)
-    _check_size(int(headers["number_of_samples"][numbers[0]]) * len(numbers), encoding.n_coils, path)
-    y = np.stack([samples[:, kept] for _, samples in mrd_file.read_samples(group, path, headers, numbers)], 1)
+    _check_size(int(headers["number_of_samples"][numbers[0]]) * len(numbers), encoding.n_coils, source.path)
+    samples = mrd_file.read_samples(source.group, source.path, headers, numbers)
+    y = np.stack([one[:, kept] for _, one in samples], 1)
     points, density = points[:, kept], None if density is None else density[:, kept]
     study = dict(header.study)
-    if encoding.trajectory in COMPUTED and options.delay == "auto":
+    if encoding.trajectory in COMPUTED and source.options.delay == "auto":
         delay = where.why if where.layout == "volume" else estimate_delay(y, points)
         if isinstance(delay, GradientDelay):
             warnings.append(f"{header.index.name}: gradient delay corrected: {delay.says}; --gradient-delay none leaves it")
@@ -123,18 +148,10 @@ def load_readouts(
     )
 
 
-def describe_readouts(
-    group: h5py.Group,
-    path: Path,
-    headers: np.ndarray,
-    encoding: Encoding,
-    numbers: np.ndarray,
-    imaging: np.ndarray,
-    rows_z: np.ndarray,
-) -> str:
-    """In words, how the readouts `numbers` ``(n,)`` of an image are reconstructed; parameters as for `load_readouts`."""
+def describe_readouts(source: EncodingReadouts, numbers: np.ndarray) -> str:
+    """In words, how the readouts `numbers` ``(n,)`` of an image are reconstructed."""
     try:
-        found = _place(group, path, headers, encoding, numbers, imaging, rows_z, TrajectoryOptions(), [])[0]
+        found = _place(source, numbers)[0]
     except InputError as error:
         return f"trajectory: {error.what}; {error.fix}" if error.fix else f"trajectory: {error.what}"
     if found.layout == "volume":
@@ -165,50 +182,36 @@ def _grid(encoding: Encoding, voxel: list[float]) -> tuple[tuple[int, int, int],
 
 
 def _place(
-    group: h5py.Group,
-    path: Path,
-    headers: np.ndarray,
-    encoding: Encoding,
-    numbers: np.ndarray,
-    imaging: np.ndarray,
-    rows_z: np.ndarray,
-    options: TrajectoryOptions,
-    warnings: list[str],
+    source: EncodingReadouts, numbers: np.ndarray
 ) -> tuple[Readouts, np.ndarray | None, tuple[int, int, int], tuple[float, float, float]]:
     """Where the readouts of an image lie, the density column ``(readout sample)`` if there is one, matrix, field of view."""
-    k, density = _trajectory(group, path, headers, encoding, numbers, imaging, options)
-    voxel = [fov / n for fov, n in zip(encoding.encoded_fov_m, encoding.encoded_matrix, strict=True)]
-    units = _units(group, path, headers, encoding, imaging, voxel, options, warnings)
+    encoding, path, voxel = source.encoding, source.path, source.voxel_m
+    k, density = _trajectory(source, numbers)
+    units = _units(source)
     fov = (*(encoding.recon_fov_m if _is_recon_grid(k, encoding) else encoding.encoded_fov_m)[:2], encoding.encoded_fov_m[2])
     points = cycles_per_pixel(k, units, voxel, fov)
     _check_range(points[..., :2], encoding, path, units)
     where = Readouts(points, "planes")
     if encoding.is_3d:
-        where = placed(points, rows_z[numbers], encoding.encoded_matrix[2], str(path))
+        where = placed(points, source.rows_z[numbers], encoding.encoded_matrix[2], str(path))
         if where.layout == "volume":
             _check_range(where.points, encoding, path, units)
     return where, density, *_grid(encoding, voxel)
 
 
-def _trajectory(
-    group: h5py.Group,
-    path: Path,
-    headers: np.ndarray,
-    encoding: Encoding,
-    numbers: np.ndarray,
-    imaging: np.ndarray,
-    options: TrajectoryOptions,
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _trajectory(source: EncodingReadouts, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """kx and ky ``(readout sample 2)`` as they are stated, or with kz ``(readout sample 3)``, and the density column ``(readout
     sample)`` where there is one."""
-    place = np.searchsorted(imaging, numbers)
-    if options.file is not None:
-        k = _of_file(options.file, headers, imaging)
+    encoding, headers, path = source.encoding, source.headers, source.path
+    if source.options.file is not None:
+        k = _of_file(source.options.file, source)
         if k.shape[-1] == 3 and not encoding.is_3d:
             what = "the trajectory has kz, and the encoded matrix has one partition"
-            raise InputError(what, f"--trajectory {options.file}", "give kx and ky, or correct encodedSpace in the header")
-        return k[place], None
-    n_dims = np.unique(headers["trajectory_dimensions"][imaging])
+            raise InputError(
+                what, f"--trajectory {source.options.file}", "give kx and ky, or correct encodedSpace in the header"
+            )
+        return k[np.searchsorted(source.imaging, numbers)], None
+    n_dims = np.unique(headers["trajectory_dimensions"][source.imaging])
     if len(n_dims) > 1:
         shown = ", ".join(map(str, n_dims))
         raise InputError(
@@ -217,37 +220,37 @@ def _trajectory(
             "convert the scan again",
         )
     if n_dims[0] == 0:
-        return _computed(encoding, headers, numbers, path), None
+        return _computed(source, numbers), None
     if n_dims[0] not in (2, 3, 4):
         raise InputError(f"the trajectory has {n_dims[0]} dimensions, expected 2 or 3", path, "convert the scan again")
-    k = read_trajectories(group, path, headers, numbers)
+    k = read_trajectories(source, numbers)
     if not k[..., :2].any():
         raise InputError(f"the trajectory of {len(numbers)} readouts is zero everywhere", path, "give --trajectory FILE")
     if n_dims[0] == 2:
         return k, None
-    if encoding.index not in options._columns:
+    columns = source.options._columns
+    if encoding.index not in columns:
         # Of the encoding, not of the image: no frame may decide otherwise than the next.
-        some = imaging[:: max(1, len(imaging) // MOST_FOR_UNITS)]
-        partition = headers["idx"]["kspace_encode_step_2"][some].astype(np.int64)
-        of_all = read_trajectories(group, path, headers, some)
-        options._columns[encoding.index] = third_column(of_all[..., :3], partition, encoding.encoded_matrix[2], str(path))
-    column = options._columns[encoding.index]
+        partition = headers["idx"]["kspace_encode_step_2"][source.some].astype(np.int64)
+        of_all = read_trajectories(source, source.some)
+        columns[encoding.index] = third_column(of_all[..., :3], partition, encoding.encoded_matrix[2], str(path))
+    column = columns[encoding.index]
     density = k[..., -1] if n_dims[0] == 4 or column == "density" else None
     return k[..., : 3 if column == "kz" else 2], density
 
 
-def read_trajectories(group: h5py.Group, path: Path, headers: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Trajectories of readouts, float64 ``(readout sample dimension)``, as they are stored.
-
-    `headers` are the acquisition headers ``(readout,)`` of the file, `numbers` ``(n,)`` those wanted, in ascending order.
+def read_trajectories(source: EncodingReadouts, numbers: np.ndarray) -> np.ndarray:
+    """Trajectories of the readouts `numbers` ``(n,)``, in ascending order, float64 ``(readout sample dimension)``, as they are
+    stored.
 
     Raises
     ------
     InputError
         If a length contradicts the header of its readout, or a value is not finite.
     """
+    headers, path = source.headers, source.path
     n, dims = int(headers["number_of_samples"][numbers[0]]), int(headers["trajectory_dimensions"][numbers[0]])
-    stored, found = group["data"].fields("traj"), []
+    stored, found = source.group["data"].fields("traj"), []
     for block in mrd_file.blocks(numbers, 4 * n * dims):
         with guard(path):
             values = stored[block]
@@ -262,40 +265,17 @@ def read_trajectories(group: h5py.Group, path: Path, headers: np.ndarray, number
     return np.stack(found).astype(np.float64)
 
 
-def _of_file(file: Path, headers: np.ndarray, imaging: np.ndarray) -> np.ndarray:
-    where = f"--trajectory {file}"
-    expected = len(imaging), int(headers["number_of_samples"][imaging[0]])
-    if file.suffix == ".seq":
-        return _repeated(read_trajectory(file), expected, where)
-    if file.suffix != ".npy":
-        raise InputError(f"'{file.suffix}' files are not read", where, "give a NumPy file (.npy) or a Pulseq sequence (.seq)")
-    try:
-        k = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({str(error).splitlines()[0]})", where, "give a NumPy file (.npy)") from error
-    if k.ndim != 3 or k.shape[-1] not in (2, 3) or k.shape[:2] != expected or not np.issubdtype(k.dtype, np.floating):
-        what = f"{k.dtype} of shape {k.shape}, the readouts need real numbers of shape {(*expected, 2)}"
-        raise InputError(what, where, "give kx and ky (and kz) of each sample of each imaging readout")
-    if not np.isfinite(k).all():
-        raise InputError(f"{int(np.count_nonzero(~np.isfinite(k)))} values are NaN or infinite", where, "correct the file")
-    if not k.any():
-        raise InputError("the trajectory is zero everywhere", where, "correct the file")
-    return k.astype(np.float64)
+def _of_file(file: Path, source: EncodingReadouts) -> np.ndarray:
+    first = source.imaging[0]
+    return load_trajectory(file, len(source.imaging), int(source.headers["number_of_samples"][first]))
 
 
-def _repeated(k: np.ndarray, expected: tuple[int, int], where: str) -> np.ndarray:
-    """The trajectory of a sequence for all readouts of a scan, which may have played it several times."""
-    if k.shape[1] != expected[1] or expected[0] % len(k):
-        what = f"the sequence has {len(k)} readouts of {k.shape[1]} samples, the scan {expected[0]} of {expected[1]}"
-        raise InputError(what, where, "give the .seq file of this scan, or its trajectory as .npy")
-    return np.tile(k, (expected[0] // len(k), 1, 1))
-
-
-def _computed(encoding: Encoding, headers: np.ndarray, numbers: np.ndarray, path: Path) -> np.ndarray:
+def _computed(source: EncodingReadouts, numbers: np.ndarray) -> np.ndarray:
     """Spokes of the readouts, by their counter, where the header names an order."""
+    encoding, headers = source.encoding, source.headers
     if encoding.trajectory not in COMPUTED:
         what = f"encoding {encoding.index} is {encoding.trajectory}, and its readouts carry no trajectory"
-        raise InputError(what, path, "give --trajectory FILE")
+        raise InputError(what, source.path, "give --trajectory FILE")
     counter = headers["idx"]["kspace_encode_step_1"][numbers].astype(np.int64)
     limit = encoding.limits.get("kspace_encoding_step_1")
     n_spokes = limit.maximum + 1 if limit is not None else int(counter.max()) + 1
@@ -306,33 +286,24 @@ def _computed(encoding: Encoding, headers: np.ndarray, numbers: np.ndarray, path
     return k + shift * np.stack([np.cos(angles), np.sin(angles)], -1)[:, None]
 
 
-def _units(
-    group: h5py.Group,
-    path: Path,
-    headers: np.ndarray,
-    encoding: Encoding,
-    imaging: np.ndarray,
-    voxel: list[float],
-    options: TrajectoryOptions,
-    warnings: list[str],
-) -> Units:
+def _units(source: EncodingReadouts) -> Units:
     """Units of an encoding's trajectory, the same for all of its images."""
-    if options.file is None and int(headers["trajectory_dimensions"][imaging[0]]) == 0:
+    options, encoding = source.options, source.encoding
+    if options.file is None and int(source.headers["trajectory_dimensions"][source.imaging[0]]) == 0:
         return "fraction"
     if options.units is not None:
         return options.units
     if options.file is not None and options.file.suffix == ".seq":
         return "1/m"
     if encoding.index not in options._known:
-        some = imaging[:: max(1, len(imaging) // MOST_FOR_UNITS)]
-        k = _of_file(options.file, headers, imaging) if options.file else read_trajectories(group, path, headers, some)
+        k = _of_file(options.file, source) if options.file else read_trajectories(source, source.some)
         largest = float(np.abs(k[..., :2]).max())
-        where = str(path) if options.file is None else f"--trajectory {options.file}"
+        where = str(source.path) if options.file is None else f"--trajectory {options.file}"
         if largest == 0:
             raise InputError("the trajectory is zero everywhere", where, "give --trajectory FILE")
         matrix = encoding.encoded_matrix[0], encoding.recon_matrix[0]
-        units = guess_units(largest, min(voxel[:2]), matrix, where)
-        warnings.append(f"encoding {encoding.index}: trajectory taken in units of {units} (largest |k| {largest:.4g})")
+        units = guess_units(largest, min(source.voxel_m[:2]), matrix, where)
+        source.warnings.append(f"encoding {encoding.index}: trajectory taken in units of {units} (largest |k| {largest:.4g})")
         options._known[encoding.index] = units
     return options._known[encoding.index]
 

@@ -20,7 +20,7 @@ from kspace.io.mrd.complete import find_incomplete
 from kspace.io.mrd.echo_planar import Trajectory, epi_readouts
 from kspace.io.mrd.flags import NOISE
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
-from kspace.io.mrd.noncartesian import TrajectoryOptions, describe_readouts, frames_of
+from kspace.io.mrd.noncartesian import EncodingReadouts, TrajectoryOptions, describe_readouts, frames_of
 from kspace.io.mrd.sort import ReadoutPlan, check_readouts, find_lender, plan_encoding
 from kspace.noise import Noise, noise_covariance
 
@@ -235,7 +235,8 @@ class MrdScan:
         numbers = plan.images[min(plan.images)]
         with mrd_file.open_file(self._path) as file:
             group = mrd_file.reopen_group(file, self._path, self._group)
-            return describe_readouts(group, self._path, self._heads, plan.encoding, numbers, plan.imaging, plan.kz)
+            source = EncodingReadouts(group, self._path, self._heads, plan.encoding, plan.imaging, plan.kz)
+            return describe_readouts(source, numbers)
 
     def _plan(self, encoding: int) -> ReadoutPlan:
         if not 0 <= encoding < len(self._plans):
