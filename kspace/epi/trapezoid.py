@@ -17,6 +17,10 @@ from kspace.errors import InputError
 
 LENGTHS = ("rampUpTime", "flatTopTime", "rampDownTime")
 FIX = "correct trajectoryDescription in the header"
+UNITS = {1e6: "seconds", 1e3: "milliseconds", 1e-3: "nanoseconds"}  # microseconds in one of them
+SAME = 0.02  # relative difference of dwell times that converters round
+LONGEST = 8.0  # of a lobe, relative to the readout under it
+SHORTEST = 0.6  # of a readout under a lobe: half of the samples may have been taken away
 
 
 @dataclass(frozen=True)
@@ -113,16 +117,28 @@ def read_trapezoid(
     times = [float(parameters.get(name, 0)) for name in LENGTHS]
     if not any(times):
         return None
-    stated = int(parameters.get("numSamples", 0)) or n_samples
     dwell = float(parameters.get("dwellTime", 0)) or dwell_us
-    if stated != n_samples:
-        raise InputError(f"numSamples of the EPI trajectory is {stated}, the readouts have {n_samples} samples", source, FIX)
     if min(times) < 0 or not 0 < dwell < np.inf:
         shown = ", ".join(f"{name} {time:g}" for name, time in zip(LENGTHS, times, strict=True))
         raise InputError(
             f"the EPI trajectory has {shown}, dwellTime {dwell:g} us, expected times of 0 or more and a dwell time", source, FIX
         )
     delay = parameters.get("acqDelayTime")
+    of_sample = dwell_us if 0 < dwell_us < np.inf else dwell
+    unit = _unit(sum(times), n_samples * of_sample)
+    if unit != 1:
+        warnings.append(
+            f"the EPI readout gradient lasts {sum(times):g}: taken as {UNITS[unit]}, "
+            f"which fits {n_samples} samples of {of_sample:g} us"
+        )
+        times, delay = [time * unit for time in times], None if delay is None else delay * unit
+    dwell = _dwell(dwell, dwell_us, n_samples, sum(times), delay, warnings)
+    stated = int(parameters.get("numSamples", 0)) or n_samples
+    if stated != n_samples:
+        text = f"numSamples of the EPI trajectory is {stated}, the readouts have {n_samples} samples"
+        if dwell_us <= 0 or abs(dwell / dwell_us - 1) > SAME or not SHORTEST <= n_samples * dwell / sum(times) <= 1 + SAME:
+            raise InputError(text, source, FIX)  # samples may have been taken away, and how is not known
+        warnings.append(f"{text} of {dwell:g} us, which fit the gradient, and are taken so")
     lobe = Trapezoid(times[0], times[1], times[2], n_samples, dwell, None if delay is None else float(delay))
     if lobe.centred_delay_us < -dwell:
         raise InputError(
@@ -137,3 +153,30 @@ def read_trapezoid(
         )
         lobe = replace(lobe, delay_us=None)
     return lobe
+
+
+def _unit(duration: float, readout_us: float) -> float:
+    """Microseconds in the unit of a lobe of this duration, as the readout under it tells: 1, or one of `UNITS`."""
+    fits = [unit for unit in (1.0, *UNITS) if 1 - SAME <= duration * unit / readout_us <= LONGEST]
+    return 1.0 if 1.0 in fits or len(fits) != 1 else fits[0]
+
+
+def _dwell(
+    stated: float, of_readouts: float, n_samples: int, duration_us: float, delay_us: float | None, warnings: list[str]
+) -> float:
+    """The dwell time in microseconds: that of the description, unless only that of the readouts fits under the lobe, or into
+    the middle of it where the delay says so."""
+    if not 0 < of_readouts < np.inf or abs(stated / of_readouts - 1) < SAME:
+        return stated
+
+    def misfit(dwell: float) -> float:
+        rest = (duration_us - n_samples * dwell) / 2
+        outside = rest < -dwell / 2 or LONGEST * n_samples * dwell < duration_us
+        return np.inf if outside else 0.0 if delay_us is None else abs(rest - delay_us) / dwell
+
+    taken = of_readouts if misfit(of_readouts) < min(misfit(stated), 1.0) else stated
+    warnings.append(
+        f"dwellTime of the EPI trajectory is {stated:g} us, sample_time_us of the readouts {of_readouts:g}: {taken:g} us "
+        "taken, which fits the gradient"
+    )
+    return taken

@@ -167,10 +167,18 @@ def mixed_trajectories(path: Path) -> None:
     write_raw(path, header_xml(with_limits(epi)), epi.headers, measure(epi), points)
 
 
+def at_once(path: Path) -> None:
+    """Two slices in each readout, as the schema of ISMRMRD 1.5 says it."""
+    with h5py.File(path, "r+") as file:
+        xml = file["dataset/xml"][0].decode()
+        multiband = "<parallelImaging><multiband><multiband_factor>2</multiband_factor></multiband></parallelImaging>"
+        file["dataset/xml"][0] = xml.replace("</encodingLimits>", f"</encodingLimits>{multiband}").encode()
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (stated("numSamples", "128"), "numSamples .* is 128, the readouts have 96 samples"),
+        (at_once, "encoding 0 has 2 slices excited at once .*; separate them first, or give a scan without"),
         (stated("flatTopTime", "40"), "too short for 96 samples"),
         (stated("rampUpTime", "-9"), "rampUpTime -9"),
         (stated("dwellTime", "nan"), "<value> of the XML header is .nan., expected a number"),

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
 from kspace.container import Matrix, Vector
 from kspace.errors import InputError
+from kspace.io.elements import (
+    child_of,
+    children_of,
+    decode_xml,
+    leaves_of,
+    local_name,
+    number_of,
+    parse_xml,
+    text_of,
+    to_number,
+)
 
 # Counters are 16 bit, and nothing that a person can wait for has more points; both also keep a damaged header from
 # asking for memory that no machine has.
@@ -34,6 +46,7 @@ NUMBERS = {
     "initialSeriesNumber",
 }
 TRAJECTORIES = ("radial", "goldenangle", "spiral", "other")
+MULTIBAND = re.compile(r"multi_?band_?(accel\w*_?)?factor|^(mb|sms)_?factor$|slice_?acceleration_?factor", re.IGNORECASE)
 SEQUENCE_TEXT = {"sequence_type", "diffusionDimension", "diffusionScheme"}
 
 
@@ -108,12 +121,12 @@ class Encoding:
     @property
     def is_epi(self) -> bool:
         """Whether the readouts are echo planar: both directions, perhaps sampled on the ramps of the gradient."""
-        return self.trajectory == "epi" or (self.trajectory == "cartesian" and "epi" in self.description.lower())
+        return self.trajectory == "epi" or (self.trajectory in ("cartesian", "other") and "epi" in self.description.lower())
 
     @property
     def has_trajectory(self) -> bool:
         """Whether the readouts lie off the Cartesian grid, on a trajectory."""
-        return self.trajectory in TRAJECTORIES
+        return self.trajectory in TRAJECTORIES and not self.is_epi
 
     @property
     def is_3d(self) -> bool:
@@ -170,90 +183,64 @@ def parse_header(xml: bytes | str, source: str) -> MrdHeader:
     InputError
         If it is not well-formed XML, declares entities, is not an ISMRMRD header, or states sizes that cannot be.
     """
-    text = _decode(xml, source)
-    root = _parse_xml(text, source)
-    if _local(root.tag) != "ismrmrdHeader":
+    text = decode_xml(xml, source)
+    root = parse_xml(text, source)
+    if local_name(root.tag) != "ismrmrdHeader":
         raise InputError(
-            f"the XML header is <{_local(root.tag)}>, expected <ismrmrdHeader>", source, "give an ISMRMRD raw file"
+            f"the XML header is <{local_name(root.tag)}>, expected <ismrmrdHeader>", source, "give an ISMRMRD raw file"
         )
     warnings: list[str] = []
-    nodes = _children(root, "encoding")
+    nodes = children_of(root, "encoding")
     if not nodes:
         raise InputError("the XML header has no <encoding>, so no matrix size", source, "convert the scan again")
-    encodings = tuple(_encoding(i, node, source, warnings) for i, node in enumerate(nodes))
-    system = _child(root, "acquisitionSystemInformation")
-    labels = _children(system, "coilLabel") if system is not None else []
-    channels = _number(system, "receiverChannels", source)
-    bandwidth = _number(system, "relativeReceiverNoiseBandwidth", source)
+    study = _study(root, source, warnings)
+    encodings = tuple(_encoding(i, node, source, warnings, study) for i, node in enumerate(nodes))
+    system = child_of(root, "acquisitionSystemInformation")
+    labels = children_of(system, "coilLabel") if system is not None else []
+    channels = number_of(system, "receiverChannels", source)
+    bandwidth = number_of(system, "relativeReceiverNoiseBandwidth", source)
     if bandwidth is not None and not 0 < bandwidth <= 10:
         raise InputError(f"relativeReceiverNoiseBandwidth is {bandwidth:g}, expected about 0.8", source, "correct the header")
     return MrdHeader(
         encodings=encodings,
-        study=_study(root, source),
+        study=study,
         receiver_channels=None if channels is None else int(channels),
         relative_bandwidth=bandwidth,
-        coil_names=tuple(_text(label, "coilName") or "" for label in labels),
+        coil_names=tuple(text_of(label, "coilName") or "" for label in labels),
         xml=text,
         warnings=tuple(warnings),
-        dependencies=_dependencies(_child(root, "measurementInformation")),
+        dependencies=_dependencies(child_of(root, "measurementInformation")),
     )
 
 
 def _dependencies(information: ElementTree.Element | None) -> tuple[str, ...]:
-    named = [_text(node, "measurementID") for node in _children(information, "measurementDependency")]
+    named = [text_of(node, "measurementID") for node in children_of(information, "measurementDependency")]
     return tuple(name for name in named if name is not None)
 
 
-def _decode(xml: bytes | str, source: str) -> str:
-    if isinstance(xml, bytes):
-        try:
-            xml = xml.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"the XML header is not UTF-8 text ({error.reason} at byte {error.start})",
-                source,
-                "copy or convert the scan again",
-            ) from error
-    return xml.rstrip("\x00 \r\n\t")
-
-
-def _parse_xml(text: str, source: str) -> ElementTree.Element:
-    # A raw file may come from anyone, and ten nested entities expand to gigabytes. No ISMRMRD header needs a DTD.
-    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
-        raise InputError("the XML header declares a DOCTYPE or entities, which no scanner does", source, "remove them")
-    try:
-        return ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise InputError(
-            f"the XML header is truncated or not XML ({error}; it begins {text[:40]!r} and has {len(text)} characters)",
-            source,
-            "copy or convert the scan again",
-        ) from error
-
-
-def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list[str]) -> Encoding:
+def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list[str], study: Mapping[str, Any]) -> Encoding:
     encoded, encoded_fov = _space(node, "encodedSpace", index, source)
     _check_unit(f"encodedSpace of encoding {index}", encoded, encoded_fov, warnings)
-    if _child(node, "reconSpace") is None:
+    if child_of(node, "reconSpace") is None:
         warnings.append(f"encoding {index} has no reconSpace: images get the encoded matrix {_times(encoded)}")
         recon, recon_fov = encoded, encoded_fov
     else:
         recon, recon_fov = _space(node, "reconSpace", index, source)
         _check_recon(index, encoded, recon, source)
         _check_unit(f"reconSpace of encoding {index}", recon, recon_fov, warnings)
-    limits_node = _child(node, "encodingLimits")
+    limits_node = child_of(node, "encodingLimits")
     limits = {}
     for name in COUNTERS:
         limit = _limits(limits_node, name, source)
         if limit is not None:
             limits[name] = limit
-    trajectory = (_text(node, "trajectory") or "").lower()
-    described = _child(node, "trajectoryDescription")
-    parallel = _child(node, "parallelImaging")
-    factors = _child(parallel, "accelerationFactor")
+    trajectory = (text_of(node, "trajectory") or "").lower()
+    described = child_of(node, "trajectoryDescription")
+    parallel = child_of(node, "parallelImaging")
+    factors = child_of(parallel, "accelerationFactor")
     acceleration = (
-        _number(factors, "kspace_encoding_step_1", source) or 1.0,
-        _number(factors, "kspace_encoding_step_2", source) or 1.0,
+        number_of(factors, "kspace_encoding_step_1", source) or 1.0,
+        number_of(factors, "kspace_encoding_step_2", source) or 1.0,
     )
     return Encoding(
         index=index,
@@ -264,14 +251,25 @@ def _encoding(index: int, node: ElementTree.Element, source: str, warnings: list
         recon_fov_m=recon_fov,
         limits=limits,
         acceleration=acceleration,
-        calibration_mode=_text(parallel, "calibrationMode"),
-        refusal=_refusal(index, trajectory),
-        description=_text(described, "identifier") or "",
+        calibration_mode=text_of(parallel, "calibrationMode"),
+        refusal=_refusal(index, trajectory, _slices_at_once(parallel, study, source)),
+        description=text_of(described, "identifier") or "",
         parameters=_parameters(described, source),
     )
 
 
-def _refusal(index: int, trajectory: str) -> str | None:
+def _slices_at_once(parallel: ElementTree.Element | None, study: Mapping[str, Any], source: str) -> float:
+    """Slices that are excited together, by the schema's ``multiband`` or a user parameter: samples are sums of them."""
+    stated = [number_of(child_of(parallel, "multiband"), "multiband_factor", source) or 1.0]
+    for name, text in study.get("userParameters", {}).items():
+        if MULTIBAND.search(name) and re.fullmatch(r"\d+(\.0*)?", text):
+            stated.append(float(text))
+    return max(stated)
+
+
+def _refusal(index: int, trajectory: str, slices_at_once: float) -> str | None:
+    if slices_at_once > 1:
+        return f"encoding {index} has {slices_at_once:g} slices excited at once (multiband), which are not separated"
     if not trajectory:
         return f"encoding {index} names no trajectory, expected cartesian"
     if trajectory not in ("cartesian", "epi", *TRAJECTORIES):
@@ -280,20 +278,20 @@ def _refusal(index: int, trajectory: str) -> str | None:
 
 
 def _parameters(description: ElementTree.Element | None, source: str) -> dict[str, float]:
-    nodes = [*_children(description, "userParameterLong"), *_children(description, "userParameterDouble")]
-    pairs = ((_text(node, "name"), _number(node, "value", source)) for node in nodes)
+    nodes = [*children_of(description, "userParameterLong"), *children_of(description, "userParameterDouble")]
+    pairs = ((text_of(node, "name"), number_of(node, "value", source)) for node in nodes)
     return {name: value for name, value in pairs if name and value is not None}
 
 
 def _space(node: ElementTree.Element, name: str, index: int, source: str) -> tuple[Matrix, Vector]:
-    space = _child(node, name)
-    matrix, fov = _child(space, "matrixSize"), _child(space, "fieldOfView_mm")
+    space = child_of(node, name)
+    matrix, fov = child_of(space, "matrixSize"), child_of(space, "fieldOfView_mm")
     where = f"{name} of encoding {index}"
     if matrix is None or fov is None:
         lacking = "matrixSize" if matrix is None else "fieldOfView_mm"
         raise InputError(f"{where} has no {lacking}", source, "complete the XML header")
-    sizes = [_number(matrix, axis, source) for axis in "xyz"]
-    sizes[2] = 1.0 if sizes[2] is None else sizes[2]
+    sizes = [number_of(matrix, axis, source) for axis in "xyz"]
+    sizes[2] = sizes[2] or 1.0  # siemens_to_ismrmrd copies a 0 from 2-D protocols
     whole = [n for n in sizes if n is not None and n == int(n)]
     if len(whole) != 3 or min(whole) < 1 or max(whole) > MAX_AXIS or math.prod(whole) > MAX_POINTS:
         shown = " x ".join("?" if n is None else f"{n:g}" for n in sizes)
@@ -302,7 +300,7 @@ def _space(node: ElementTree.Element, name: str, index: int, source: str) -> tup
             source,
             "correct the XML header",
         )
-    lengths = [_number(fov, axis, source) or 0.0 for axis in "xyz"]
+    lengths = [number_of(fov, axis, source) or 0.0 for axis in "xyz"]
     if min(lengths[:2]) <= 0 or lengths[2] < 0 or (lengths[2] == 0 and whole[2] > 1):
         shown = " x ".join(f"{length:g}" for length in lengths)
         raise InputError(
@@ -342,72 +340,49 @@ def _check_recon(index: int, encoded: Matrix, recon: Matrix, source: str) -> Non
 
 
 def _limits(node: ElementTree.Element | None, name: str, source: str) -> Limits | None:
-    element = _child(node, name)
-    minimum, maximum = _number(element, "minimum", source), _number(element, "maximum", source)
+    element = child_of(node, name)
+    minimum, maximum = number_of(element, "minimum", source), number_of(element, "maximum", source)
     if maximum is None:
         return None
-    centre = _number(element, "center", source)
+    centre = number_of(element, "center", source)
     return Limits(int(minimum or 0), int(maximum), None if centre is None else int(centre))
 
 
-def _study(root: ElementTree.Element, source: str) -> dict[str, Any]:
-    """Leaves of the descriptive sections by their names; `TR`, `TE` and the like as tuples of numbers, in ms and degrees."""
+def _study(root: ElementTree.Element, source: str, warnings: list[str]) -> dict[str, Any]:
+    """Leaves of the descriptive sections by their names; `TR`, `TE` and the like as tuples of numbers, in ms and degrees.
+
+    Nothing in an image rests on them: what should be a number and is none (converters copy ``NaN`` or ``ETH``) is left out.
+    """
     study: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+
+    def number(name: str, text: str) -> float | None:
+        try:
+            return to_number(text, name, source)
+        except InputError:
+            left_out[name] = text[:40]
+            return None
+
     sections = ("subjectInformation", "studyInformation", "measurementInformation", "acquisitionSystemInformation")
     for section in (*sections, "experimentalConditions"):
-        for leaf in _leaves(_child(root, section)):
-            name, text = _local(leaf.tag), (leaf.text or "").strip()
-            if text:
-                study[name] = _to_number(text, name, source) if name in NUMBERS else text
-    for leaf in _leaves(_child(root, "sequenceParameters")):
-        name, text = _local(leaf.tag), (leaf.text or "").strip()
-        if text:
-            study[name] = text if name in SEQUENCE_TEXT else (*study.get(name, ()), _to_number(text, name, source))
-    for node in _children(_child(root, "userParameters"), None):
-        key, value = _text(node, "name"), _text(node, "value")
+        for leaf in leaves_of(child_of(root, section)):
+            name, text = local_name(leaf.tag), (leaf.text or "").strip()
+            value = number(name, text) if text and name in NUMBERS else text
+            if text and value is not None:
+                study[name] = value
+    for leaf in leaves_of(child_of(root, "sequenceParameters")):
+        name, text = local_name(leaf.tag), (leaf.text or "").strip()
+        value = text if name in SEQUENCE_TEXT or not text else number(name, text)
+        if text and value is not None:
+            study[name] = value if name in SEQUENCE_TEXT else (*study.get(name, ()), value)
+    for node in children_of(child_of(root, "userParameters"), None):
+        key, value = text_of(node, "name"), text_of(node, "value")
         if key and value is not None:
             study.setdefault("userParameters", {})[key] = value
+    if left_out:
+        shown = ", ".join(f"{name} '{text}'" for name, text in left_out.items())
+        warnings.append(f"left out of the XML header, as they are no numbers: {shown}")
     return study
-
-
-def _to_number(text: str, name: str, source: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"<{name}> of the XML header is '{text[:40]}', expected a number", source, "correct the XML header")
-    return value
-
-
-def _number(node: ElementTree.Element | None, name: str, source: str) -> float | None:
-    text = _text(node, name)
-    return None if text is None else _to_number(text, name, source)
-
-
-def _text(node: ElementTree.Element | None, name: str) -> str | None:
-    element = _child(node, name)
-    text = (element.text or "").strip() if element is not None else ""
-    return text or None
-
-
-def _child(node: ElementTree.Element | None, name: str) -> ElementTree.Element | None:
-    found = _children(node, name)
-    return found[0] if found else None
-
-
-def _children(node: ElementTree.Element | None, name: str | None) -> list[ElementTree.Element]:
-    if node is None:
-        return []
-    return [child for child in node if isinstance(child.tag, str) and name in (None, _local(child.tag))]
-
-
-def _leaves(node: ElementTree.Element | None) -> list[ElementTree.Element]:
-    return [child for child in _children(node, None) if not len(child)]
-
-
-def _local(tag: str) -> str:
-    return tag.rpartition("}")[2]
 
 
 def _times(matrix: Matrix) -> str:

@@ -245,7 +245,7 @@ class MrdScan:
             )
         plan = self._plans[encoding]
         if plan.encoding.refusal is not None and plan.encoding.n_readouts:
-            raise InputError(plan.encoding.refusal, self._path, "only Cartesian and echo-planar scans can be reconstructed")
+            raise InputError(plan.encoding.refusal, self._path, _other_scan(plan.encoding))
         return plan
 
 
@@ -278,10 +278,16 @@ def open_scan(path: str | PathLike[str], group: str | None = None) -> MrdScan:
     scan = MrdScan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), headers, noise, trajectories)
     used = [encoding for encoding in scan.encodings if encoding.n_readouts]
     if all(encoding.refusal is not None for encoding in used):
-        raise InputError(used[0].refusal or "", path, "only Cartesian and echo-planar scans can be reconstructed")
+        raise InputError(used[0].refusal or "", path, _other_scan(used[0]))
     if noise is not None:
         _check_noise(noise, used, path)
     return scan
+
+
+def _other_scan(encoding: Encoding) -> str:
+    if "multiband" in (encoding.refusal or ""):
+        return "separate them first, or give a scan without slice acceleration"
+    return "only Cartesian and echo-planar scans can be reconstructed"
 
 
 def read_noise(path: str | PathLike[str]) -> Noise:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -155,7 +157,7 @@ def test_an_empty_image_has_no_phase() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"numSamples": 128.0}, "numSamples of the EPI trajectory is 128, the readouts have 160 samples"),
+        ({"numSamples": 128.0, "flatTopTime": 900.0}, "numSamples of the EPI trajectory is 128, the readouts have 160 samples"),
         ({"rampUpTime": 20.0, "flatTopTime": 300.0}, "gradient lasts 480 us, too short for 160 samples of 3.1 us"),
         ({"rampDownTime": -160.0}, "rampDownTime -160, dwellTime 3.1 us, expected times of 0 or more"),
         ({"dwellTime": -1.0}, "dwellTime -1 us, expected"),
@@ -184,3 +186,28 @@ def test_a_delay_that_puts_samples_outside_of_the_gradient_is_not_used(delay: fl
 
 def test_no_times_mean_no_ramp_sampling() -> None:
     assert read_trapezoid({"etl": 64.0, "numSamples": 99.0}, 160, 3.1, "scan.h5", []) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "dwell_us", "text"),
+    [
+        ({"dwellTime": 3100.0}, 3.1, "dwellTime .* 3.1 us taken"),  # nanoseconds
+        ({"dwellTime": 2.0}, 3.1, "dwellTime .* 3.1 us taken"),  # ge_to_ismrmrd's constant: the delay tells
+        ({"numSamples": 80.0}, 3.1, "numSamples .* is 80, the readouts have 160 samples of 3.1 us, which fit"),
+        (
+            {"rampUpTime": 1.6e-4, "flatTopTime": 2.4e-4, "rampDownTime": 1.6e-4, "acqDelayTime": 3.2e-5},
+            3.1,
+            "taken as seconds",
+        ),
+        ({}, 0.0, None),  # converters of Pulseq data write no sample_time_us
+    ],
+)
+def test_what_the_description_says_in_other_units_is_told_by_the_readouts(
+    changed: dict[str, float], dwell_us: float, text: str | None
+) -> None:
+    warnings: list[str] = []
+    found = read_trapezoid({**DESCRIBED, "dwellTime": 3.1, **changed}, 160, dwell_us, "scan.h5", warnings)
+    assert found is not None
+    np.testing.assert_allclose(found.trajectory(80), LOBE.trajectory(80), atol=1e-9)
+    assert len(warnings) == (text is not None)
+    assert text is None or re.search(text, warnings[0])

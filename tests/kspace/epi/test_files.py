@@ -233,6 +233,17 @@ def test_echo_trains_that_the_header_calls_cartesian_are_found(tmp_path: Path) -
     assert any("Cartesian by its header, but lines and navigators run both ways" in w for w in read.warnings)
 
 
+@pytest.mark.parametrize("trajectory", ["cartesian", "other"])
+def test_the_description_names_echo_trains_whatever_the_trajectory(trajectory: str, tmp_path: Path) -> None:
+    """Converters of Pulseq data write cartesian, and no dwell time in the readouts."""
+    scan = echo_planar(plain(), LOBE, phase=PLANTED)
+    samples = measure(scan)
+    scan.headers["sample_time_us"] = 0
+    scan = replace(scan, spaces=(replace(scan.spaces[0], trajectory=trajectory),))
+    write_raw(tmp_path / "scan.h5", header_xml(with_limits(scan)), scan.headers, samples)
+    assert error(open_scan(tmp_path / "scan.h5"), scan) < 0.01
+
+
 def test_readouts_that_were_turned_already_are_not_turned_again(tmp_path: Path) -> None:
     """A converter that turns reversed readouts and leaves their marks."""
     scan = echo_planar(plain(), LOBE, phase=PLANTED)
@@ -257,7 +268,7 @@ def test_navigators_that_are_not_a_number_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "text"),
     [
-        ({"numSamples": 128}, "numSamples of the EPI trajectory is 128, the readouts have 80 samples"),
+        ({"numSamples": 128, "flatTopTime": 900}, "numSamples of the EPI trajectory is 128, the readouts have 80 samples"),
         ({"flatTopTime": 40}, "the EPI readout gradient lasts 360 us, too short"),
         ({"rampUpTime": 0, "rampDownTime": 0, "flatTopTime": 0, "numSamples": 0}, None),
     ],

@@ -470,3 +470,19 @@ def test_calibration_outside_the_matrix(tmp_path: Path) -> None:
     scan = replace(scan, centres=scan.centres)
     write_scan(scan, tmp_path / "scan.h5")
     refuses(tmp_path / "scan.h5", "calibration readout 0 has kspace_encode_step_1 = 40")
+
+
+def test_what_an_image_does_not_rest_on_may_be_no_number() -> None:
+    """philips_to_ismrmrd writes ETH for TR, style sheets NaN for what they did not find, and 0 for the z of 2-D scans."""
+    xml = header_xml(with_limits(acquire.cartesian(ScanProtocol((8, 8, 1)), Phantom(()), head_coils(1))))
+    bad = "<sequenceParameters><TR>ETH</TR><TE>30</TE></sequenceParameters><userParameters><userParameterLong>"
+    bad += "<name>MultiBandFactor</name><value>1</value></userParameterLong></userParameters></ismrmrdHeader>"
+    xml = xml.replace("</ismrmrdHeader>", bad).replace(">123200000<", ">NaN<").replace("<z>1</z>", "<z>0</z>")
+    header = parse_header(xml, "scan.h5")
+    assert header.study["TE"] == (30.0,)
+    assert "TR" not in header.study
+    assert header.warnings[-1].endswith("as they are no numbers: H1resonanceFrequency_Hz 'NaN', TR 'ETH'")
+    assert header.encodings[0].encoded_matrix[2] == 1
+    assert header.encodings[0].refusal is None
+    several = parse_header(xml.replace("<value>1<", "<value>3<"), "scan.h5")
+    assert "3 slices excited at once" in str(several.encodings[0].refusal)
