@@ -47,7 +47,7 @@ def third_column(k: Real, partition: NDArray[np.int64], n_partitions: int, where
     Parameters
     ----------
     k
-        ``(readout sample 3)``, as stated: readouts of all images.
+        ``(readout sample 3)``, as stated: readouts of all images; with a fourth column the density is there, and the third kz.
     partition
         Counter of each readout.
     n_partitions
@@ -60,10 +60,10 @@ def third_column(k: Real, partition: NDArray[np.int64], n_partitions: int, where
     InputError
         If it may be either, or contradicts the matrix.
     """
-    last = k[..., 2]
+    last, is_kz = k[..., 2], k.shape[-1] == 4
     change = float(np.ptp(last, axis=1).max())
     if n_partitions == 1:
-        if bool((last >= 0).all()) and change > 0:
+        if bool((last >= 0).all()) and change > 0 and not is_kz:
             return "density"
         if change > STEADY * np.abs(k[..., :2]).max():
             what = "kz changes along the readouts, and the encoded matrix has one partition"
@@ -71,7 +71,7 @@ def third_column(k: Real, partition: NDArray[np.int64], n_partitions: int, where
         return "none"
     if not last.any():
         return "none"
-    if change <= STEADY * np.abs(last).max() or not bool((last >= 0).all()):
+    if is_kz or change <= STEADY * np.abs(last).max() or not bool((last >= 0).all()):
         return "kz"
     if np.allclose(last, last[0], rtol=STEADY, atol=STEADY * last.max()) or _same_everywhere(last, partition):
         return "density"  # no kz is the same in every readout, or in every partition

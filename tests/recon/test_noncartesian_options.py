@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,24 +19,10 @@ from kspace.noncartesian.trajectory import radial
 from kspace.simulation.measurement import write_scan
 from kspace.simulation.noncartesian import TrajectoryScan, write_trajectory_scan
 from recon.methods.classical import CgSense
-from tests.support.off_grid import N, error, image_of, scan_of, shown
+from tests.support.off_grid import N, Rows, error, image_of, put, rows_of, scan_of, shown
 from tests.support.raw_files import plain
 
 pytestmark = pytest.mark.filterwarnings("ignore::recon.images.ReconWarning")
-Rows = NDArray[np.void]
-
-
-def rows_of(path: Path) -> Rows:
-    with h5py.File(path) as file:
-        rows: Rows = file["dataset/data"][:]
-    return rows
-
-
-def put(path: Path, rows: Rows) -> None:
-    with h5py.File(path, "r+") as file:
-        kind = file["dataset/data"].dtype
-        del file["dataset/data"]
-        file["dataset"].create_dataset("data", data=rows, dtype=kind)
 
 
 def combined(folder: Path, scans: list[TrajectoryScan], change: Callable[[Rows, int], None]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ from kspace.simulation.noncartesian import TrajectoryScan
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
 
 N = 48
+Rows = NDArray[np.void]
 SHAPES = (
     ellipsoid((0.01, -0.02, 0), (0.08, 0.06, 0.1), 20, 1.0),
     ellipsoid((0.03, 0.01, 0.005), (0.02, 0.03, 0.02), 0, 0.6),
@@ -51,3 +53,18 @@ def error(image: NDArray[np.complex64], truth: NDArray[np.float64]) -> float:
     """Relative, up to the scale."""
     a, b = np.abs(image).ravel(), np.abs(truth).ravel()
     return float(np.linalg.norm(a * (a @ b) / (a @ a) - b) / np.linalg.norm(b))
+
+
+def rows_of(path: Path) -> Rows:
+    """The acquisitions of a file: ``head``, ``traj`` and ``data`` of each."""
+    with h5py.File(path) as file:
+        rows: Rows = file["dataset/data"][:]
+    return rows
+
+
+def put(path: Path, rows: Rows) -> None:
+    """Write others in their place."""
+    with h5py.File(path, "r+") as file:
+        kind = file["dataset/data"].dtype
+        del file["dataset/data"]
+        file["dataset"].create_dataset("data", data=rows, dtype=kind)

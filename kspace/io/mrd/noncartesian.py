@@ -16,16 +16,23 @@ from kspace.errors import InputError
 from kspace.io.hdf5 import guard
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.header import Encoding
+from kspace.noncartesian.computed import Order, order_of, spokes
 from kspace.noncartesian.delay import GradientDelay, corrected, estimate_delay
 from kspace.noncartesian.layout import Column, Readouts, placed, third_column
-from kspace.noncartesian.trajectory import Units, cycles_per_pixel, golden_angles, guess_units, radial
+from kspace.noncartesian.trajectory import Units, cycles_per_pixel, guess_units
 from kspace.noncartesian.trajectory_file import load_trajectory
+from kspace.noncartesian.variable_density import IDENTIFIER, Arm, arm_of, spiral_arms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_FOR_UNITS = 1000  # readouts whose trajectories are looked at
-COMPUTED = ("radial", "goldenangle")  # what can be computed where the readouts carry no trajectory
+OFF_PIXEL = 0.03  # relative difference of the pixels of a described spiral and of the encoded matrix that is stated
+SAYS = {
+    "radial": "equal angles",
+    "goldenangle": "golden angle",
+    "spiral": f"trajectoryDescription {IDENTIFIER}",
+}
 
 
 @dataclass
@@ -87,6 +94,16 @@ class EncodingReadouts:
         return self.imaging[:: max(1, len(self.imaging) // MOST_FOR_UNITS)]
 
     @property
+    def order(self) -> Order:
+        """How the readouts follow each other by the header."""
+        return order_of(self.encoding.trajectory, self.encoding.description)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether neither the readouts nor the user state a trajectory."""
+        return self.options.file is None and not self.headers["trajectory_dimensions"][self.imaging].any()
+
+    @property
     def voxel_m(self) -> list[float]:
         """Encoded voxel size ``(x, y, z)``."""
         return [fov / n for fov, n in zip(self.encoding.encoded_fov_m, self.encoding.encoded_matrix, strict=True)]
@@ -122,13 +139,17 @@ def load_readouts(source: EncodingReadouts, numbers: np.ndarray, header: Header)
     where, density, matrix, lengths = _place(source, numbers)
     points = where.points
     pre, post = int(headers["discard_pre"][numbers[0]]), int(headers["discard_post"][numbers[0]])
-    kept = slice(pre, points.shape[1] - post)
-    _check_size(int(headers["number_of_samples"][numbers[0]]) * len(numbers), encoding.n_coils, source.path)
+    n = int(headers["number_of_samples"][numbers[0]])
+    kept = slice(pre, min(n - post, points.shape[1]))  # a computed arm may end before its readout
+    if kept.start >= kept.stop:
+        what = f"readout {numbers[0]} discards {pre} + {post} of its {n} samples, {points.shape[1]} of which have a trajectory"
+        raise InputError(what, source.path, "correct the readouts, or give --trajectory FILE")
+    _check_size(n * len(numbers), encoding.n_coils, source.path)
     samples = mrd_file.read_samples(source.group, source.path, headers, numbers)
     y = np.stack([one[:, kept] for _, one in samples], 1)
     points, density = points[:, kept], None if density is None else density[:, kept]
     study = dict(header.study)
-    if encoding.trajectory in COMPUTED and source.options.delay == "auto":
+    if source.order in ("radial", "goldenangle") and source.options.delay == "auto":
         delay = where.why if where.layout == "volume" else estimate_delay(y, points)
         if isinstance(delay, GradientDelay):
             warnings.append(f"{header.index.name}: gradient delay corrected: {delay.says}; --gradient-delay none leaves it")
@@ -149,14 +170,19 @@ def load_readouts(source: EncodingReadouts, numbers: np.ndarray, header: Header)
 
 
 def describe_readouts(source: EncodingReadouts, numbers: np.ndarray) -> str:
-    """In words, how the readouts `numbers` ``(n,)`` of an image are reconstructed."""
+    """In words, how the readouts `numbers` ``(n,)`` of an image are reconstructed, and where their trajectory comes from."""
     try:
         found = _place(source, numbers)[0]
     except InputError as error:
         return f"trajectory: {error.what}; {error.fix}" if error.fix else f"trajectory: {error.what}"
-    if found.layout == "volume":
-        return f"trajectory in three dimensions ({found.why}): {len(numbers)} readouts, one volume at a time"
-    return "trajectory in planes" if found.layout == "planes" else "stack of equal planes: transformed along kz, plane by plane"
+    said = {
+        "planes": "trajectory in planes",
+        "stack": "stack of equal planes: transformed along kz, plane by plane",
+        "volume": f"trajectory in three dimensions ({found.why}): {len(numbers)} readouts, one volume at a time",
+    }[found.layout]
+    if not source.is_computed:
+        return said
+    return f"{said}; the readouts carry none, computed from the header ({SAYS[source.order]})"
 
 
 def frames_of(
@@ -222,7 +248,8 @@ def _trajectory(source: EncodingReadouts, numbers: np.ndarray) -> tuple[np.ndarr
     if n_dims[0] == 0:
         return _computed(source, numbers), None
     if n_dims[0] not in (2, 3, 4):
-        raise InputError(f"the trajectory has {n_dims[0]} dimensions, expected 2 or 3", path, "convert the scan again")
+        what = f"the trajectory has {n_dims[0]} dimensions, expected 2 to 4: kx, ky, then kz, a density or both"
+        raise InputError(what, path, "convert the scan again, or give --trajectory FILE")
     k = read_trajectories(source, numbers)
     if not k[..., :2].any():
         raise InputError(f"the trajectory of {len(numbers)} readouts is zero everywhere", path, "give --trajectory FILE")
@@ -233,7 +260,7 @@ def _trajectory(source: EncodingReadouts, numbers: np.ndarray) -> tuple[np.ndarr
         # Of the encoding, not of the image: no frame may decide otherwise than the next.
         partition = headers["idx"]["kspace_encode_step_2"][source.some].astype(np.int64)
         of_all = read_trajectories(source, source.some)
-        columns[encoding.index] = third_column(of_all[..., :3], partition, encoding.encoded_matrix[2], str(path))
+        columns[encoding.index] = third_column(of_all, partition, encoding.encoded_matrix[2], str(path))
     column = columns[encoding.index]
     density = k[..., -1] if n_dims[0] == 4 or column == "density" else None
     return k[..., : 3 if column == "kz" else 2], density
@@ -271,26 +298,46 @@ def _of_file(file: Path, source: EncodingReadouts) -> np.ndarray:
 
 
 def _computed(source: EncodingReadouts, numbers: np.ndarray) -> np.ndarray:
-    """Spokes of the readouts, by their counter, where the header names an order."""
+    """Spokes or arms of the readouts, by their counter, where the header names an order."""
     encoding, headers = source.encoding, source.headers
-    if encoding.trajectory not in COMPUTED:
+    counter = headers["idx"]["kspace_encode_step_1"].astype(np.int64)
+    n, centre = int(headers["number_of_samples"][numbers[0]]), int(headers["center_sample"][numbers[0]])
+    if source.order == "none":
         what = f"encoding {encoding.index} is {encoding.trajectory}, and its readouts carry no trajectory"
         raise InputError(what, source.path, "give --trajectory FILE")
-    counter = headers["idx"]["kspace_encode_step_1"][numbers].astype(np.int64)
+    if source.order == "spiral":
+        highest = int(counter[source.imaging].max())
+        arm = arm_of(encoding.parameters, encoding.dwell_s, highest, str(source.path))
+        k = spiral_arms(arm, counter[numbers], n)
+        _warn_of_arm(source, arm, k.shape[1], n)
+        return k
     limit = encoding.limits.get("kspace_encoding_step_1")
-    n_spokes = limit.maximum + 1 if limit is not None else int(counter.max()) + 1
-    n, centre = int(headers["number_of_samples"][numbers[0]]), int(headers["center_sample"][numbers[0]])
-    angles = golden_angles(65536)[counter] if encoding.trajectory == "goldenangle" else counter * math.pi / n_spokes
-    k = radial(len(numbers), n, angles)
-    shift = (n // 2 - centre) / n if centre else 0.0
-    return k + shift * np.stack([np.cos(angles), np.sin(angles)], -1)[:, None]
+    n_spokes = limit.maximum + 1 if limit is not None else int(counter[numbers].max()) + 1
+    return spokes(source.order, counter[numbers], n_spokes, n, centre)
+
+
+def _warn_of_arm(source: EncodingReadouts, arm: Arm, n_arm: int, n_samples: int) -> None:
+    """Say what was computed, and where it does not agree with matrix and readouts."""
+    where = f"encoding {source.encoding.index}"
+    source.warnings.append(
+        f"{where}: arms computed from trajectoryDescription {IDENTIFIER}, {n_arm} of {n_samples} samples used"
+    )
+    pixel_mm, voxel_mm = 5 / arm.largest_per_cm, [1e3 * size for size in source.voxel_m[:2]]
+    if any(abs(pixel_mm / size - 1) > OFF_PIXEL for size in voxel_mm):
+        source.warnings.append(
+            f"{where}: krmax_per_cm {arm.largest_per_cm:g} makes pixels of {pixel_mm:.3g} mm, the encoded ones have "
+            f"{voxel_mm[0]:.3g} x {voxel_mm[1]:.3g}: arms taken in 1/cm as stated, and matrix and field of view as encoded"
+        )
+    if arm.reached_per_cm(n_samples) < (1 - OFF_PIXEL) * arm.largest_per_cm:
+        reached = arm.reached_per_cm(n_samples) / arm.largest_per_cm
+        source.warnings.append(f"{where}: {n_samples} samples end at {reached:.2f} of krmax_per_cm: blurred accordingly")
 
 
 def _units(source: EncodingReadouts) -> Units:
     """Units of an encoding's trajectory, the same for all of its images."""
     options, encoding = source.options, source.encoding
-    if options.file is None and int(source.headers["trajectory_dimensions"][source.imaging[0]]) == 0:
-        return "fraction"
+    if source.is_computed:
+        return "1/m" if source.order == "spiral" else "fraction"
     if options.units is not None:
         return options.units
     if options.file is not None and options.file.suffix == ".seq":

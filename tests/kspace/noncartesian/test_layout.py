@@ -41,6 +41,14 @@ def test_the_third_column() -> None:
         third_column(ball, ROWS, 1, "scan.h5")
 
 
+def test_with_four_columns_the_third_is_kz() -> None:
+    radius = np.hypot(*np.moveaxis(STACK, -1, 0))[..., None]
+    for last, n, expected in ((np.abs(STACK[..., 0]), N, "kz"), (0.0, N, "none"), (0.0, 1, "none"), (3.0, 1, "none")):
+        assert third_column(np.concatenate([columned(STACK, last), radius], -1), ROWS, n, "scan.h5") == expected
+    with pytest.raises(InputError, match="kz changes along the readouts, and the encoded matrix has one partition"):
+        third_column(np.concatenate([columned(STACK, np.abs(STACK[..., 0])), radius], -1), ROWS, 1, "scan.h5")
+
+
 def test_stacks_of_equal_planes() -> None:
     kz = ((ROWS - N // 2) / N)[:, None]
     assert placed(STACK, ROWS, N, "").layout == "stack"
