@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kspace.epi.directions import Complex, Read
 from kspace.epi.entropy import estimate_phase
 from kspace.epi.navigators import ShotPhase, group_phases, shot_phase
 from kspace.epi.phase import OddEvenPhase, fit_line
@@ -17,10 +18,8 @@ from kspace.errors import InputError
 
 GHOST = ("auto", "linear", "polynomial", "entropy", "none")
 ORDERS = {"auto": 1, "linear": 1, "polynomial": 4}
-Complex = NDArray[np.complex64]
-SAME_LINE, OTHER_LINE = 0.97, 0.9  # likeness of navigators, 1 where they differ by a shift and a phase
+OPEN = 0.1  # radians, within half of the field of view
 AGREE = 0.7  # of the navigators of two echo shots: below it they are not of the same object, or encoded differently
-Read = Callable[[Numbers], Iterable[tuple[int, Complex]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +51,12 @@ class Placed:
     def is_in_phase(self) -> bool:
         """Whether the phases between shots could be corrected."""
         return all(shot.agreement >= AGREE for shot in self.shots)
+
+    @property
+    def differs(self) -> bool:
+        """Whether any phase between the directions is more than the entropy of an image without a ghost leaves open."""
+        n = self.grid.shape[-1]
+        return any(abs(p.constant_rad) > OPEN or abs(p.linear_rad) * n / 4 > OPEN for group in self.phases for p in group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,43 +250,3 @@ def count_shots(rows: Numbers) -> int:
         return 1
     usual = 1 if np.sum(steps) >= 0 else -1
     return 1 + int(np.count_nonzero(steps == -usual))
-
-
-def alternates(plan: EpiPlan, numbers: Numbers, read: Read) -> bool:
-    """Whether lines that follow each other in time are more alike when every second one is turned around.
-
-    For scans that mark no readout as reversed: either none is (fly-back), or the marks are missing.
-    """
-    same = turned = 0.0
-    before: Complex | None = None
-    for _, samples in read(numbers):
-        if before is not None:
-            same += _likeness(before, samples)
-            turned += _likeness(before, samples[:, ::-1])
-        before = samples
-    return turned > same
-
-
-def is_turned(plan: EpiPlan, numbers: Numbers, read: Read) -> bool:
-    """Whether the readouts that are marked as reversed were turned around by whoever wrote them.
-
-    Told by the navigators, of which those of both directions are the same line; where there are none, nothing is assumed.
-    """
-    first = int(plan.group[numbers[0]])
-    marked = turned = size = 0.0
-    for (a, before), (b, after) in pairwise(read(plan.navigators[first]) if first >= 0 else ()):
-        if plan.is_reversed[a] != plan.is_reversed[b]:
-            marked += _likeness(before, after[:, ::-1])
-            turned += _likeness(before, after)
-            size += float(np.linalg.norm(before) * np.linalg.norm(after))
-    return turned > SAME_LINE * size and marked < OTHER_LINE * size
-
-
-def _likeness(a: Complex, b: Complex) -> float:
-    """Largest magnitude of the cross-correlation along the readout, coils together."""
-    import torch
-
-    from kspace.fourier import fft_corner, ifft_corner
-
-    of_a, of_b = (fft_corner(torch.from_numpy(np.ascontiguousarray(x)), (-1,)) for x in (a, b))
-    return float(ifft_corner(of_a * of_b.conj(), (-1,)).sum(0).abs().max()) * a.shape[-1] ** 0.5

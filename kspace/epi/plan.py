@@ -59,6 +59,14 @@ class EpiPlan:
         forward, back = self.readouts
         return replace(self, readouts=(forward, Readout(np.ascontiguousarray(back.matrix[:, ::-1]), back.noise_gain)))
 
+    def with_marks(self, is_reversed: NDArray[np.bool_]) -> EpiPlan:
+        """The plan with other directions ``(readout,)`` of the readouts."""
+        return replace(self, is_reversed=is_reversed)
+
+    def without_navigators(self) -> EpiPlan:
+        """The plan for readouts whose navigators are not used."""
+        return replace(self, navigators=(), group=np.full_like(self.group, -1))
+
     def with_directions(self, numbers: Numbers, is_reversed: NDArray[np.bool_]) -> EpiPlan:
         """The plan with other directions ``(n,)`` of the lines `numbers`, and of the navigators alternately before them."""
         changed = self.is_reversed.copy()

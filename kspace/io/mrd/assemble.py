@@ -13,7 +13,16 @@ import h5py
 import numpy as np
 
 from kspace.container import Geometry, Header, ImageIndex, KSpace, ReceiveCoils, Vector
-from kspace.epi.place import Placed, alternates, coil_groups, count_shots, is_delayed, is_turned, place_lines
+from kspace.epi.directions import (
+    Read,
+    alternates,
+    lines_are_turned,
+    navigators_are_turned,
+    shot_parity,
+    with_navigator_directions,
+)
+from kspace.epi.place import Placed, coil_groups, count_shots, is_delayed, place_lines
+from kspace.epi.plan import EpiPlan
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import REVERSE
@@ -63,10 +72,13 @@ def load_image(
         return load_readouts(source, numbers, header)
     calibration = calibration_of(plan, headers, index)
     _check_memory(plan, path, 2 if len(calibration) else 1)
+    separate = None
     if plan.epi is not None:
         warnings = [] if warnings is None else warnings
-        data, count, header = _place_epi(group, path, headers, plan, numbers, header, ghost, warnings)
-        separate = _place_epi(group, path, headers, plan, calibration, header, ghost, [])[0] if len(calibration) else None
+        data, count, header = _place_epi(group, path, headers, plan, plan.epi, numbers, header, ghost, warnings)
+        if len(calibration):
+            of_calibration = plan.calibration_epi or plan.epi
+            separate = _place_epi(group, path, headers, plan, of_calibration, calibration, header, ghost, [])[0]
     else:
         data, count = _place(group, path, headers, plan, numbers)
         separate = _place(group, path, headers, plan, calibration)[0] if len(calibration) else None
@@ -87,39 +99,39 @@ def _place_epi(
     path: Path,
     headers: np.ndarray,
     plan: ReadoutPlan,
+    epi: EpiPlan,
     numbers: np.ndarray,
     header: Header,
     ghost: str,
     warnings: list[str],
 ) -> tuple[np.ndarray, np.ndarray, Header]:
     """Mean of the echo-planar readouts on the grid, how often each line was measured, and the header with what was done."""
-    epi, encoding = plan.epi, plan.encoding
-    assert epi is not None
+    encoding = plan.encoding
 
     def read(which: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
         return mrd_file.read_samples(group, path, headers, which)
 
     where = f"encoding {encoding.index}"
-    if not epi.is_marked and len(numbers) > 1 and alternates(epi, numbers, read):
-        epi = epi.with_directions(numbers, np.arange(len(numbers)) % 2 == 1)
-        warnings.append(
-            f"{where}: no readout is marked as reversed, but neighbours are mirrored: every second one is taken as reversed"
-        )
-    if is_turned(epi, numbers, read):
-        epi = epi.with_turned()
-        warnings.append(
-            f"{where}: readouts are marked as reversed, but their navigators run like the others: not turned around"
-        )
+    shape = encoding.encoded_matrix[2], encoding.n_coils, encoding.encoded_matrix[1]
+    groups = coil_groups(header.coils.names, encoding.n_coils)
+    epi, read_turned = _oriented(epi, plan.ky, numbers, shape[2], read, where, warnings)
     if epi.delayed is not None:
-        delayed = is_delayed(epi, numbers, read)
+        delayed = is_delayed(epi, numbers, read_turned)
         epi = replace(epi, readouts=epi.delayed) if delayed else epi
         warnings.append(
             f"{where}: acqDelayTime does not put the readouts into the middle of their gradient; the samples are "
             + ("where it says" if delayed else "in the middle, and are taken so")
         )
-    shape = encoding.encoded_matrix[2], encoding.n_coils, encoding.encoded_matrix[1]
-    groups = coil_groups(header.coils.names, encoding.n_coils)
-    placed = place_lines(epi, numbers, plan.kz, plan.ky, shape, read, ghost, str(path), groups)
+    placed = place_lines(epi, numbers, plan.kz, plan.ky, shape, read_turned, ghost, str(path), groups)
+    unmarked = not epi.is_marked and ghost in ("auto", "entropy") and bool(np.all(np.diff(np.unique(plan.ky[numbers])) == 1))
+    if unmarked and len(numbers) > 1:
+        directed = epi.with_directions(numbers, shot_parity(plan.ky[numbers])).with_turned().without_navigators()
+        other = place_lines(directed, numbers, plan.kz, plan.ky, shape, read, "entropy", str(path), groups)
+        if other.differs:
+            placed = other
+            warnings.append(
+                f"{where}: no readout is marked as reversed, but every second one has another phase: turned already"
+            )
     if placed.source == "entropy" and ghost != "entropy":
         warnings.append(
             f"{where}: no phase correction navigators: the odd-even phase is estimated from each image by minimum entropy; a "
@@ -128,6 +140,35 @@ def _place_epi(
     _warn_of_shots(placed, count_shots(plan.ky[numbers]) if shape[0] == 1 else 1, where, warnings)
     count = np.ascontiguousarray(placed.count[:, None, :, None])
     return placed.grid, count if encoding.is_3d else count[0], _epi_header(header, placed, epi.readouts[0].noise_gain)
+
+
+def _oriented(
+    epi: EpiPlan, ky: np.ndarray, numbers: np.ndarray, n_ky: int, read: Read, where: str, warnings: list[str]
+) -> tuple[EpiPlan, Read]:
+    """The plan and a reader of the samples, for readouts as they truly run."""
+    central = int(numbers[np.argmin(np.abs(ky[numbers] - n_ky // 2))])
+    is_assumed = not epi.is_marked and len(numbers) > 1 and alternates(epi, numbers, read)
+    if is_assumed:
+        epi = epi.with_directions(numbers, shot_parity(ky[numbers]))
+        warnings.append(
+            f"{where}: no readout is marked as reversed, but neighbours are mirrored: every second one is taken as reversed"
+        )
+    epi = with_navigator_directions(epi, numbers, central, read, is_assumed)
+    lines, navigators = lines_are_turned(epi, numbers, central, read), navigators_are_turned(epi, numbers, read)
+    lines = bool(navigators) if lines is None else lines
+    navigators = lines if navigators is None else navigators
+    if lines or navigators:
+        warnings.append(f"{where}: readouts are marked as reversed, but run like the others: not turned around")
+    if lines == navigators:
+        return epi.with_turned() if lines else epi, read
+    of_lines = set(numbers.tolist())
+
+    def read_turned(which: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+        for number, samples in read(which):
+            turned = epi.is_reversed[number] and (lines if number in of_lines else navigators)
+            yield number, samples[:, ::-1] if turned else samples
+
+    return epi, read_turned
 
 
 def _borrow(grid: np.ndarray, matrix: tuple[int, int, int]) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kspace.epi.plan import EpiPlan, plan_readouts
+from kspace.epi.regrid import shifting_matrix
 from kspace.errors import InputError
 from kspace.io.mrd.flags import EXCLUDED, NAVIGATION, NOISE, PHASE_CORRECTION, REVERSE
 from kspace.io.mrd.header import Encoding
@@ -53,6 +54,39 @@ def plan_epi(
         trajectory = trajectory[0] * scale, trajectory[1] * scale
     parameters = encoding.parameters
     return plan_readouts(headers, lines, navigators, is_reversed, n, parameters, str(path), warnings, trajectory)
+
+
+def plan_calibration(
+    encoding: Encoding, headers: np.ndarray, imaging: np.ndarray, calibration: np.ndarray, warnings: list[str]
+) -> tuple[np.ndarray, EpiPlan | None]:
+    """The calibration lines ``(n,)`` of an echo-planar encoding that can be used, and their plan where they are no echo trains.
+
+    A gradient-echo reference that stands in the encoding of the images: evenly spaced samples, all from left to right.
+    Echo trains of another length have ramps of their own, which no header describes.
+    """
+    if not len(calibration) or not len(imaging):
+        return calibration, None
+    reverse = (headers["flags"] & REVERSE) != 0
+    lengths, pre, post = (headers[name].astype(np.int64) for name in ("number_of_samples", "discard_pre", "discard_post"))
+    n_samples, alike = int(lengths[calibration[0]]), lengths[calibration[0]] == lengths[imaging[0]]
+    if reverse[calibration].any() or (alike and not reverse[imaging].any()):
+        if alike:
+            return calibration, None
+        warnings.append(
+            f"encoding {encoding.index}: calibration lines of {n_samples} samples run both ways, those of its images have "
+            f"{lengths[imaging[0]]}: not used"
+        )
+        return calibration[:0], None
+    head = calibration[0]
+    kept = slice(int(pre[head]), n_samples - int(post[head]))
+    first = -float(headers["center_sample"][head] or n_samples // 2)
+    plain = shifting_matrix(first, n_samples, encoding.encoded_matrix[0], False, kept)
+    warnings.append(f"encoding {encoding.index}: its calibration lines run one way: no echo trains, taken as evenly spaced")
+    none = np.full(len(headers), -1, np.int64)
+    plan = EpiPlan(
+        encoding.encoded_matrix[0], n_samples, (plain, plain), (kept, kept), np.zeros(len(headers), bool), (), none, False, True
+    )
+    return calibration, plan
 
 
 def _units(largest: float, n: int, fov_m: float, path: Path) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from kspace.container import ImageIndex
 from kspace.epi.plan import EpiPlan
 from kspace.errors import InputError
-from kspace.io.mrd.echo_planar import Trajectory, is_unnamed_epi, plan_epi
+from kspace.io.mrd.echo_planar import Trajectory, is_unnamed_epi, plan_calibration, plan_epi
 from kspace.io.mrd.flags import (
     CALIBRATION,
     CALIBRATION_AND_IMAGING,
@@ -44,6 +44,8 @@ class ReadoutPlan:
         For each image, the numbers of its readouts.
     epi
         What brings echo-planar readouts to the grid; None where they lie on it.
+    calibration_epi
+        What brings the separate calibration lines of an echo-planar encoding to the grid where they are no echo trains.
     """
 
     encoding: Encoding
@@ -55,6 +57,7 @@ class ReadoutPlan:
     stop: np.ndarray
     images: dict[ImageIndex, np.ndarray]
     epi: EpiPlan | None = None
+    calibration_epi: EpiPlan | None = None
 
 
 def plan_encoding(
@@ -77,6 +80,8 @@ def plan_encoding(
     numbers = np.flatnonzero(mine)
     imaging, calibration = _split_calibration(encoding, headers, numbers, warnings)
     lends = len(calibration) > 0 and any(other.is_epi for other in header.encodings if other.index != encoding.index)
+    if lends and not len(imaging) and len(np.unique(headers["idx"]["kspace_encode_step_2"][calibration])) == 1:
+        encoding = replace(encoding, encoded_matrix=(*encoding.encoded_matrix[:2], 1))  # siemens_to_ismrmrd: lRefLines3D
     if encoding.refusal is not None or not (len(imaging) or lends):
         # Columns and rows of a spiral mean nothing; `refusal` is raised when somebody asks for its images.
         none = np.empty(0, np.int64)
@@ -91,7 +96,11 @@ def plan_encoding(
         warnings.append(
             f"encoding {encoding.index}: Cartesian by its header, but lines and navigators run both ways: taken as echo-planar"
         )
-    epi = plan_epi(encoding, headers, both, path, warnings, trajectory) if encoding.is_epi else None
+    epi = calibration_epi = None
+    if encoding.is_epi:
+        calibration, calibration_epi = plan_calibration(encoding, headers, imaging, calibration, warnings)
+        echoes = imaging if calibration_epi is not None else np.concatenate([imaging, calibration])
+        epi = plan_epi(encoding, headers, echoes, path, warnings, trajectory)
     if epi is None and not encoding.has_trajectory:
         first, stop = _columns(encoding, headers, both, path, warnings)
     else:
@@ -106,7 +115,7 @@ def plan_encoding(
         dwell_s=dwell_s if dwell_s is None or epi is None else dwell_s / epi.readouts[0].noise_gain,
         calibration="separate" if len(calibration) else "embedded" if calibrated else "none",
     )
-    return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(headers, imaging), epi)
+    return ReadoutPlan(encoding, imaging, calibration, ky, kz, first, stop, _group(headers, imaging), epi, calibration_epi)
 
 
 def check_readouts(headers: np.ndarray, header: MrdHeader, path: Path) -> None:
@@ -145,7 +154,7 @@ def _split_calibration(
     # A separate calibration measures lines that the image has as well; an embedded one fills its gaps.
     places = _places(headers, numbers)
     overlap = bool(np.isin(places[only], places[~only]).any())
-    if mode in ("embedded", "interleaved"):
+    if mode in ("embedded", "interleaved") and not (overlap and encoding.is_epi):  # another echo train, with another phase
         separate = False
         if overlap:
             warnings.append(
