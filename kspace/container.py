@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from kspace.errors import InputError
 
 if TYPE_CHECKING:  # headers are read by commands that need no tensor: importing torch takes a second
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -241,11 +243,14 @@ class Image:
         Header of the source k-space, with the geometry of this image.
     role
         ``main`` for the requested result; otherwise the content of an additional series (``sense``, ``uncertainty``, ...).
+    release
+        Gives memory of pixels back that lie in a file; None where they lie in memory. To be called after they were read.
     """
 
     data: Tensor
     header: Header
     role: str = "main"
+    release: Callable[[], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3:

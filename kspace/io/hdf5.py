@@ -17,6 +17,7 @@ from kspace.errors import InputError
 # What h5py raises on damaged files, depending on where the damage is.
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 GZIP = b"\x1f\x8b"
+MOST_IN_MEMORY = 64 << 20  # bytes of a file under construction
 
 
 @contextlib.contextmanager
@@ -82,18 +83,43 @@ def _check_path(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def create_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """A new HDF5 file that is built in memory and written when it is complete. For images; raw data may be too large for it.
+def create_h5(path: str | os.PathLike[str], n_bytes: int = 0) -> Iterator[h5py.File]:
+    """A new HDF5 file for images, which a full disk does not make crash.
 
-    HDF5 that runs into a full disk fails again at every clean-up, and then crashes the interpreter. Python's own writing fails
-    with an `OSError`, once.
+    HDF5 that runs into a full disk fails again at every clean-up, and then crashes the interpreter. So the file is built in
+    memory and written by Python, which fails with an `OSError`, once. One of more than `MOST_IN_MEMORY` is written in place,
+    into blocks that were allocated before.
+
+    Parameters
+    ----------
+    path
+        File that must not exist.
+    n_bytes
+        Upper limit of its size, as far as it is known.
     """
+    if n_bytes > MOST_IN_MEMORY and hasattr(os, "posix_fallocate"):
+        with _allocated(path, n_bytes), h5py.File(str(path), "r+") as file:
+            yield file
+        return
     with h5py.File(str(path), "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()
         content = file.id.get_file_image()
     with open(path, "xb") as stream:
         stream.write(content)
+
+
+@contextlib.contextmanager
+def _allocated(path: str | os.PathLike[str], n_bytes: int) -> Iterator[None]:
+    """An empty HDF5 file whose next `n_bytes` have their blocks on the disk; HDF5 cuts off what it did not use."""
+    h5py.File(str(path), "x").close()
+    try:
+        with open(path, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, n_bytes)
+        yield
+    except BaseException:
+        os.unlink(path)
+        raise
 
 
 def check_self_contained(file: h5py.File, path: Path) -> None:

@@ -155,7 +155,7 @@ def _reconstruct(task: dict[str, Any], folder: Path, source: Path, output: PureP
     stamp = FileStamp.of(source)
     method = _method(task["key"], options)
     with open_source(source) as opened:
-        results = reconstruct_source(opened, method, options, tell=None, show_progress=False)
+        results = reconstruct_source(opened, method, options, tell=None, show_progress=False, folder=folder)
         results = [result for result in results if result.images]
         about = {"name": task["scan"], "key": task["key"], "n_records": len(results), **vars(stamp)}
         named = []

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 MrdPixels = Literal["float32", "uint16"]
+PER_IMAGE = 8192  # bytes of header and attributes, generously
 BITS = 12  # default of scanners, if the raw header has no BitsStored
 
 
@@ -74,7 +75,8 @@ def write_mrd(
     stored_as
         ``float32``, or ``uint16`` for scanners that need it: magnitudes scaled by `integer_scale`.
     """
-    write_images(path, mrd_images(series, record, complex_images, stored_as), xml)
+    n_bytes = sum(8 * image.data.numel() + PER_IMAGE for one in series for image in one.images)
+    write_images(path, mrd_images(series, record, complex_images, stored_as), xml, n_bytes)
 
 
 def mrd_images(

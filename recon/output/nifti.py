@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.openers import Opener
 from numpy.typing import NDArray
 
 from kspace.container import Image
@@ -47,7 +48,7 @@ def write_nifti(
         )
     for number, stack in enumerate(stacks, start=1):
         target = path if len(stacks) == 1 else stack_path(path, number)
-        nibabel.save(_nifti(stack, images, record, complex_images, warnings), target)
+        _write(target, stack, images, record, complex_images, warnings)
         written.append(target)
     return written, list(dict.fromkeys(warnings))
 
@@ -72,51 +73,59 @@ def affine_mm(stack: SliceStack, spacing_m: float) -> NDArray[np.float64]:
     return LPS_TO_RAS @ affine
 
 
-def _nifti(
-    stack: SliceStack, images: Sequence[Image], record: RunRecord, complex_images: bool, warnings: list[str]
-) -> nibabel.Nifti1Image:
-    header = stack.image.header
+def _write(
+    path: Path, stack: SliceStack, images: Sequence[Image], record: RunRecord, complex_images: bool, warnings: list[str]
+) -> None:
+    """Write one stack volume by volume: only one is in memory."""
+    volumes = volume_list(images)
+    place = {slice_index: z for z, slice_index in enumerate(stack.slices)}
+    nz, ny, nx = stack.image.data.shape
+    depth = nz if len(place) == 1 else len(place)
+    dtype = np.dtype(np.complex64 if complex_images and stack.image.data.is_complex() else np.float32)
+    header = _header(stack, (nx, ny, depth, len(volumes)), dtype, record, warnings)
+    members: dict[Volume, list[Image]] = {volume: [] for volume in volumes}
+    for image in images:
+        if image.header.index.slice in place:
+            members[volume_of(image)].append(image)
+    absent = []
+    with Opener(str(path), "wb") as file:
+        header.write_to(file)
+        for volume, slices in members.items():
+            voxels = np.zeros((depth, ny, nx), dtype.newbyteorder("<"))
+            for image in slices:
+                z = place[image.header.index.slice]
+                voxels[z : z + nz] = pixels(image, complex_images)
+                _check_moved(image, stack, z, warnings)
+            absent += [(volume, z) for z in sorted({*place.values()} - {place[i.header.index.slice] for i in slices})]
+            file.write(voxels.tobytes())
+    for volume, z in absent:
+        names = ", ".join(f"{n} {v}" for n, v in zip(("contrast", "set", "phase", "repetition"), volume, strict=True))
+        warnings.append(f"slice {stack.slices[z]} of {names} is missing: NIfTI holds zeros there")
+
+
+def _header(
+    stack: SliceStack, shape: tuple[int, int, int, int], dtype: np.dtype[Any], record: RunRecord, warnings: list[str]
+) -> nibabel.Nifti1Header:
+    source = stack.image.header
     spacing = stack.spacing_m
     if spacing <= 0:
         spacing = 1e-3
         warnings.append("the slice thickness is unknown: NIfTI states 1 mm")
     affine = affine_mm(stack, spacing)
-    file = nibabel.Nifti1Image(_voxels(stack, images, complex_images, warnings), affine)
-    code = UNKNOWN if header.geometry.nominal else SCANNER
+    file = nibabel.Nifti1Image(np.broadcast_to(dtype.type(0), shape), affine)
+    code = UNKNOWN if source.geometry.nominal else SCANNER
     file.set_qform(affine, code)
     file.set_sform(affine, code)
-    file.header.set_xyzt_units("mm", "sec")
-    repetition_times = header.study.get("TR") or (0.0,)
+    header = file.header
+    header.set_xyzt_units("mm", "sec")
+    repetition_times = source.study.get("TR") or (0.0,)
     # The TR of the sequence, as DICOM converters write it; 0 if unknown.
     tr_ms = repetition_times[0] if isinstance(repetition_times, (tuple, list)) else repetition_times
-    file.header["pixdim"][4] = float(tr_ms) / 1e3
-    file.header.set_dim_info(freq=0, phase=1, slice=2)
-    file.header["descrip"] = f"{record.method[:40]}; {NOTICE}".encode()[:79]
-    return file
-
-
-def _voxels(stack: SliceStack, images: Sequence[Image], complex_images: bool, warnings: list[str]) -> NDArray[Any]:
-    """Voxels ``(x y z volume)``, zero for missing slices."""
-    volumes = volume_list(images)
-    number = {volume: v for v, volume in enumerate(volumes)}
-    place = {slice_index: z for z, slice_index in enumerate(stack.slices)}
-    nz, ny, nx = stack.image.data.shape
-    depth = nz if len(place) == 1 else len(place)
-    dtype = np.complex64 if complex_images and stack.image.data.is_complex() else np.float32
-    out = np.zeros((len(volumes), depth, ny, nx), dtype)
-    absent = {(volume, z) for volume in range(len(volumes)) for z in range(len(place))}
-    for image in images:
-        z = place.get(image.header.index.slice)
-        if z is None:
-            continue
-        volume = number[volume_of(image)]
-        absent.discard((volume, z))
-        out[volume, z : z + nz] = pixels(image, complex_images)
-        _check_moved(image, stack, z, warnings)
-    for volume, z in sorted(absent):
-        names = ", ".join(f"{n} {v}" for n, v in zip(("contrast", "set", "phase", "repetition"), volumes[volume], strict=True))
-        warnings.append(f"slice {stack.slices[z]} of {names} is missing: NIfTI holds zeros there")
-    return out.transpose(3, 2, 1, 0)
+    header["pixdim"][4] = float(tr_ms) / 1e3
+    header.set_dim_info(freq=0, phase=1, slice=2)
+    header["descrip"] = f"{record.method[:40]}; {NOTICE}".encode()[:79]
+    header.set_slope_inter(1, 0)
+    return header
 
 
 def _check_moved(image: Image, stack: SliceStack, z: int, warnings: list[str]) -> None:

@@ -168,7 +168,7 @@ def check_images(images: Sequence[Image]) -> None:
             raise InputError(
                 f"images of one series differ: {_kind(first)} and {_kind(image)}", where, "reconstruct them one by one"
             )
-        if not bool(torch.isfinite(torch.view_as_real(image.data) if image.data.is_complex() else image.data).all()):
+        if not np.isfinite(pixels(image, complex_images=True)).all():
             raise InputError(
                 f"the {image.role} image ({image.header.index.name}) holds values that are not finite",
                 where,
@@ -181,9 +181,14 @@ def check_images(images: Sequence[Image]) -> None:
 def pixels(image: Image, complex_images: bool = False) -> NDArray[Any]:
     """Values of an image, float32 ``(z y x)`` (magnitude if complex), or complex64 with `complex_images`."""
     data = image.data.detach().resolve_conj().cpu()
-    if not data.is_complex():
-        return data.to(torch.float32).numpy()
-    return data.to(torch.complex64).numpy() if complex_images else data.abs().to(torch.float32).numpy()
+    if data.is_complex() and not complex_images:
+        data = data.abs()
+    data = data.to(torch.complex64 if data.is_complex() else torch.float32)
+    if image.release is None:
+        return data.numpy()
+    data = data.clone()
+    image.release()
+    return data.numpy()
 
 
 def volume_of(image: Image) -> Volume:
@@ -194,11 +199,12 @@ def volume_of(image: Image) -> Volume:
 
 def window(images: Sequence[Image]) -> tuple[float, float]:
     """Common grey scale of all images: 0 (signed data: 0.5th percentile) to the 99.5th percentile."""
-    # At most about 2^16 evenly spread values per image are enough for a percentile.
+    # Evenly spread values are enough for a percentile: about 2^16 of an image, 2^22 of all.
+    most = min(2**16, max(1, 2**22 // len(images)))
     samples = []
     for image in images:
         values = pixels(image).ravel()
-        samples.append(values[:: max(1, values.size // 65536)])
+        samples.append(values[:: max(1, values.size // most) | 1])  # odd, or the values would share their columns
     values = np.concatenate(samples)
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
     low = min(low, 0.0) if values.min() < 0 else 0.0

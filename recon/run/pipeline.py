@@ -17,6 +17,7 @@ from kspace.noise_check import fit_noise
 from kspace.operators import ForwardModel
 from recon import memory
 from recon.evidence.record import ImageEvidence
+from recon.memory import FinishedImages
 from recon.methods import classical
 from recon.methods.choose import RSS, SERIES, Method, choose
 from recon.output.export import RunRecord, check_outputs, export
@@ -72,7 +73,7 @@ def reconstruct_file(path: Path, output: Path, options: RunOptions, fallbacks: l
     with open_source(path) as source:
         check_room(source, output, options, roles)
         # Everything is reconstructed before anything is written: a file gives all of its images, or none.
-        results = reconstruct_source(source, method, options)
+        results = reconstruct_source(source, method, options, folder=output)
         if fallbacks is not None:
             fallbacks += [one for result in results for one in result.fallbacks]
         return save_results(results, source, output, options)
@@ -101,6 +102,7 @@ def reconstruct_source(
     options: RunOptions,
     tell: Callable[[str], None] | None = to_terminal,
     show_progress: bool = True,
+    folder: Path | None = None,
 ) -> list[Result]:
     """Reconstruct the chosen images of an open source, one result per encoding. Writes nothing.
 
@@ -116,6 +118,8 @@ def reconstruct_source(
         Receives each warning when it arises; the record of the result has all of them.
     show_progress
         Show a progress bar where the standard error is a terminal.
+    folder
+        Place of a file without a name, for the images of long series; None: all images are in memory.
 
     Raises
     ------
@@ -128,11 +132,12 @@ def reconstruct_source(
         raise InputError(f"{len(encodings)} encodings would write one file", "--save-weights", "choose one by --encoding")
     chosen = _chosen_images(source, encodings, options)
     results = []
+    finished = FinishedImages(folder)
     for e in encodings:
         log = Log(tell=tell)
         for line in by_reason(source.incomplete(e)):
             log.warn(f"{'incomplete' if options.incomplete else 'left out'}: {line}")
-        images = reconstruct_encoding(source, e, chosen[e], method, options, log, show_progress)
+        images = reconstruct_encoding(source, e, chosen[e], method, options, log, show_progress, finished)
         record = run_record(source, options, formats_of(source, options), method, images, log)
         results.append(Result(_stem(source, e), images, record, tuple(replaced(log.evidence))))
     return results
@@ -200,7 +205,8 @@ def reconstruct_encoding(
     method: Method,
     options: RunOptions,
     log: Log,
-    show_progress: bool = True,
+    show_progress: bool,
+    finished: FinishedImages,
 ) -> list[Image]:
     """The images `indices` of one encoding, one at a time: only one image's samples are in memory."""
     with log.step("noise"):
@@ -238,7 +244,7 @@ def reconstruct_encoding(
                 _check_noise(k, noise, log)
         with log.step("preprocess"):
             k = prepare(k, noise, options, log)
-        images += reconstruct_image(k, maps, method, log, refinement, delivery)
+        images += map(finished.keep, reconstruct_image(k, maps, method, log, refinement, delivery))
         del k
         memory.release()
     if delivery is not None:

@@ -103,6 +103,8 @@ def _pixel_checksum(image: Image) -> str:
     values = values.astype(values.dtype.newbyteorder("<"), copy=False)
     found = hashlib.sha256(f"{values.dtype.name} {values.shape}\n".encode())
     found.update(values.data)
+    if image.release is not None:
+        image.release()
     return found.hexdigest()
 
 

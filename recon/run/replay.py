@@ -199,7 +199,7 @@ def reproduce(recorded: Recorded, raw: Path, options: RunOptions, output: Path |
     with _threads(recorded.machine.get("threads")), open_source(raw) as source:
         if output is not None:
             _check_room(source, output, options, roles)
-        results = reconstruct_source(source, method, options)
+        results = reconstruct_source(source, method, options, folder=output)
         written = save_results(results, source, output, options) if output is not None else []
     now = pixel_checksums([image for result in results for image in result.images])
     equal, different = _compared(recorded.pixels, now)

@@ -88,7 +88,9 @@ def make_image(image: Image, pixels: NDArray[Any], series: int, number: int, met
     return made
 
 
-def write_images(path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], xml: str | bytes | None = None) -> None:
+def write_images(
+    path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], xml: str | bytes | None = None, n_bytes: int = 0
+) -> None:
     """Write MRD images into a new file: group ``dataset``, one ``image_<series>`` per series, in the order given.
 
     Parameters
@@ -99,6 +101,8 @@ def write_images(path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], 
         From `make_image`; a generator keeps only one in memory. Images of one series share matrix and number type.
     xml
         ISMRMRD header of the scan, stored as ``dataset/xml``, where tools that convert images look for it.
+    n_bytes
+        Of all images, an upper limit; many are written to the disk one by one.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def write_images(path: str | os.PathLike[str], images: Iterable[ismrmrd.Image], 
     OSError
         If the file cannot be written.
     """
-    with create_h5(path) as file:
+    with create_h5(path, n_bytes) as file:
         stored = MrdImageFile(file, path, xml)
         for image in images:
             head = np.frombuffer(image.getHead(), image_header_dtype)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ def image(dtype: torch.dtype = torch.complex64, shape: tuple[int, int, int] = (3
 def write(path: Path, *images: Any, **options: Any) -> Path:
     write_images(path, images, **options)
     return path
+
+
+def test_many_images_go_into_blocks_that_were_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kspace.io.hdf5.MOST_IN_MEMORY", 1)
+    made = [make_image(image(), image().data.numpy(), 1, number, META) for number in range(1, 5)]
+    found = read_images(write(tmp_path / "a.mrd.h5", *made, n_bytes=10**6))
+    assert [one.number for one in found] == [1, 2, 3, 4]
+    assert all(torch.equal(one.image.data, image().data) for one in found)
+    assert (tmp_path / "a.mrd.h5").stat().st_size < 10**5
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path / "b.mrd.h5", *made, n_bytes=10**6)
+    assert not (tmp_path / "b.mrd.h5").exists()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64, np.int16, np.uint16])
