@@ -44,7 +44,7 @@ def navigators_are_turned(plan: EpiPlan, numbers: Numbers, read: Read) -> bool |
         if plan.is_reversed[a] != plan.is_reversed[b]:
             marked += likeness(before, after[:, ::-1])
             turned += likeness(before, after)
-            size += float(np.linalg.norm(before) * np.linalg.norm(after))
+            size += norm(before) * norm(after)
     return turned > SAME_LINE * size and marked < OTHER_LINE * size if size > 0 else None
 
 
@@ -98,6 +98,11 @@ def with_navigator_directions(plan: EpiPlan, numbers: Numbers, central: int, rea
     return plan.with_marks(changed)
 
 
+def norm(samples: Complex) -> float:
+    """Root sum of squares, in double precision."""
+    return float(np.linalg.norm(samples.astype(np.complex128)))
+
+
 def shot_parity(rows: Numbers) -> NDArray[np.bool_]:
     """Whether each line is the second, fourth, ... of its echo train; `rows` ``(line,)`` in the order of acquisition."""
     steps = np.sign(np.diff(rows))
@@ -106,8 +111,9 @@ def shot_parity(rows: Numbers) -> NDArray[np.bool_]:
     return (np.arange(len(rows)) - first) % 2 == 1
 
 
-def likeness(a: Complex, b: Complex) -> float:
+def likeness(a: NDArray[np.complexfloating], b: NDArray[np.complexfloating]) -> float:
     """Largest magnitude of the cross-correlation of ``(coil sample)`` along the readout, coils together, near no shift."""
+    a, b = a.astype(np.complex128), b.astype(np.complex128)  # squares of samples in any unit
     n = a.shape[-1]
     far = n // FAR
     shifted = (np.vdot(a[:, max(0, -d) : n - max(0, d)], b[:, max(0, d) : n - max(0, -d)]) for d in range(-far, far + 1))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+OPEN = 0.1  # radians
+
 
 @dataclass(frozen=True)
 class OddEvenPhase:
@@ -38,6 +40,10 @@ class OddEvenPhase:
     def correction(self, n: int, is_reversed: bool) -> NDArray[np.complex128]:
         """Factor ``(n,)`` in image space that takes half of the phase off forward readouts and adds half to reversed ones."""
         return np.exp((0.5j if is_reversed else -0.5j) * self.at(n))
+
+    def is_clear(self, n: int) -> bool:
+        """Whether it is more, within half of a field of view of `n` pixels, than the entropy of an image leaves open."""
+        return abs(self.constant_rad) > OPEN or abs(self.linear_rad) * n / 4 > OPEN
 
     def __str__(self) -> str:
         text = f"{self.constant_rad:.3f} rad, {self.linear_rad:.4f} rad per pixel"

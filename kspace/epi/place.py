@@ -18,7 +18,6 @@ from kspace.errors import InputError
 
 GHOST = ("auto", "linear", "polynomial", "entropy", "none")
 ORDERS = {"auto": 1, "linear": 1, "polynomial": 4}
-OPEN = 0.1  # radians, within half of the field of view
 AGREE = 0.7  # of the navigators of two echo shots: below it they are not of the same object, or encoded differently
 
 
@@ -55,8 +54,7 @@ class Placed:
     @property
     def differs(self) -> bool:
         """Whether any phase between the directions is more than the entropy of an image without a ghost leaves open."""
-        n = self.grid.shape[-1]
-        return any(abs(p.constant_rad) > OPEN or abs(p.linear_rad) * n / 4 > OPEN for group in self.phases for p in group)
+        return any(phase.is_clear(self.grid.shape[-1]) for group in self.phases for phase in group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +140,7 @@ def place_lines(
         phases = tuple(one.phases for one in corrections.values())
         shots = tuple(one.shot for one in corrections.values()) if len(corrections) > 1 and shape[0] == 1 else ()
         return Placed(halves[0], count, "navigators" if corrections else "none", phases, shots)
-    grid, phase = _by_entropy(halves)
+    grid, phase = by_entropy(halves)
     return Placed(grid, count, "entropy", ((phase,),))
 
 
@@ -186,8 +184,9 @@ def _between_shots(plan: EpiPlan, found: dict[int, tuple[Correction, Complex]], 
         found[group] = replace(correction, shot=shot_phase(reference, free)), free
 
 
-def _by_entropy(halves: Complex) -> tuple[Complex, OddEvenPhase]:
-    """The grid of forward and reversed lines ``(2 kz coil ky kx)`` with the phase between them estimated and taken out."""
+def by_entropy(halves: Complex) -> tuple[Complex, OddEvenPhase]:
+    """The grid of forward and reversed lines, complex64 ``(2 kz coil ky kx)``, with the phase between them estimated and taken
+    out: complex64 ``(kz coil ky kx)``, and the phase; see `estimate_phase`."""
     columns = _ifft(halves, -1)
     images = _ifft(_ifft(columns, -2), 1)
     coils = images.reshape(2, -1, *images.shape[-2:])

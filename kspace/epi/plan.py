@@ -132,6 +132,11 @@ def plan_readouts(
                 source,
                 "correct encodedSpace or trajectoryDescription in the header",
             )
+        if n_samples > n:
+            warnings.append(
+                "no ramp times of the EPI readout in the header: samples taken as evenly spaced; if they are not, images are "
+                "stretched and ring along the readout: add rampUpTime, flatTopTime, rampDownTime to trajectoryDescription"
+            )
         first = _first(headers, lines, is_reversed, n_samples)
         readouts = tuple(
             shifting_matrix(first, n_samples, n, backward, part) for backward, part in zip((False, True), kept, strict=True)

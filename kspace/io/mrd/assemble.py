@@ -21,7 +21,7 @@ from kspace.epi.directions import (
     shot_parity,
     with_navigator_directions,
 )
-from kspace.epi.place import Placed, coil_groups, count_shots, is_delayed, place_lines
+from kspace.epi.place import Placed, by_entropy, coil_groups, count_shots, is_delayed, place_lines
 from kspace.epi.plan import EpiPlan
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
@@ -81,6 +81,7 @@ def load_image(
             separate = _place_epi(group, path, headers, plan, of_calibration, calibration, header, ghost, [])[0]
     else:
         data, count = _place(group, path, headers, plan, numbers)
+        data = _without_ghost(plan, headers, numbers, data, ghost, [] if warnings is None else warnings)
         separate = _place(group, path, headers, plan, calibration)[0] if len(calibration) else None
     if lender is not None and len(lines := calibration_of(lender, headers, index)):
         separate = _borrow(_place(group, path, headers, lender, lines)[0], plan.encoding.encoded_matrix)
@@ -268,6 +269,28 @@ def _place(
     for z, y in np.argwhere(np.array(measured) > 1):
         grid[z, :, y] /= np.maximum(count[z, :, y], 1)
     return grid, count if plan.encoding.is_3d else count[0]
+
+
+def _without_ghost(
+    plan: ReadoutPlan, headers: np.ndarray, numbers: np.ndarray, grid: np.ndarray, ghost: str, warnings: list[str]
+) -> np.ndarray:
+    """The grid ``(kz coil ky kx)`` of lines that run both ways in an encoding that is not called echo-planar, without the phase
+    between the directions where the image's entropy is clearly less without it."""
+    rows = plan.ky[numbers]
+    back = (headers["flags"][numbers] & REVERSE) != 0
+    reverse = np.zeros(grid.shape[2], bool)
+    reverse[rows[back]] = True
+    both = back.any() and not back.all() and not reverse[rows[~back]].any()
+    if not both or plan.encoding.is_3d or ghost not in ("auto", "entropy") or np.any(np.diff(np.unique(rows)) != 1):
+        return grid
+    free, phase = by_entropy(np.stack([grid * ~reverse[:, None], grid * reverse[:, None]]))
+    if not phase.is_clear(grid.shape[-1]):
+        return grid
+    warnings.append(
+        f"encoding {plan.encoding.index}: lines run both ways and differ in phase ({phase}): corrected by minimum entropy; a "
+        "Nyquist ghost may remain"
+    )
+    return free
 
 
 def _lines(plan: ReadoutPlan, headers: np.ndarray, numbers: np.ndarray) -> Iterable[tuple[int, int, int, int, int, int, bool]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from kspace.epi.directions import N_CENTRAL, likeness, mirrored_neighbours, norm
 from kspace.epi.plan import EpiPlan, plan_readouts
 from kspace.epi.regrid import shifting_matrix
 from kspace.errors import InputError
 from kspace.io.mrd.flags import EXCLUDED, NAVIGATION, NOISE, PHASE_CORRECTION, REVERSE
 from kspace.io.mrd.header import Encoding
 
+ALIKE = 0.4  # of neighbouring lines, 1 where they are the same: noise stays far below
 Trajectory = tuple[np.ndarray, np.ndarray]  # of a forward and of a reversed readout, along the readout
 
 
@@ -27,6 +30,37 @@ def is_unnamed_epi(encoding: Encoding, headers: np.ndarray, lines: np.ndarray) -
         return False
     # Echoes of alternating direction, each of them an image of its own, are no echo train.
     return any(len(np.unique(reverse[lines[contrast[lines] == one]])) == 2 for one in np.unique(contrast[lines]))
+
+
+def central_lines(encoding: Encoding, headers: np.ndarray) -> np.ndarray:
+    """Numbers ``(n,)`` of lines of the first image that were acquired one after the other about the centre of k-space.
+
+    None for encodings that are no candidates for `is_mirrored`: those with reversed readouts, trajectories, or more than one
+    line in the same place.
+    """
+    flags, idx = headers["flags"], headers["idx"]
+    lines = np.flatnonzero((headers["encoding_space_ref"] == encoding.index) & ((flags & EXCLUDED) == 0))
+    none = lines[:0]
+    if encoding.trajectory != "cartesian" or encoding.is_epi or not len(lines) or (flags[lines] & REVERSE).any():
+        return none
+    for name in ("slice", "contrast", "phase", "repetition", "set", "average", "kspace_encode_step_2"):
+        lines = lines[idx[name][lines] == idx[name][lines[0]]]
+    steps = np.diff(idx["kspace_encode_step_1"][lines].astype(np.int64))
+    alike = headers["number_of_samples"][lines] == headers["number_of_samples"][lines[0]]
+    if len(lines) < 2 * N_CENTRAL or not alike.all() or not (np.all(np.diff(lines) == 1) and len(np.unique(steps)) == 1):
+        return none
+    middle = len(lines) // 2 - N_CENTRAL // 2
+    return np.asarray(lines[middle : middle + N_CENTRAL])
+
+
+def is_mirrored(lines: list[np.ndarray]) -> bool:
+    """Whether `lines` beside each other, each ``(coil sample)``, show an echo train that nothing in the file names.
+
+    ``philips_to_ismrmrd`` copies neither the kind of the scan nor the sign of its gradients.
+    """
+    size = sum(norm(a) * norm(b) for a, b in pairwise(lines))
+    turned = sum(likeness(a, b[:, ::-1]) for a, b in pairwise(lines))
+    return mirrored_neighbours(lines) and turned > ALIKE * size
 
 
 def plan_epi(

@@ -17,7 +17,15 @@ from kspace.fourier import ifft
 from kspace.io.mrd import MrdScan, open_scan
 from kspace.io.mrd.flags import CALIBRATION, PHASE_CORRECTION, REVERSE
 from kspace.io.mrd.write import header_xml, write_raw
-from kspace.simulation.acquisition import Acquisition, ScanProtocol, accelerate, cartesian, with_limits
+from kspace.simulation.acquisition import (
+    Acquisition,
+    ScanProtocol,
+    accelerate,
+    cartesian,
+    coil_covariance,
+    reverse_readouts,
+    with_limits,
+)
 from kspace.simulation.echo_planar import echo_planar
 from kspace.simulation.measurement import measure, true_image
 from kspace.simulation.phantom import Phantom, ellipsoid, head_coils
@@ -100,6 +108,47 @@ def test_lines_that_were_turned_and_lost_their_marks_keep_no_ghost(tmp_path: Pat
     read = written(scan, tmp_path / "scan.h5", turned)
     assert error(read, scan) < 0.02
     assert any("every second one has another phase" in w for w in read.warnings)
+
+
+def flat() -> Acquisition:
+    """Evenly spaced, in an encoding that is Cartesian by its header, without a description."""
+    scan = echo_planar(plain(2.0), Trapezoid(0, 320, 0, 64, 5.0), 1, 0, PLANTED)
+    return replace(scan, spaces=(replace(scan.spaces[0], trajectory="cartesian", parameters={}),))
+
+
+def test_an_echo_train_that_nothing_names_is_told_by_its_lines(tmp_path: Path) -> None:
+    """As philips_to_ismrmrd writes it."""
+    scan = flat()
+    scan.headers["flags"] &= ~REVERSE
+    read = written(scan, tmp_path / "scan.h5")
+    assert error(read, scan) < 0.02
+    assert any("every second line is mirrored: taken as echo-planar" in w for w in read.warnings)
+
+
+def test_marked_lines_of_a_cartesian_encoding_keep_no_ghost(tmp_path: Path) -> None:
+    scan = flat()
+    read = written(scan, tmp_path / "scan.h5")
+    assert error(read, scan) < 0.02
+    assert any("lines run both ways and differ in phase" in w for w in read.warnings)
+    read.ghost = "none"
+    assert error(read, scan) > 0.2
+
+
+@pytest.mark.parametrize("change", ["none", "noise", "marked"])
+def test_a_cartesian_scan_stays_one(change: str, tmp_path: Path) -> None:
+    scan = reverse_readouts(plain(2.0)) if change == "marked" else plain(2.0)
+    if change == "noise":
+        scan = replace(scan, gain=0 * scan.gain, covariance=coil_covariance(3, 1.0))
+    read = written(scan, tmp_path / "scan.h5")
+    read.load(0, ImageIndex())
+    assert not read.encodings[0].is_epi
+    assert not any("both ways" in w for w in read.warnings)
+
+
+def test_missing_ramp_times_are_warned_of(tmp_path: Path) -> None:
+    scan = echo_planar(plain(), LOBE, phase=PLANTED)
+    read = written(replace(scan, spaces=(replace(scan.spaces[0], parameters={"etl": 32}),)), tmp_path / "scan.h5")
+    assert any("no ramp times of the EPI readout" in w for w in read.warnings)
 
 
 def test_reference_lines_of_a_gradient_echo_in_the_same_encoding_are_no_echo_trains(tmp_path: Path) -> None:
