@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from kspace.epi.directions import N_CENTRAL, likeness, mirrored_neighbours, norm
 from kspace.epi.plan import EpiPlan, plan_readouts
 from kspace.epi.regrid import shifting_matrix
 from kspace.errors import InputError
+from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.flags import EXCLUDED, NAVIGATION, NOISE, PHASE_CORRECTION, REVERSE
-from kspace.io.mrd.header import Encoding
+from kspace.io.mrd.header import Encoding, MrdHeader
 
 ALIKE = 0.4  # of neighbouring lines, 1 where they are the same: noise stays far below
+STRAIGHT = 0.01  # of the extent of a readout, what it may stray to the sides
+MOST_LINES = 512  # of the first image that are looked at
 Trajectory = tuple[np.ndarray, np.ndarray]  # of a forward and of a reversed readout, along the readout
 
 
@@ -135,6 +142,78 @@ def _units(largest: float, n: int, fov_m: float, path: Path) -> float:
     )
 
 
+def _follow_trajectories(
+    encoding: Encoding, headers: np.ndarray, path: Path, read: Callable[[int], np.ndarray]
+) -> tuple[Encoding, np.ndarray]:
+    """An encoding and the acquisition headers ``(readout,)`` of the file, for readouts whose trajectories show an echo train.
+
+    Straight lines along kx in both directions: converters of Pulseq data may call them 'other', and leave marks and counters
+    out. These are taken from the trajectories then.
+
+    Parameters
+    ----------
+    encoding
+        The encoding.
+    headers
+        Acquisition headers ``(readout,)`` of the file.
+    path
+        Of the file, for messages.
+    read
+        Reads the trajectory ``(sample, dimension)`` of a readout.
+    """
+    flags, idx = headers["flags"], headers["idx"]
+    mine = (headers["encoding_space_ref"] == encoding.index) & ((flags & NOISE) == 0)
+    lines = np.flatnonzero(mine & ((flags & EXCLUDED) == 0))
+    same = encoding, headers
+    if encoding.trajectory not in ("epi", "cartesian", "other") or len(lines) < 2:
+        return same
+    if (headers["trajectory_dimensions"][lines] < (1 if encoding.is_epi else 2)).any():
+        return same
+    first = lines
+    for name in ("slice", "contrast", "phase", "repetition", "set", "average", "kspace_encode_step_2"):
+        first = first[idx[name][first] == idx[name][first[0]]]
+    points = [read(int(number)) for number in first[:MOST_LINES]]
+    first = first[: len(points)]
+    back = np.array([k[0, 0] > k[-1, 0] for k in points])
+    if not all(_is_straight(k) for k in points) or len(np.unique(back)) < 2:
+        return same
+    rows = _ky_rows(encoding, points, path)
+    marked = bool(np.array_equal(back, (flags[first] & REVERSE) != 0))
+    counted = rows is None or len(np.unique(rows - idx["kspace_encode_step_1"][first].astype(np.int64))) == 1
+    named = encoding if encoding.is_epi else replace(encoding, trajectory="epi")
+    if marked and (counted or encoding.is_epi):
+        return named, headers
+    changed = headers.copy()
+    numbers = np.flatnonzero(mine & (headers["trajectory_dimensions"] > 0))
+    points = [read(int(number)) for number in numbers]
+    turned = np.array([k[0, 0] > k[-1, 0] for k in points])
+    changed["flags"][numbers] = (flags[numbers] & ~REVERSE) | np.where(turned, REVERSE, np.uint64(0))
+    rows = None if counted else _ky_rows(encoding, points, path)
+    if rows is None:
+        return named, changed
+    changed["idx"]["kspace_encode_step_1"][numbers] = np.clip(rows + encoding.encoded_matrix[1] // 2, 0, 65535)
+    limits = {name: limit for name, limit in encoding.limits.items() if name != "kspace_encoding_step_1"}
+    return replace(named, limits=limits), changed
+
+
+def _is_straight(k: np.ndarray) -> bool:
+    """Whether a trajectory ``(sample, dimension)`` goes one way along its first dimension, and nowhere along the others."""
+    steps = np.diff(k[:, 0])
+    extent = float(np.ptp(k[:, 0]))
+    one_way = bool(np.all(steps >= 0) or np.all(steps <= 0))
+    return extent > 0 and one_way and bool(np.all(np.ptp(k[:, 1:], axis=0) < STRAIGHT * extent))
+
+
+def _ky_rows(encoding: Encoding, points: list[np.ndarray], path: Path) -> np.ndarray | None:
+    """Lines of trajectories, counted from the centre of k-space; None where they have one dimension."""
+    if points[0].shape[1] < 2:
+        return None
+    n, fov_m = encoding.encoded_matrix, encoding.encoded_fov_m
+    scale = _units(max(float(np.abs(k[:, 0]).max()) for k in points), n[0], fov_m[0], path)
+    of_y = {float(n[0]): float(n[1]), 1.0: 1.0}.get(scale, fov_m[1])
+    return np.round(of_y * np.array([float(np.mean(k[:, 1])) for k in points])).astype(np.int64)
+
+
 def epi_readouts(encoding: Encoding, headers: np.ndarray, path: Path) -> tuple[int, int] | None:
     """Numbers of a forward and a reversed line whose trajectories are those of all; None where the readouts carry none.
 
@@ -160,3 +239,51 @@ def epi_readouts(encoding: Encoding, headers: np.ndarray, path: Path) -> tuple[i
     back = (flags[lines] & REVERSE) != 0
     forward, backward = lines[~back], lines[back]
     return int((forward if len(forward) else backward)[0]), int((backward if len(backward) else forward)[0])
+
+
+def name_echo_trains(group: h5py.Group, path: Path, header: MrdHeader, headers: np.ndarray) -> tuple[MrdHeader, np.ndarray]:
+    """The header with those encodings called echo-planar whose trajectories or samples show it though nothing says so, and the
+    acquisition headers ``(readout,)`` with the directions of their readouts.
+
+    Damaged samples and trajectories are told of when their image is loaded.
+    """
+    encodings, notes, directed = [], [], headers
+
+    def read(number: int) -> np.ndarray:
+        return mrd_file.read_trajectory(group, path, headers, number)
+
+    for encoding in header.encodings:
+        named, before = encoding, directed
+        with contextlib.suppress(InputError):
+            named, directed = _follow_trajectories(encoding, directed, path, read)
+        if named is not encoding or directed is not before:
+            notes.append(f"encoding {encoding.index}: its trajectories are lines both ways along kx: taken as echo-planar")
+        elif _is_mirrored(group, path, encoding, headers):
+            named = replace(encoding, trajectory="epi")
+            notes.append(
+                f"encoding {encoding.index}: Cartesian by its header, but every second line is mirrored: taken as echo-planar"
+            )
+        encodings.append(named)
+    return replace(header, encodings=tuple(encodings), warnings=(*header.warnings, *notes)), directed
+
+
+def _is_mirrored(group: h5py.Group, path: Path, encoding: Encoding, headers: np.ndarray) -> bool:
+    lines = central_lines(encoding, headers)
+    samples: list[np.ndarray] = []
+    with contextlib.suppress(InputError):
+        samples = [line for _, line in mrd_file.read_samples(group, path, headers, lines)]
+    return bool(samples) and is_mirrored(samples)
+
+
+def epi_trajectories(group: h5py.Group, path: Path, header: MrdHeader, headers: np.ndarray) -> dict[int, Trajectory]:
+    """By encoding: positions ``(sample,)`` along the readout of a forward and of a reversed echo-planar line.
+
+    `headers` are the acquisition headers ``(readout,)`` of the file; errors as `epi_readouts`.
+    """
+    found = {}
+    for encoding in header.encodings:
+        numbers = epi_readouts(encoding, headers, path)
+        if numbers is not None:
+            forward, backward = (mrd_file.read_trajectory(group, path, headers, number)[:, 0] for number in numbers)
+            found[encoding.index] = forward.astype(np.float64), backward.astype(np.float64)
+    return found

@@ -17,7 +17,7 @@ from kspace.io.checksums import sha256
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.assemble import image_header, load_image
 from kspace.io.mrd.complete import find_incomplete
-from kspace.io.mrd.echo_planar import Trajectory, central_lines, epi_readouts, is_mirrored
+from kspace.io.mrd.echo_planar import Trajectory, epi_trajectories, name_echo_trains
 from kspace.io.mrd.flags import NOISE
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
 from kspace.io.mrd.noncartesian import EncodingReadouts, TrajectoryOptions, describe_readouts, frames_of
@@ -273,8 +273,8 @@ def open_scan(path: str | PathLike[str], group: str | None = None) -> MrdScan:
         headers = mrd_file.read_acquisition_headers(found, path)
         check_readouts(headers, header, path)
         noise = read_noise_readouts(found, path, headers, header.relative_bandwidth, warnings)
-        header = _named(found, path, header, headers)
-        trajectories = _epi_trajectories(found, path, header, headers)
+        header, headers = name_echo_trains(found, path, header, headers)
+        trajectories = epi_trajectories(found, path, header, headers)
         name = found.name.lstrip("/")
     scan = MrdScan(path, name, replace(header, warnings=header.warnings + tuple(warnings)), headers, noise, trajectories)
     used = [encoding for encoding in scan.encodings if encoding.n_readouts]
@@ -359,33 +359,6 @@ def _inner(group: h5py.Group, path: Path, headers: np.ndarray, numbers: np.ndarr
 
 def _dwell(sample_time_us: float) -> float | None:
     return sample_time_us * 1e-6 if 0 < sample_time_us < np.inf else None
-
-
-def _named(group: h5py.Group, path: Path, header: MrdHeader, headers: np.ndarray) -> MrdHeader:
-    """The header with those encodings called echo-planar whose lines are mirrored though nothing says so."""
-    for encoding in header.encodings:
-        lines = central_lines(encoding, headers)
-        try:
-            samples = [line for _, line in mrd_file.read_samples(group, path, headers, lines)]
-        except InputError:
-            continue  # damaged samples are told of when their image is loaded
-        if not samples or not is_mirrored(samples):
-            continue
-        text = f"encoding {encoding.index}: Cartesian by its header, but every second line is mirrored: taken as echo-planar"
-        encodings = tuple(replace(e, trajectory="epi") if e.index == encoding.index else e for e in header.encodings)
-        header = replace(header, encodings=encodings, warnings=(*header.warnings, text))
-    return header
-
-
-def _epi_trajectories(group: h5py.Group, path: Path, header: MrdHeader, headers: np.ndarray) -> dict[int, Trajectory]:
-    """By encoding: positions along the readout of the samples of a forward and of a reversed echo-planar line."""
-    found = {}
-    for encoding in header.encodings:
-        numbers = epi_readouts(encoding, headers, path)
-        if numbers is not None:
-            forward, backward = (mrd_file.read_trajectory(group, path, headers, number)[:, 0] for number in numbers)
-            found[encoding.index] = forward.astype(np.float64), backward.astype(np.float64)
-    return found
 
 
 def _check_noise(noise: Noise, encodings: list[Encoding], path: Path) -> None:

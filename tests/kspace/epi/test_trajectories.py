@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from kspace.container import ImageIndex
-from kspace.epi import Trapezoid
+from kspace.epi import OddEvenPhase, Trapezoid
 from kspace.epi.pulseq import read_lines
 from kspace.errors import InputError
 from kspace.fourier import ifft
 from kspace.io.mrd import open_scan
+from kspace.io.mrd.flags import REVERSE
 from kspace.io.mrd.write import header_xml, write_raw
 from kspace.io.twix import to_ismrmrd
 from kspace.simulation.acquisition import ScanProtocol, cartesian, with_limits
@@ -88,6 +89,37 @@ def test_a_trajectory_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     _written(tmp_path / "scan.h5", np.nan)
     with pytest.raises(InputError, match=r"readout 3 has 80 trajectory values, 80 of them NaN"):
         open_scan(tmp_path / "scan.h5")
+
+
+@pytest.mark.parametrize("says", ["flags and counters", "counters", "nothing"])
+@pytest.mark.parametrize(("trajectory", "units"), [("other", (1 / 64, 1 / 32)), ("cartesian", (1 / 0.48, 1 / 0.24))])
+def test_trajectories_tell_echo_trains_directions_and_lines(
+    trajectory: str, units: tuple[float, float], says: str, tmp_path: Path
+) -> None:
+    """As converters of Pulseq data write them; `units` of kx and ky in those of 1 / (field of view)."""
+    phantom = Phantom((ellipsoid((0.01, -0.005, 0.0), (0.06, 0.08, 0.08), 20.0),))
+    scan = echo_planar(
+        cartesian(ScanProtocol((32, 32, 1), (0.24, 0.24, 0.005)), phantom, head_coils(2)), LOBE, phase=OddEvenPhase(0.7, -0.03)
+    )
+    samples = measure(scan)
+    write_raw(tmp_path / "described.h5", header_xml(with_limits(scan)), scan.headers, samples)
+    back = scan.is_reversed
+    assert back is not None
+    k, ky = LOBE.trajectory(64), scan.headers["idx"]["kspace_encode_step_1"].astype(int) - 16
+    points = [
+        np.stack([(-k if b else k) * units[0], np.full(80, y * units[1])], 1).astype(np.float32)
+        for b, y in zip(back, ky, strict=True)
+    ]
+    headers = scan.headers.copy()
+    headers["trajectory_dimensions"] = 2
+    headers["flags"] &= ~(REVERSE if says != "flags and counters" else np.uint64(0))
+    headers["idx"]["kspace_encode_step_1"] *= says != "nothing"
+    spaces = [replace(space, parameters={}, trajectory=trajectory) for space in with_limits(scan)]
+    write_raw(tmp_path / "scan.h5", header_xml(spaces), headers, samples, points)
+    read = open_scan(tmp_path / "scan.h5")
+    described = open_scan(tmp_path / "described.h5").load(0, ImageIndex()).data
+    assert (read.load(0, ImageIndex()).data - described).abs().max() < 1e-4 * described.abs().max()
+    assert any("its trajectories are lines both ways along kx: taken as echo-planar" in w for w in read.warnings)
 
 
 def test_the_lines_of_a_pulseq_sequence(tmp_path: Path) -> None:
