@@ -68,10 +68,13 @@ def test_the_source_archive_is_reproducible_and_holds_no_data(tmp_path: Path) ->
     assert {"kspace", "models", "recon", "LICENSE", "README.md", "pyproject.toml"} <= folders
 
 
-def test_configurations_have_names() -> None:
+def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(bundled_configs()) == set(find_systems())
     path = str(ROOT / "recon" / "configs" / "dagan.yaml")
     assert with_paths(["--config", "dagan", "--init", "dagan"]) == ["--config", path, "--init", "dagan"]
+    assert with_paths(["--config=dagan"]) == [f"--config={path}"]
+    (tmp_path / "dagan").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert with_paths(["--config=dagan"]) == [f"--config={path}"]
     assert with_paths(["--config", "own.yaml"]) == ["--config", "own.yaml"]
     with pytest.raises(InputError, match="--config: there is no configuration 'cyclegan'; give a file, or one of csgm, dagan"):

@@ -33,7 +33,7 @@ def with_paths(argv: Sequence[str]) -> list[str]:
 
 
 def _path(text: str) -> str:
-    if Path(text).suffix or Path(text).exists():
+    if Path(text).suffix or Path(text).is_file():  # a folder may have the name of the system that was trained in it
         return text
     known = bundled_configs()
     if text not in known:
