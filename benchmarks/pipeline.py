@@ -29,7 +29,7 @@ MATRIX, COILS, SLICES, FACTOR, CALIBRATION = 256, 8, 4, 3, 24
 STAGES = ("noise", "read", "preprocess", "maps", "reconstruct", "checksum", "export")
 METHODS = ("rss", "zero-filled", "sense", "l1-wavelet", "tv")
 BART_OPTIONS = {"sense": ("-l2", "-r0.001"), "l1-wavelet": ("-RW:3:0:0.002", "-i100"), "tv": ("-RT:3:0:0.005", "-i100")}
-FEW, MANY = 2, 20
+FEW, MANY, SERIES = 2, 20, 1000
 
 
 def run() -> Iterator[Row]:
@@ -109,6 +109,10 @@ def _memory(folder: Path) -> Iterator[Row]:
         few, many = peaks[method, FEW], peaks[method, MANY]
         note = f"{many / 2**20:.0f} and {few / 2**20:.0f} MiB above the imports"
         yield f"peak memory of a run, {MANY} / {FEW} repetitions, {method} (at most 1.5)", many / few, "x", note
+    path = folder / "series.h5"
+    write_repetitions(path, SERIES, n_coils=2)
+    note = f"above the imports; a file of {path.stat().st_size / 2**20:.0f} MiB, {SERIES * MATRIX} readouts"
+    yield f"peak memory of a run, {SERIES} repetitions, 2 coils, rss", peak_bytes(path, "rss") / 2**20, "MiB", note
 
 
 def write_repetitions(path: Path, n_repetitions: int, matrix: int = 256, n_coils: int = 16) -> None:

@@ -204,7 +204,8 @@ def window(images: Sequence[Image]) -> tuple[float, float]:
     samples = []
     for image in images:
         values = pixels(image).ravel()
-        samples.append(values[:: max(1, values.size // most) | 1])  # odd, or the values would share their columns
+        # An odd step, or the values would share their columns; a copy, or each would hold its image in memory.
+        samples.append(values[:: max(1, values.size // most) | 1].copy())
     values = np.concatenate(samples)
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
     low = min(low, 0.0) if values.min() < 0 else 0.0
