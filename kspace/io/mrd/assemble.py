@@ -25,6 +25,7 @@ from kspace.epi.place import Placed, by_entropy, coil_groups, count_shots, is_de
 from kspace.epi.plan import EpiPlan
 from kspace.errors import InputError
 from kspace.io.mrd import file as mrd_file
+from kspace.io.mrd.echo_planar import without_discarded
 from kspace.io.mrd.flags import REVERSE
 from kspace.io.mrd.header import MrdHeader
 from kspace.io.mrd.noncartesian import EncodingReadouts, TrajectoryOptions, load_readouts
@@ -112,10 +113,13 @@ def _place_epi(
     def read(which: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
         return mrd_file.read_samples(group, path, headers, which)
 
+    def read_kept(which: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+        return without_discarded(headers, read(which))
+
     where = f"encoding {encoding.index}"
     shape = encoding.encoded_matrix[2], encoding.n_coils, encoding.encoded_matrix[1]
     groups = coil_groups(header.coils.names, encoding.n_coils)
-    epi, read_turned = _oriented(epi, plan.ky, numbers, shape[2], read, where, warnings)
+    epi, read_turned = _oriented(epi, plan.ky, numbers, shape[2], read_kept, where, warnings)
     if epi.delayed is not None:
         delayed = is_delayed(epi, numbers, read_turned)
         epi = replace(epi, readouts=epi.delayed) if delayed else epi
@@ -127,7 +131,7 @@ def _place_epi(
     unmarked = not epi.is_marked and ghost in ("auto", "entropy") and bool(np.all(np.diff(np.unique(plan.ky[numbers])) == 1))
     if unmarked and len(numbers) > 1:
         directed = epi.with_directions(numbers, shot_parity(plan.ky[numbers])).with_turned().without_navigators()
-        other = place_lines(directed, numbers, plan.kz, plan.ky, shape, read, "entropy", str(path), groups)
+        other = place_lines(directed, numbers, plan.kz, plan.ky, shape, read_kept, "entropy", str(path), groups)
         if other.differs:
             placed = other
             warnings.append(
@@ -335,7 +339,9 @@ def image_header(
         acceleration=encoding.acceleration,
         central=_central(centre),
         study=study,
-        coils=ReceiveCoils(tuple(range(encoding.n_coils)), header.coil_names),
+        coils=ReceiveCoils(
+            tuple(range(encoding.n_coils)), header.coil_names if len(header.coil_names) <= encoding.n_coils else ()
+        ),
         steps=("read",),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +68,16 @@ def is_mirrored(lines: list[np.ndarray]) -> bool:
     size = sum(norm(a) * norm(b) for a, b in pairwise(lines))
     turned = sum(likeness(a, b[:, ::-1]) for a, b in pairwise(lines))
     return mirrored_neighbours(lines) and turned > ALIKE * size
+
+
+def without_discarded(headers: np.ndarray, readouts: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Numbers and samples ``(coil sample)`` of readouts, zeros where `headers` ``(readout,)`` tell to discard samples."""
+    for number, samples in readouts:
+        pre, post = int(headers["discard_pre"][number]), int(headers["discard_post"][number])
+        kept = np.array(samples)
+        kept[:, :pre] = 0
+        kept[:, samples.shape[1] - post :] = 0
+        yield number, kept
 
 
 def plan_epi(
@@ -271,7 +281,8 @@ def _is_mirrored(group: h5py.Group, path: Path, encoding: Encoding, headers: np.
     lines = central_lines(encoding, headers)
     samples: list[np.ndarray] = []
     with contextlib.suppress(InputError):
-        samples = [line for _, line in mrd_file.read_samples(group, path, headers, lines)]
+        readouts = mrd_file.read_samples(group, path, headers, lines)
+        samples = [line for _, line in without_discarded(headers, readouts)]
     return bool(samples) and is_mirrored(samples)
 
 

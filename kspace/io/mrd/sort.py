@@ -87,7 +87,7 @@ def plan_encoding(
         none = np.empty(0, np.int64)
         return ReadoutPlan(replace(encoding, n_readouts=len(imaging)), imaging, calibration, none, none, none, none, {})
     both = np.concatenate([imaging, calibration])
-    _check_channels(header, headers, both, path)
+    _check_channels(encoding, header, headers, both, path, warnings)
     _check_lengths(headers, both, path)
     reference = imaging if len(imaging) else calibration  # readouts that only serve the maps of an echo-planar encoding
     centre, ky, kz = _rows(encoding, headers, reference, calibration, path, warnings)
@@ -191,17 +191,22 @@ def _group(headers: np.ndarray, imaging: np.ndarray) -> dict[ImageIndex, np.ndar
     return {ImageIndex(*(int(v) for v in key)): group for key, group in zip(keys, groups, strict=True)}
 
 
-def _check_channels(header: MrdHeader, headers: np.ndarray, numbers: np.ndarray, path: Path) -> None:
-    channels = headers["active_channels"][numbers]
-    expected = int(channels[0]) if header.receiver_channels is None else header.receiver_channels
+def _check_channels(
+    encoding: Encoding, header: MrdHeader, headers: np.ndarray, numbers: np.ndarray, path: Path, warnings: list[str]
+) -> None:
+    channels, stated = headers["active_channels"][numbers], header.receiver_channels
+    expected = int(channels[0])
     wrong = np.flatnonzero(channels != expected)
     if len(wrong):
-        said = f"readout {numbers[0]} has" if header.receiver_channels is None else "the header says"
         raise InputError(
-            f"readout {numbers[wrong[0]]} has {channels[wrong[0]]} channels, {said} {expected}", path, "convert the scan again"
+            f"readout {numbers[wrong[0]]} has {channels[wrong[0]]} channels, readout {numbers[0]} has {expected}",
+            path,
+            "convert the scan again",
         )
     if expected < 1:
         raise InputError(f"the readouts have {expected} channels", path, "convert the scan again")
+    if stated is not None and stated != expected:  # converters copy the channels of the receiver, not of the coils in use
+        warnings.append(f"encoding {encoding.index}: the header says {stated} channels, the readouts have {expected}: taken so")
 
 
 def _check_lengths(headers: np.ndarray, numbers: np.ndarray, path: Path) -> None:

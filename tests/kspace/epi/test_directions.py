@@ -23,6 +23,7 @@ from kspace.simulation.acquisition import (
     accelerate,
     cartesian,
     coil_covariance,
+    discard,
     reverse_readouts,
     with_limits,
 )
@@ -99,6 +100,14 @@ def test_lines_that_were_turned_already_are_told_by_their_neighbours(
     read = written(scan, tmp_path / "scan.h5", of(scan))
     assert error(read, scan) < 0.02
     assert any("run like the others: not turned" in w for w in read.warnings)
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_samples_to_discard_tell_nothing(is_marked: bool, tmp_path: Path) -> None:
+    scan = discard(echo_planar(plain(), LOBE, phase=PLANTED, is_marked=is_marked), 3, 1)
+    read = written(scan, tmp_path / "scan.h5")
+    assert error(read, scan) < 0.1  # the outermost points of the grid are lost
+    assert not any("not turned" in w for w in read.warnings)
 
 
 def test_lines_that_were_turned_and_lost_their_marks_keep_no_ghost(tmp_path: Path) -> None:
