@@ -70,7 +70,7 @@ class ReconstructOptions(TypedDict, total=False):
     partial_fourier: Literal["zero-filled", "pocs"]
     ghost: Literal["auto", "linear", "polynomial", "entropy", "none"]
     trajectory: str | Path | None
-    trajectory_units: Literal["fraction", "grid", "1/m"] | None
+    trajectory_units: Literal["fraction", "grid", "1/m", "rad", "rad/m"] | None
     gradient_delay: Literal["auto", "none"]
     density: Literal["pipe", "voronoi"]
     frames: int | None

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from kspace.errors import InputError
 
-Units = Literal["fraction", "grid", "1/m"]
-UNITS: tuple[Units, ...] = ("fraction", "grid", "1/m")
+Units = Literal["fraction", "grid", "1/m", "rad", "rad/m"]
+UNITS: tuple[Units, ...] = ("fraction", "grid", "1/m", "rad", "rad/m")
 NEAR, FAR = 1.3, 2.0  # ratios of the largest |k| to that of a full k-space: of this unit, and of no other
+BEYOND = {"fraction": 1.4, "grid": 1.4, "rad": 1.02}  # how far above it may be: ±1 is none, nor ±n, and pi is exact
+BELOW = {"rad": 1.1}
 GOLDEN = math.pi * (math.sqrt(5) - 1) / 2  # 111.25 degrees; Winkelmann et al. 2007, doi:10.1109/TMI.2006.885337
 
 
 def guess_units(largest: float, voxel_m: float, matrix: Sequence[int], where: str) -> Units:
-    """Units of a trajectory from its largest component, among ±0.5, ±n/2 and 1/m.
+    """Units of a trajectory from its largest component, among ±0.5, ±n/2, 1/m, radians per pixel (±pi) and per metre.
 
     Parameters
     ----------
@@ -36,15 +38,26 @@ def guess_units(largest: float, voxel_m: float, matrix: Sequence[int], where: st
     InputError
         If no unit fits, or two do.
     """
-    full: dict[Units, list[float]] = {"fraction": [0.5], "grid": [n / 2 for n in matrix], "1/m": [1 / (2 * voxel_m)]}
-    off = {unit: min(max(largest / k, k / largest) for k in ends) for unit, ends in full.items()}
+    end = 1 / (2 * voxel_m)
+    full: dict[Units, list[float]] = {
+        "fraction": [0.5],
+        "grid": [n / 2 for n in matrix],
+        "1/m": [end],
+        "rad": [math.pi],
+        "rad/m": [2 * math.pi * end],
+    }
+    off = {
+        unit: min(max(largest / k, k / largest) for k in ends)
+        for unit, ends in full.items()
+        if min(ends) / BELOW.get(unit, FAR) <= largest <= max(ends) * BEYOND.get(unit, FAR)
+    }
     ranked = sorted(off, key=lambda unit: off[unit])
     said = f"the largest |k| of the trajectory is {largest:.4g}"
-    ends = f"{0.5:g} (fraction), {full['grid'][0]:g} (grid) or {full['1/m'][0]:.4g} (1/m)"
-    fix = "give --trajectory-units fraction, grid or 1/m"
-    if off[ranked[0]] > FAR:
+    ends = ", ".join(f"{full[unit][0]:.4g} ({unit})" for unit in UNITS[:-1]) + f" or {full['rad/m'][0]:.4g} (rad/m)"
+    fix = "give --trajectory-units, or --trajectory FILE in one of them"
+    if not ranked:
         raise InputError(f"{said}, outside of every unit: expected about {ends}", where, fix)
-    if off[ranked[1]] < NEAR * off[ranked[0]]:
+    if len(ranked) > 1 and off[ranked[1]] < NEAR * off[ranked[0]]:
         raise InputError(f"{said}: {ranked[0]} or {ranked[1]}; expected about {ends}", where, fix)
     return ranked[0]
 
@@ -56,9 +69,11 @@ def cycles_per_pixel(
     is that of ``grid``."""
     if units == "fraction":
         return k
+    if units == "rad":
+        return k / (2 * math.pi)
     n = k.shape[-1]
-    scale: NDArray[np.float64] = np.asarray(voxel_m[:n]) / (np.asarray(fov_m[:n]) if units == "grid" else 1.0)
-    return np.multiply(k, scale, dtype=np.float64)
+    per = {"grid": np.asarray(fov_m[:n]), "1/m": 1.0, "rad/m": 2 * math.pi}[units]
+    return np.multiply(k, np.asarray(voxel_m[:n]) / per, dtype=np.float64)
 
 
 def radial(n_spokes: int, n_samples: int, angles: NDArray[np.float64] | None = None) -> NDArray[np.float64]:

@@ -63,8 +63,8 @@ class RunOptions:
         File with kx and ky of every imaging readout in place of what the readouts carry: .npy, real (readout, sample, 2), or 3
         with kz, or the Pulseq sequence, .seq (needs the extra pulseq).
     trajectory_units
-        Units of the trajectory: fraction of the matrix (+-0.5), grid (+-n/2, cycles per field of view) or 1/m. Default: guessed
-        from the largest |k|.
+        Units of the trajectory: fraction of the matrix (+-0.5), grid (+-n/2, cycles per field of view), 1/m, rad (per pixel,
+        +-pi) or rad/m. Default: guessed from the largest |k|.
     gradient_delay
         Delays of radial readouts: auto estimates them from opposite spokes and corrects them.
     density
@@ -129,7 +129,7 @@ class RunOptions:
     partial_fourier: Literal["zero-filled", "pocs"] = "zero-filled"
     ghost: Literal["auto", "linear", "polynomial", "entropy", "none"] = "auto"
     trajectory: Path | None = None
-    trajectory_units: Literal["fraction", "grid", "1/m"] | None = None
+    trajectory_units: Literal["fraction", "grid", "1/m", "rad", "rad/m"] | None = None
     gradient_delay: Literal["auto", "none"] = "auto"
     density: Literal["pipe", "voronoi"] = "pipe"
     frames: int | None = None
