@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import recon
 from kspace.errors import InputError
+from kspace.noncartesian.trajectory import golden_angles, radial, spiral
 from kspace.simulation.noncartesian import TrajectoryScan, write_trajectory_scan
 from tests.support.off_grid import error, image_of, put, rows_of, scan_of, shown
 from tests.support.spirals import ARM, PARAMETERS, described, integrated
@@ -85,3 +87,59 @@ def test_golden_angles_that_only_the_description_names(kind: str, tmp_path: Path
     for identifier in ("Golden-Angle", "radialGOLDENratio"):
         write_trajectory_scan(scan, tmp_path / "scan.h5", None)
         assert error(image_of(described(tmp_path / "scan.h5", identifier, {})), shown(scan)) < 0.035
+
+
+# What files say, and what their spokes are.
+ORDERS = {
+    "golden as radial": ("radial", golden_angles(60), np.arange(60), 59, "60 equal angles over half a circle"),
+    "counters restart": ("goldenangle", golden_angles(60), np.arange(60) % 20, 19, "golden angle,"),
+    "whole circle": ("radial", np.arange(60) * 2 * np.pi / 60, np.arange(60), 59, "60 equal angles over half a circle"),
+    "no limits": ("radial", np.arange(60) * np.pi / 60, np.arange(60), 0, "1 equal angles over half a circle"),
+    "half a circle": ("radial", np.arange(60) * np.pi / 60, np.arange(60), 59, ""),
+}
+
+
+# With much noise half and whole circles are not told apart: what the header says stays.
+@pytest.mark.parametrize(
+    ("name", "noise_std"), [*((name, 0.01) for name in ORDERS), *((n, 0.3) for n in ORDERS if n != "whole circle")]
+)
+def test_the_order_of_spokes_that_fits_is_taken(name: str, noise_std: float, tmp_path: Path) -> None:
+    kind, angles, counter, last, says = ORDERS[name]
+    scan = replace(scan_of(trajectory=radial(60, 96, angles), noise_std=noise_std), kind=kind)
+    path = tmp_path / "scan.h5"
+    write_trajectory_scan(scan, path, None)
+    rows = rows_of(path)
+    rows["head"]["idx"]["kspace_encode_step_1"] = counter
+    put(path, rows)
+    with h5py.File(path, "r+") as file:
+        xml = file["dataset/xml"][0].decode()
+        file["dataset/xml"][0] = xml.replace("<maximum>59</maximum>", f"<maximum>{last}</maximum>", 1).encode()
+    with recon.open(path) as opened:
+        image = opened.reconstruct(method="zero-filled", gradient_delay="none")[0].numpy()
+        warnings = [line for line in opened.warnings if "neighbouring spokes agree" in line]
+    assert len(warnings) == bool(says)
+    assert all(f"for {says}" in line and line.endswith("which is taken") for line in warnings)
+    stated = image_of_stated(scan, path)
+    assert np.linalg.norm(np.abs(image) - np.abs(stated)) < 0.02 * np.linalg.norm(stated)
+
+
+def image_of_stated(scan: TrajectoryScan, path: Path) -> NDArray[np.complex64]:
+    write_trajectory_scan(scan, path, scan.trajectory)
+    return image_of(path, "zero-filled", gradient_delay="none")
+
+
+def test_echoes_of_different_length(tmp_path: Path) -> None:
+    scans = [scan_of("spiral", trajectory=spiral(24, n, 2.0)) for n in (400, 300)]
+    every = []
+    for i, scan in enumerate(scans):
+        write_trajectory_scan(scan, tmp_path / "scan.h5", scan.trajectory)
+        every.append(rows_of(tmp_path / "scan.h5"))
+        every[i]["head"]["idx"]["contrast"] = i
+    put(tmp_path / "scan.h5", np.concatenate(every))
+    with recon.open(tmp_path / "scan.h5") as opened:
+        images = opened.reconstruct(method="sense")
+        np.save(tmp_path / "k.npy", scans[0].trajectory)
+        with pytest.raises(InputError, match="the readouts have 300 to 400 samples, a trajectory for all needs one length"):
+            opened.reconstruct(method="sense", trajectory=tmp_path / "k.npy")
+    for image, scan in zip(images, scans, strict=True):
+        assert error(image.numpy(), shown(scan)) < 0.04

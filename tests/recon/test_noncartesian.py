@@ -43,12 +43,12 @@ def test_other_methods_agree_with_sense(method: str, tmp_path: Path) -> None:
 def test_units_do_not_matter(tmp_path: Path) -> None:
     scan = scan_of()
     images = []
-    for name, scale in (("fraction", 1.0), ("grid", N), ("1/m", N / 0.24)):
+    for name, scale in (("fraction", 1.0), ("grid", N), ("1/m", N / 0.24), ("rad", 2 * np.pi), ("rad/m", 2 * np.pi * N / 0.24)):
         path = tmp_path / f"{name.replace('/', '')}.h5"
         write_trajectory_scan(scan, path, scan.trajectory * scale)
         images.append(image_of(path, "zero-filled"))
-    assert np.allclose(images[1], images[0], atol=1e-4 * np.abs(images[0]).max())
-    assert np.allclose(images[2], images[0], atol=1e-4 * np.abs(images[0]).max())
+    for image in images[1:]:
+        assert np.allclose(image, images[0], atol=1e-4 * np.abs(images[0]).max())
 
 
 def test_a_density_column_is_no_third_dimension(tmp_path: Path) -> None:
@@ -180,6 +180,19 @@ def test_ambiguous_units() -> None:
     with pytest.raises(InputError, match="grid or 1/m"):
         guess_units(24.0, 1 / 48, (48,), "scan.h5")
     assert guess_units(0.45, 0.005, (48,), "scan.h5") == "fraction"
+    with pytest.raises(InputError, match="rad or grid"):
+        guess_units(3.1, 0.005, (6,), "scan.h5")
+    for other in (0.999, 0.837, 1.33, 0.133, 2.5, 47.9):  # ±1, 1/mm, 1/cm, rad/mm, nothing, ±n
+        with pytest.raises(InputError, match=r"outside of every unit: .*; give --trajectory-units, or --trajectory FILE"):
+            guess_units(other, 0.00375, (24,), "scan.h5")
+
+
+def test_a_trajectory_of_other_samples_is_refused(tmp_path: Path) -> None:
+    scan = scan_of("spiral")
+    path = written(scan, tmp_path / "scan.h5", scan.trajectory[:, ::-1])
+    with pytest.raises(InputError, match=r"strongest at 0.\d+ of the end of k-space, not at its centre; it is reversed or of"):
+        reconstruct_file(path, tmp_path / "out", RunOptions())
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_few_spokes_for_maps_says_how_many(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_volumes_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest
 
 def test_samples_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "scan.h5", volume_scan(KOOSHBALL[:20]))
-    monkeypatch.setattr("kspace.io.mrd.noncartesian.os.sysconf", lambda name: 100)
+    monkeypatch.setattr("kspace.noncartesian.checks.os.sysconf", lambda name: 100)
     with pytest.raises(InputError, match=r"640 samples of 4 coils need 0\.0 GiB, this machine has 0\.0; give --frames"):
         image_of(path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 import h5py
 import numpy as np
 
-from kspace.container import Header, ImageIndex, KSpace
+from kspace.container import Header, KSpace
 from kspace.errors import InputError
 from kspace.io.hdf5 import guard
 from kspace.io.mrd import file as mrd_file
 from kspace.io.mrd.header import Encoding
-from kspace.noncartesian.computed import Order, order_of, spokes
+from kspace.noncartesian.checks import check_centre, check_range, check_size
+from kspace.noncartesian.computed import Order, Spokes, agreements, candidates, chosen, order_of, series_of, spokes
 from kspace.noncartesian.delay import GradientDelay, corrected, estimate_delay
 from kspace.noncartesian.layout import Column, Readouts, placed, third_column
 from kspace.noncartesian.trajectory import Units, cycles_per_pixel, guess_units
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_FOR_UNITS = 1000  # readouts whose trajectories are looked at
+LEAST_FOR_ORDER, MOST_FOR_ORDER = 16, 256  # spokes whose samples tell their order
 OFF_PIXEL = 0.03  # relative difference of the pixels of a described spiral and of the encoded matrix that is stated
-SAYS = {
-    "radial": "equal angles",
-    "goldenangle": "golden angle",
-    "spiral": f"trajectoryDescription {IDENTIFIER}",
-}
 
 
 @dataclass
@@ -55,6 +51,7 @@ class TrajectoryOptions:
     delay: Literal["auto", "none"] = "auto"
     _known: dict[int, Units] = field(default_factory=dict)
     _columns: dict[int, Column] = field(default_factory=dict)
+    _spokes: dict[int, Spokes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +87,11 @@ class EncodingReadouts:
 
     @property
     def some(self) -> np.ndarray:
-        """Numbers ``(n,)`` of imaging readouts from the whole scan, at most about `MOST_FOR_UNITS`."""
-        return self.imaging[:: max(1, len(self.imaging) // MOST_FOR_UNITS)]
+        """Numbers ``(n,)`` of imaging readouts from the whole scan, at most about `MOST_FOR_UNITS`, of the length of the first:
+        those of another echo may have another."""
+        n = self.headers["number_of_samples"][self.imaging]
+        alike = self.imaging[n == n[0]]
+        return alike[:: max(1, len(alike) // MOST_FOR_UNITS)]
 
     @property
     def order(self) -> Order:
@@ -144,10 +144,11 @@ def load_readouts(source: EncodingReadouts, numbers: np.ndarray, header: Header)
     if kept.start >= kept.stop:
         what = f"readout {numbers[0]} discards {pre} + {post} of its {n} samples, {points.shape[1]} of which have a trajectory"
         raise InputError(what, source.path, "correct the readouts, or give --trajectory FILE")
-    _check_size(n * len(numbers), encoding.n_coils, source.path)
+    check_size(n * len(numbers), encoding.n_coils, source.path)
     samples = mrd_file.read_samples(source.group, source.path, headers, numbers)
     y = np.stack([one[:, kept] for _, one in samples], 1)
     points, density = points[:, kept], None if density is None else density[:, kept]
+    check_centre(y, points, source.path)
     study = dict(header.study)
     if source.order in ("radial", "goldenangle") and source.options.delay == "auto":
         delay = where.why if where.layout == "volume" else estimate_delay(y, points)
@@ -182,23 +183,9 @@ def describe_readouts(source: EncodingReadouts, numbers: np.ndarray) -> str:
     }[found.layout]
     if not source.is_computed:
         return said
-    return f"{said}; the readouts carry none, computed from the header ({SAYS[source.order]})"
-
-
-def frames_of(
-    images: dict[ImageIndex, np.ndarray], n_frames: int | None, readouts_per_frame: int | None, path: Path
-) -> dict[ImageIndex, np.ndarray]:
-    """Images with their readout numbers ``(n,)``, each divided into frames that count as repetitions."""
-    found = {}
-    for index, numbers in images.items():
-        n = readouts_per_frame or len(numbers) // (n_frames or 1)
-        count = n_frames or len(numbers) // n
-        if n < 1 or n * count > len(numbers) or count < 1:
-            what = f"{len(numbers)} readouts cannot be divided into {count or 1} frames of {max(n, 1)}"
-            raise InputError(what, path, "choose fewer --frames or --spokes-per-frame")
-        for frame in range(count):
-            found[replace(index, repetition=index.repetition * count + frame)] = numbers[frame * n : (frame + 1) * n]
-    return found
+    known = source.options._spokes.get(source.encoding.index)
+    how = f"trajectoryDescription {IDENTIFIER}" if known is None else known.says
+    return f"{said}; the readouts carry none, computed from the header ({how})"
 
 
 def _grid(encoding: Encoding, voxel: list[float]) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
@@ -216,12 +203,12 @@ def _place(
     units = _units(source)
     fov = (*(encoding.recon_fov_m if _is_recon_grid(k, encoding) else encoding.encoded_fov_m)[:2], encoding.encoded_fov_m[2])
     points = cycles_per_pixel(k, units, voxel, fov)
-    _check_range(points[..., :2], encoding, path, units)
+    check_range(points[..., :2], encoding.index, path, units)
     where = Readouts(points, "planes")
     if encoding.is_3d:
         where = placed(points, source.rows_z[numbers], encoding.encoded_matrix[2], str(path))
         if where.layout == "volume":
-            _check_range(where.points, encoding, path, units)
+            check_range(where.points, encoding.index, path, units)
     return where, density, *_grid(encoding, voxel)
 
 
@@ -293,8 +280,11 @@ def read_trajectories(source: EncodingReadouts, numbers: np.ndarray) -> np.ndarr
 
 
 def _of_file(file: Path, source: EncodingReadouts) -> np.ndarray:
-    first = source.imaging[0]
-    return load_trajectory(file, len(source.imaging), int(source.headers["number_of_samples"][first]))
+    n = source.headers["number_of_samples"][source.imaging]
+    if n.min() != n.max():
+        what = f"the readouts have {n.min()} to {n.max()} samples, a trajectory for all needs one length"
+        raise InputError(what, f"--trajectory {file}", "put it into the readouts (traj)")
+    return load_trajectory(file, len(n), int(n[0]))
 
 
 def _computed(source: EncodingReadouts, numbers: np.ndarray) -> np.ndarray:
@@ -311,9 +301,28 @@ def _computed(source: EncodingReadouts, numbers: np.ndarray) -> np.ndarray:
         k = spiral_arms(arm, counter[numbers], n)
         _warn_of_arm(source, arm, k.shape[1], n)
         return k
-    limit = encoding.limits.get("kspace_encoding_step_1")
-    n_spokes = limit.maximum + 1 if limit is not None else int(counter[numbers].max()) + 1
-    return spokes(source.order, counter[numbers], n_spokes, n, centre)
+    series, place = series_of(headers["idx"], source.imaging)
+    which = _spokes(source, counter, series, place)
+    return spokes(which, (counter if which.by_counter else place)[numbers], n, centre)
+
+
+def _spokes(source: EncodingReadouts, counter: np.ndarray, series: np.ndarray, place: np.ndarray) -> Spokes:
+    """The order of an encoding's spokes: the stated one, or another where only that fits the samples."""
+    encoding, known = source.encoding, source.options._spokes
+    if encoding.index in known:
+        return known[encoding.index]
+    limit, n_counted = encoding.limits.get("kspace_encoding_step_1"), int(counter[source.imaging].max()) + 1
+    possible = candidates(source.order, n_counted if limit is None else limit.maximum + 1, n_counted)
+    known[encoding.index] = possible[0]
+    group = source.imaging[series[source.imaging] == series[source.imaging[0]]][:MOST_FOR_ORDER]
+    n, centre = (int(source.headers[name][group[0]]) for name in ("number_of_samples", "center_sample"))
+    if len(group) >= LEAST_FOR_ORDER and np.all(source.headers["number_of_samples"][group] == n):
+        y = np.stack([one for _, one in mrd_file.read_samples(source.group, source.path, source.headers, group)], 1)
+        angles = [(counter if one.by_counter else place)[group] * one.step_rad for one in possible]
+        known[encoding.index], said = chosen(possible, agreements(y, angles, centre or n // 2), y.size // 2)
+        if said:
+            source.warnings.append(f"encoding {encoding.index}: {said}")
+    return known[encoding.index]
 
 
 def _warn_of_arm(source: EncodingReadouts, arm: Arm, n_arm: int, n_samples: int) -> None:
@@ -360,24 +369,6 @@ def _is_recon_grid(k: np.ndarray, encoding: Encoding) -> bool:
     largest = float(np.abs(k[..., :2]).max())
     ends = encoding.encoded_matrix[0] / 2, encoding.encoded_matrix[0] / 2 * encoding.recon_fov_m[0] / encoding.encoded_fov_m[0]
     return abs(math.log(largest / ends[1])) < abs(math.log(largest / ends[0])) if ends[0] != ends[1] else True
-
-
-def _check_range(points: np.ndarray, encoding: Encoding, path: Path, units: str) -> None:
-    largest = float(np.abs(points).max())
-    if largest > 1.0:
-        what = (
-            f"encoding {encoding.index}: in units of {units} the trajectory reaches {2 * largest:.3g} times the end of k-space"
-        )
-        raise InputError(what, path, "correct --trajectory-units, or matrix and field of view in the header")
-
-
-def _check_size(n_samples: int, n_coils: int, path: Path) -> None:
-    """Refuse early what would die late: the samples of one image, twice, must fit into the machine."""
-    needed = 16 * n_samples * n_coils
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        what = f"{n_samples} samples of {n_coils} coils need {needed / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}"
-        raise InputError(what, path, "give --frames or --spokes-per-frame, or use a machine with more memory")
 
 
 def _stack(

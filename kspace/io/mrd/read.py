@@ -20,9 +20,10 @@ from kspace.io.mrd.complete import find_incomplete
 from kspace.io.mrd.echo_planar import Trajectory, epi_trajectories, name_echo_trains
 from kspace.io.mrd.flags import NOISE
 from kspace.io.mrd.header import Encoding, MrdHeader, parse_header
-from kspace.io.mrd.noncartesian import EncodingReadouts, TrajectoryOptions, describe_readouts, frames_of
+from kspace.io.mrd.noncartesian import EncodingReadouts, TrajectoryOptions, describe_readouts
 from kspace.io.mrd.sort import ReadoutPlan, check_readouts, find_lender, plan_encoding
 from kspace.noise import Noise, noise_covariance
+from kspace.noncartesian.frames import frames_of
 
 MOST_FOR_MAPS = 512  # readouts: the memory of a long series is that of a frame
 
