@@ -23,6 +23,7 @@ from recon.run.log import Log
 from recon.run.prepare import MapMaker
 from recon.run.refinement import Refinement
 
+LINEAR = ("sense", "zero-filled", "rss")
 SUPPORT_HOLDS = 0.5  # of the energy of the zero-filled coil images, noise and aliases included
 
 
@@ -42,6 +43,7 @@ def reconstruct_image(
     of its evidence.
     """
     log.masks.append(sampling_of(k))
+    _check_aliases(k, method, log)
     if method.reconstruct is None:
         with log.step("reconstruct"):
             # The sum is taken on the final matrix: interpolating it would blur what interpolating its parts does not.
@@ -123,6 +125,20 @@ def _volume(planes: Tensor, k: KSpace) -> Tensor:
     if planes.ndim == 4 and k.trajectory is not None:
         return planes.transpose(0, 1)
     return planes.unsqueeze(-3) if planes.ndim == 3 else planes.permute(1, 2, 3, 0)
+
+
+def _check_aliases(k: KSpace, method: Method, log: Log) -> None:
+    """Say so where a linear method is asked to separate aliases that a single coil cannot tell apart."""
+    n_coils = len(k.header.coils.numbers) or k.n_coils
+    if method.name not in LINEAR or n_coils > 1 or k.trajectory is not None or k.is_volume:
+        return
+    rows = torch.nonzero(k.mask.reshape(-1, *k.mask.shape[-2:])[0].any(-1)).flatten()
+    steps = rows.diff()
+    if len(steps) and steps.min() > 1:
+        log.warn(
+            f"one coil cannot separate the aliases of R = {int(steps.min())}: they remain in the image; "
+            "reconstruct all coils, or try --method l1-wavelet"
+        )
 
 
 def _check_support(k: KSpace, op: ForwardModel, log: Log) -> None:

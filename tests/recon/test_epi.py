@@ -213,3 +213,11 @@ def test_a_scan_without_navigators_is_reconstructed_and_the_ghost_is_warned_of(
     assert "no phase correction navigators" in lines[0]
     assert "a Nyquist ghost may remain" in lines[0]
     assert error(image_of(tmp_path / "scan.h5", "rss"), truth(epi)) < 0.02
+
+
+def test_aliases_of_a_single_coil_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for factor in (1, 2):
+        write_scan(echo_planar(accelerate(plain(32, n_coils=1), factor), LOBE), tmp_path / "scan.h5")
+        assert execute(["run", str(tmp_path / "scan.h5"), "-o", str(tmp_path / "out"), "--format", "png", "--force"]) == 0
+        told = "one coil cannot separate the aliases of R = 2" in capsys.readouterr().err
+        assert told == (factor > 1)

@@ -298,7 +298,18 @@ def _encoding(
     _add(factors, "kspace_encoding_step_1", int(protocol.number("sPat.lAccelFactPE") or 1))
     _add(factors, "kspace_encoding_step_2", int(protocol.number("sPat.lAccelFact3D") or 1))
     _add(parallel, "calibrationMode", CALIBRATION_MODES.get(int(protocol.number("sPat.ucRefScanMode") or 1), "other"))
+    if (at_once := slices_at_once(protocol, headers)) > 1:
+        _add(ET.SubElement(parallel, "multiband"), "multiband_factor", at_once)
     _add(node, "echoTrainLength", _whole(protocol.number("EchoTrainLength", "sFastImaging.lTurboFactor")))
+
+
+def slices_at_once(protocol: TwixProtocol, headers: NDArray[np.void]) -> int:
+    """Slices that the protocol excites together, if the last repetition of the lines `headers` ``(readout,)`` holds as few as
+    that makes: the factor of the protocol alone may be left from another one."""
+    factor = int(protocol.number("sSliceAcceleration.lMultiBandFactor") or 1)
+    idx = headers["idx"]
+    seen = len(np.unique(idx["slice"][idx["repetition"] == idx["repetition"].max()]))
+    return factor if factor > 1 and seen * factor <= int(protocol.number("sSliceArray.lSize") or 0) else 1
 
 
 def _spaces(

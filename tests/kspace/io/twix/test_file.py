@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from kspace.errors import InputError
 from kspace.io import mrd
 from kspace.io.mrd.flags import flag
+from kspace.io.mrd.write import new_acquisition_headers
 from kspace.io.twix.file import to_ismrmrd
+from kspace.io.twix.header import TwixProtocol, slices_at_once
 
 twixtools = pytest.importorskip("twixtools", reason="needs the extra 'twix'")
 
@@ -281,3 +283,13 @@ def test_without_twixtools_the_error_says_how_to_get_it(gre: Path, tmp_path: Pat
     monkeypatch.setitem(sys.modules, "twixtools.mdh_def", None)
     with pytest.raises(InputError, match=r"pip install 'mri-gan-recon\[twix\]'"):
         to_ismrmrd(gre, tmp_path / "scan.h5")
+
+
+@pytest.mark.parametrize(("factor", "n_slices", "at_once"), [(2, 3, 2), (2, 6, 1), (1, 3, 1)])
+def test_slices_that_are_excited_at_once(factor: int, n_slices: int, at_once: int) -> None:
+    """Six slices in the protocol; all in a reference repetition, three sums of two in the last."""
+    yaps = {"sSliceAcceleration": {"lMultiBandFactor": factor}, "sSliceArray": {"lSize": 6}}
+    headers = new_acquisition_headers(6 + n_slices, 2, 8)
+    headers["idx"]["slice"] = [*range(6), *range(n_slices)]
+    headers["idx"]["repetition"] = [0] * 6 + [1] * n_slices
+    assert slices_at_once(TwixProtocol(yaps, {}, {}), headers) == at_once
