@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kspace.noncartesian.trajectory import GOLDEN, radial
+from kspace.noncartesian.trajectory import GOLDEN
 from kspace.noncartesian.variable_density import IDENTIFIER
 
 DELAYS = range(-2, 3)  # samples between opposite spokes
+PARTIAL = 16  # of a readout: the centre of k-space is as far from its middle at least where it is a partial echo
 LEAST_BETTER = 5e-4  # agreement of an order that is taken against the header
 LEAST_AGREEMENT, UNLIKELY = 0.5, 0.3  # of neighbouring spokes: to be taken against the header, and to be doubted
 Order = Literal["radial", "goldenangle", "spiral", "none"]
@@ -145,5 +146,9 @@ def spokes(which: Spokes, number: NDArray[np.int64], n_samples: int, centre: int
         Samples of a readout, and which of them is at the centre of k-space; 0: not stated, the one at ``n_samples // 2``.
     """
     angles: NDArray[np.float64] = number.astype(np.float64) * which.step_rad
-    shift = (n_samples // 2 - centre) / n_samples if centre else 0.0
-    return radial(len(number), n_samples, angles) + shift * np.stack([np.cos(angles), np.sin(angles)], -1)[:, None]
+    middle = n_samples // 2
+    centre = centre or middle
+    # A readout whose longer side is much longer is a partial echo: that side reaches the end.
+    n = n_samples if abs(centre - middle) * PARTIAL <= n_samples else 2 * max(centre, n_samples - centre)
+    r = (np.arange(n_samples) - centre) / n
+    return np.stack([np.cos(angles)[:, None] * r, np.sin(angles)[:, None] * r], -1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +26,7 @@ from kspace.errors import InputError
 IDENTIFIER = "HargreavesVDS2000"
 GAMMA = 4258.0  # Hz/G of protons, rounded as the readers of such files have it
 NEEDED = ("interleaves", "SamplingTime_ns", "MaxGradient_G_per_cm", "MaxSlewRate_G_per_cm_per_s", "krmax_per_cm")
+OFF_PIXEL = 0.03  # relative difference of the pixels of an arm and of the encoded matrix that is stated
 SAME = 0.01  # relative difference of times that converters round
 
 
@@ -115,6 +116,22 @@ def spiral_arms(arm: Arm, interleaf: NDArray[np.int64], n_samples: int) -> NDArr
     """
     turned = -_designed(arm, n_samples)[None] * np.exp(-2j * math.pi * interleaf / arm.interleaves)[:, None]
     return 100 * np.stack([turned.real, turned.imag], -1)
+
+
+def differences(arm: Arm, n_arm: int, n_samples: int, voxel_m: Sequence[float]) -> list[str]:
+    """What to say about the `n_arm` samples of an arm for readouts of `n_samples`, and where it does not agree with the encoded
+    pixels `voxel_m` ``(x, y)``."""
+    found = [f"arms computed from trajectoryDescription {IDENTIFIER}, {n_arm} of {n_samples} samples used"]
+    pixel_m, share = 0.005 / arm.largest_per_cm, arm.reached_per_cm(n_samples) / arm.largest_per_cm
+    if any(abs(pixel_m / size - 1) > OFF_PIXEL for size in voxel_m):
+        shown = " x ".join(f"{1e3 * size:.3g}" for size in voxel_m)
+        found.append(
+            f"krmax_per_cm {arm.largest_per_cm:g} makes pixels of {1e3 * pixel_m:.3g} mm, the encoded ones have {shown}: arms "
+            "taken in 1/cm as stated, and the field of view as encoded"
+        )
+    if share < 1 - OFF_PIXEL:
+        found.append(f"{n_samples} samples end at {share:.2f} of krmax_per_cm: blurred accordingly")
+    return found
 
 
 @lru_cache(maxsize=4)

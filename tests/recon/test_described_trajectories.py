@@ -123,6 +123,29 @@ def test_the_order_of_spokes_that_fits_is_taken(name: str, noise_std: float, tmp
     assert np.linalg.norm(np.abs(image) - np.abs(stated)) < 0.02 * np.linalg.norm(stated)
 
 
+def test_spokes_are_equally_long_whatever_the_encoded_pixels_are(tmp_path: Path) -> None:
+    """As where the header has the number of spokes for the encoded matrix along y."""
+    scan = scan_of()
+    path = tmp_path / "scan.h5"
+    write_trajectory_scan(scan, path, None)
+    with h5py.File(path, "r+") as file:
+        xml = file["dataset/xml"][0].decode()
+        file["dataset/xml"][0] = xml.replace("<y>48</y>", "<y>36</y>", 1).encode()
+    with pytest.warns(recon.ReconWarning, match="encoded pixels are 5 x 6.67 mm: those of x taken for both"):
+        assert error(image_of(path), shown(scan)) < 0.035
+
+
+def test_partial_echoes_reach_the_end_on_their_longer_side(tmp_path: Path) -> None:
+    angles = golden_angles(100)
+    whole = radial(100, 96, angles)
+    scan = replace(scan_of("goldenangle"), trajectory=whole[:, 32:])
+    write_trajectory_scan(scan, tmp_path / "scan.h5", None)
+    rows = rows_of(tmp_path / "scan.h5")
+    rows["head"]["center_sample"] = 16
+    put(tmp_path / "scan.h5", rows)
+    assert error(image_of(tmp_path / "scan.h5"), shown(scan)) < 0.05
+
+
 def image_of_stated(scan: TrajectoryScan, path: Path) -> NDArray[np.complex64]:
     write_trajectory_scan(scan, path, scan.trajectory)
     return image_of(path, "zero-filled", gradient_delay="none")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import recon
 from kspace.errors import InputError
 from kspace.noncartesian.delay import GradientDelay, corrected, estimate_delay
-from kspace.noncartesian.trajectory import guess_units, radial
+from kspace.noncartesian.trajectory import guess_units, radial, spiral
 from kspace.simulation.noncartesian import TrajectoryScan, write_trajectory_scan
 from recon.run.options import RunOptions
 from recon.run.pipeline import reconstruct_file
@@ -127,6 +127,16 @@ def test_frames_are_repetitions_and_their_maps_are_shared(tmp_path: Path) -> Non
     assert len(whole) == 1
     for image in frames:
         assert error(image.numpy(), shown(scan)) < 0.045
+
+
+def test_a_trajectory_beyond_the_encoded_matrix_gets_finer_pixels(tmp_path: Path) -> None:
+    scan = scan_of("spiral", trajectory=1.5 * spiral(30, 500, 2.0))
+    write_trajectory_scan(scan, tmp_path / "scan.h5", scan.trajectory * N / 0.24)
+    with pytest.warns(recon.ReconWarning, match=r"reaches 1.50 x 1.49 of the end of k-space for encoded pixels of 5 x 5 mm"):
+        image = image_of(tmp_path / "scan.h5")
+    assert image.shape == (N, N)
+    assert error(image, shown(scan)) < 0.045
+    assert error(image[::-1], shown(scan)) > 0.3
 
 
 def written(scan: TrajectoryScan, path: Path, stated: NDArray[np.float64]) -> Path:

@@ -21,14 +21,14 @@ from kspace.noncartesian.delay import GradientDelay, corrected, estimate_delay
 from kspace.noncartesian.layout import Column, Readouts, placed, third_column
 from kspace.noncartesian.trajectory import Units, cycles_per_pixel, guess_units
 from kspace.noncartesian.trajectory_file import load_trajectory
-from kspace.noncartesian.variable_density import IDENTIFIER, Arm, arm_of, spiral_arms
+from kspace.noncartesian.variable_density import IDENTIFIER, arm_of, differences, spiral_arms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_FOR_UNITS = 1000  # readouts whose trajectories are looked at
 LEAST_FOR_ORDER, MOST_FOR_ORDER = 16, 256  # spokes whose samples tell their order
-OFF_PIXEL = 0.03  # relative difference of the pixels of a described spiral and of the encoded matrix that is stated
+BEYOND = 0.05  # how much farther than the end of k-space a trajectory may reach without finer pixels
 
 
 @dataclass
@@ -51,6 +51,7 @@ class TrajectoryOptions:
     delay: Literal["auto", "none"] = "auto"
     _known: dict[int, Units] = field(default_factory=dict)
     _columns: dict[int, Column] = field(default_factory=dict)
+    _voxels: dict[int, list[float]] = field(default_factory=dict)
     _spokes: dict[int, Spokes] = field(default_factory=dict)
 
 
@@ -198,18 +199,48 @@ def _place(
     source: EncodingReadouts, numbers: np.ndarray
 ) -> tuple[Readouts, np.ndarray | None, tuple[int, int, int], tuple[float, float, float]]:
     """Where the readouts of an image lie, the density column ``(readout sample)`` if there is one, matrix, field of view."""
-    encoding, path, voxel = source.encoding, source.path, source.voxel_m
+    encoding, path, voxel = source.encoding, source.path, _voxel(source)
     k, density = _trajectory(source, numbers)
-    units = _units(source)
-    fov = (*(encoding.recon_fov_m if _is_recon_grid(k, encoding) else encoding.encoded_fov_m)[:2], encoding.encoded_fov_m[2])
-    points = cycles_per_pixel(k, units, voxel, fov)
-    check_range(points[..., :2], encoding.index, path, units)
+    points = _in_pixels(source, k, voxel)
     where = Readouts(points, "planes")
     if encoding.is_3d:
         where = placed(points, source.rows_z[numbers], encoding.encoded_matrix[2], str(path))
         if where.layout == "volume":
-            check_range(where.points, encoding.index, path, units)
+            check_range(where.points, encoding.index, path, _units(source))
     return where, density, *_grid(encoding, voxel)
+
+
+def _in_pixels(source: EncodingReadouts, k: np.ndarray, voxel: list[float]) -> np.ndarray:
+    """A stated or computed trajectory in cycles per pixel of `voxel`."""
+    encoding, units = source.encoding, _units(source)
+    fov = (*(encoding.recon_fov_m if _is_recon_grid(k, encoding) else encoding.encoded_fov_m)[:2], encoding.encoded_fov_m[2])
+    points = cycles_per_pixel(k, units, voxel, fov)
+    check_range(points[..., :2], encoding.index, source.path, units)
+    return points
+
+
+def _voxel(source: EncodingReadouts) -> list[float]:
+    """Voxel size ``(x, y, z)`` in metres of an encoding's images: the encoded one, but finer where the trajectory reaches
+    farther, and along y that of x where spokes are computed, which are equally long in all directions."""
+    known, voxel, where = source.options._voxels, source.voxel_m, f"encoding {source.encoding.index}"
+    if source.encoding.index in known:
+        return known[source.encoding.index]
+    shown = f"{1e3 * voxel[0]:.3g} x {1e3 * voxel[1]:.3g} mm"
+    if source.is_computed and source.order in ("radial", "goldenangle"):
+        if abs(voxel[1] / voxel[0] - 1) > BEYOND:
+            source.warnings.append(
+                f"{where}: spokes reach equally far, but encoded pixels are {shown}: those of x taken for both"
+            )
+        found = [voxel[0], voxel[0], voxel[2]]
+    else:
+        some = _in_pixels(source, _trajectory(source, source.some)[0], voxel)
+        reach = np.maximum(1.0, 2 * np.abs(some[..., :2]).max((0, 1)))
+        if reach.max() > 1 + BEYOND:
+            said = f"the trajectory reaches {reach[0]:.2f} x {reach[1]:.2f} of the end of k-space for encoded pixels of {shown}"
+            source.warnings.append(f"{where}: {said}: finer ones are computed")
+        found = [*(size / by if by > 1 + BEYOND else size for size, by in zip(voxel[:2], reach, strict=True)), voxel[2]]
+    known[source.encoding.index] = found
+    return found
 
 
 def _trajectory(source: EncodingReadouts, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -299,7 +330,8 @@ def _computed(source: EncodingReadouts, numbers: np.ndarray) -> np.ndarray:
         highest = int(counter[source.imaging].max())
         arm = arm_of(encoding.parameters, encoding.dwell_s, highest, str(source.path))
         k = spiral_arms(arm, counter[numbers], n)
-        _warn_of_arm(source, arm, k.shape[1], n)
+        said = differences(arm, k.shape[1], n, source.voxel_m[:2])
+        source.warnings.extend(f"encoding {encoding.index}: {one}" for one in said)
         return k
     series, place = series_of(headers["idx"], source.imaging)
     which = _spokes(source, counter, series, place)
@@ -323,23 +355,6 @@ def _spokes(source: EncodingReadouts, counter: np.ndarray, series: np.ndarray, p
         if said:
             source.warnings.append(f"encoding {encoding.index}: {said}")
     return known[encoding.index]
-
-
-def _warn_of_arm(source: EncodingReadouts, arm: Arm, n_arm: int, n_samples: int) -> None:
-    """Say what was computed, and where it does not agree with matrix and readouts."""
-    where = f"encoding {source.encoding.index}"
-    source.warnings.append(
-        f"{where}: arms computed from trajectoryDescription {IDENTIFIER}, {n_arm} of {n_samples} samples used"
-    )
-    pixel_mm, voxel_mm = 5 / arm.largest_per_cm, [1e3 * size for size in source.voxel_m[:2]]
-    if any(abs(pixel_mm / size - 1) > OFF_PIXEL for size in voxel_mm):
-        source.warnings.append(
-            f"{where}: krmax_per_cm {arm.largest_per_cm:g} makes pixels of {pixel_mm:.3g} mm, the encoded ones have "
-            f"{voxel_mm[0]:.3g} x {voxel_mm[1]:.3g}: arms taken in 1/cm as stated, and matrix and field of view as encoded"
-        )
-    if arm.reached_per_cm(n_samples) < (1 - OFF_PIXEL) * arm.largest_per_cm:
-        reached = arm.reached_per_cm(n_samples) / arm.largest_per_cm
-        source.warnings.append(f"{where}: {n_samples} samples end at {reached:.2f} of krmax_per_cm: blurred accordingly")
 
 
 def _units(source: EncodingReadouts) -> Units:
