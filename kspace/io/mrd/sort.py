@@ -203,8 +203,9 @@ def _check_channels(
             path,
             "convert the scan again",
         )
-    if expected < 1:
-        raise InputError(f"the readouts have {expected} channels", path, "convert the scan again")
+    if expected < 1 or stated == 0:
+        who = "the readouts have" if expected < 1 else "the header says"
+        raise InputError(f"{who} {min(expected, stated or 0)} channels", path, "convert the scan again")
     if stated is not None and stated != expected:  # converters copy the channels of the receiver, not of the coils in use
         warnings.append(f"encoding {encoding.index}: the header says {stated} channels, the readouts have {expected}: taken so")
 
