@@ -16,7 +16,19 @@ from recon.run.options import RunOptions
 from recon.serve.interface import Purpose, ResolvedConfig
 
 CLASSICAL_METHODS = ("zero-filled", "sense", "grappa", "l1-wavelet", "tv", "rss")
-GENERATORS = ("refinegan", "dagan", "gancs", "reconglgan", "varnet", "dealiasing", "visual", "kspacegan", "rcgan")
+GENERATORS = (
+    "refinegan",
+    "dagan",
+    "gancs",
+    "reconglgan",
+    "varnet",
+    "dealiasing",
+    "visual",
+    "kspacegan",
+    "rcgan",
+    "srgan",
+    "mdcsrn",
+)
 METHODS = (*CLASSICAL_METHODS, *GENERATORS)
 """Names of configurations that choose a method; those of generators are the names of ``configs/*.yaml``, without those that are
 fitted to each slice, for which nobody waits at the scanner."""

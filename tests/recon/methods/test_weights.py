@@ -343,9 +343,11 @@ def test_bundled_weights_are_of_known_systems_within_sixty_megabytes() -> None:
         "gancs",
         "iagan",
         "kspacegan",
+        "mdcsrn",
         "rcgan",
         "reconglgan",
         "refinegan",
+        "srgan",
         "varnet",
         "visual",
     }
