@@ -25,6 +25,15 @@ from tests.support.raw_files import plain
 pytestmark = pytest.mark.filterwarnings("ignore::recon.images.ReconWarning")
 
 
+def test_trajectories_count_where_the_header_says_cartesian(tmp_path: Path) -> None:
+    scan = replace(scan_of("spiral"), kind="cartesian")
+    write_trajectory_scan(scan, tmp_path / "scan.h5", scan.trajectory)
+    assert error(image_of(tmp_path / "scan.h5"), shown(scan)) < 0.04
+    with recon.open(tmp_path / "scan.h5") as opened:
+        said = opened.reconstruct(method="zero-filled").warnings
+    assert any("Cartesian by its header, but its trajectories are no lines along kx" in line for line in said)
+
+
 def combined(folder: Path, scans: list[TrajectoryScan], change: Callable[[Rows, int], None]) -> Path:
     """The readouts of several scans in turn in one file, after `change` of the headers of each."""
     every = []

@@ -21,6 +21,7 @@ from kspace.io.mrd.header import Encoding, MrdHeader
 
 ALIKE = 0.4  # of neighbouring lines, 1 where they are the same: noise stays far below
 STRAIGHT = 0.01  # of the extent of a readout, what it may stray to the sides
+OBLIQUE = 0.1  # of the longest extent along one axis, what a readout off the grid covers along both
 MOST_LINES = 512  # of the first image that are looked at
 Trajectory = tuple[np.ndarray, np.ndarray]  # of a forward and of a reversed readout, along the readout
 
@@ -268,6 +269,11 @@ def name_echo_trains(group: h5py.Group, path: Path, header: MrdHeader, headers: 
             named, directed = _follow_trajectories(encoding, directed, path, read)
         if named is not encoding or directed is not before:
             notes.append(f"encoding {encoding.index}: its trajectories are lines both ways along kx: taken as echo-planar")
+        elif _leaves_the_grid(encoding, headers, read):
+            named = replace(encoding, trajectory="other")
+            notes.append(
+                f"encoding {encoding.index}: Cartesian by its header, but its trajectories are no lines along kx: they count"
+            )
         elif _is_mirrored(group, path, encoding, headers):
             named = replace(encoding, trajectory="epi")
             notes.append(
@@ -275,6 +281,18 @@ def name_echo_trains(group: h5py.Group, path: Path, header: MrdHeader, headers: 
             )
         encodings.append(named)
     return replace(header, encodings=tuple(encodings), warnings=(*header.warnings, *notes)), directed
+
+
+def _leaves_the_grid(encoding: Encoding, headers: np.ndarray, read: Callable[[int], np.ndarray]) -> bool:
+    """Whether trajectories of an encoding that is Cartesian by its header are oblique or curved."""
+    mine = headers["encoding_space_ref"] == encoding.index
+    lines = np.flatnonzero(mine & ((headers["flags"] & EXCLUDED) == 0) & (headers["trajectory_dimensions"] >= 2))
+    if encoding.trajectory != "cartesian" or encoding.is_epi:
+        return False
+    with contextlib.suppress(InputError):
+        extents = np.array([np.ptp(read(int(number))[:, :2], axis=0) for number in lines[:MOST_LINES]]).reshape(-1, 2)
+        return bool((extents.min(1) > OBLIQUE * extents.max(initial=0.0)).any())
+    return False
 
 
 def _is_mirrored(group: h5py.Group, path: Path, encoding: Encoding, headers: np.ndarray) -> bool:
